@@ -1,0 +1,71 @@
+"""Files that survive a kill: append-only JSONL, and files that appear whole or not at all."""
+
+import contextlib
+import gzip
+import json
+import lzma
+import os
+
+
+def open_binary(path):
+    """A file for reading bytes; .gz and .xz are decompressed on the way."""
+    return {'.gz': gzip.open, '.xz': lzma.open}.get(os.path.splitext(path)[1].lower(), open)(path, 'rb')
+
+
+def read(path):
+    """Yield the objects of a .jsonl file (.gz and .xz too), one line in memory at a time.
+
+    A last line that a kill tore is passed over. Any other line that is not JSON ends the program and is named.
+    """
+    with open_binary(path) as f:
+        for number, line in enumerate(f, 1):
+            if line.isspace():
+                continue
+            try:
+                yield json.loads(line.decode('utf-8-sig'))
+            except ValueError:  # wrong JSON and wrong UTF-8 alike
+                if line.endswith(b'\n'):
+                    raise SystemExit(f'{path}, line {number}: not a line of JSON in UTF-8') from None
+
+
+def open_append(path):
+    """Open a .jsonl file for `append`, creating it and its folder; a line that a kill tore is cut first."""
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    f = open(path, 'ab+')
+    end = f.seek(0, os.SEEK_END)
+    tail = b''
+    while end and b'\n' not in tail:
+        start = max(0, end - 65536)
+        f.seek(start)
+        tail = f.read(end - start) + tail
+        end = start
+    tail = tail[tail.rfind(b'\n') + 1:]
+    if tail:
+        try:
+            json.loads(tail)
+            f.write(b'\n')  # whole, as an editor may leave it, only the line end is missing
+        except ValueError:
+            f.truncate(f.seek(0, os.SEEK_END) - len(tail))
+    return f
+
+
+def append(f, row):
+    """Write one object as one line and hand it to the operating system at once."""
+    f.write(json.dumps(row, ensure_ascii=False).encode('utf-8') + b'\n')
+    f.flush()
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """`with replacing(path) as temporary:` write to `temporary`; it takes the place of `path` only when the block ends well."""
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    root, ending = os.path.splitext(path)
+    temporary = f'{root}.tmp{ending}'  # the ending stays, since writers of pictures go by it
+    try:
+        yield temporary
+        with open(temporary, 'rb+') as f:
+            os.fsync(f.fileno())  # or a power cut may leave the new name on an empty file
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)

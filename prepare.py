@@ -1,0 +1,336 @@
+"""
+Turns stories into tokens: source -> data/<dataset>/{train.bin, val.bin, meta.json, tokenizer.json}.
+
+    python prepare.py --source=data/hindi/stories.jsonl --dataset=hindi
+    python prepare.py --source=stories.csv --dataset=mine --tokenizer=tiktoken:gpt2
+    python prepare.py --source=hf:roneneldan/TinyStories --val_source=hf:roneneldan/TinyStories:validation --dataset=tinystories
+    python prepare.py --dataset=hindi --decode=500
+
+The bins are headerless uint16 token ids, <bos> story <eos> <bos> story <eos> …, which nanoGPT reads as they are. Where
+one token is both bos and eos it stands once between two stories. A tokenizer from elsewhere is trimmed to the tokens
+that the stories use, which encodes them exactly as the whole one does.
+"""
+
+import collections
+import concurrent.futures
+import csv
+import glob
+import hashlib
+import io
+import itertools
+import json
+import os
+import sqlite3
+import sys
+import unicodedata
+
+# -----------------------------------------------------------------------------
+# stories
+source = ''  # a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of them, or hf:user/dataset[:split]
+val_source = ''  # the same for validation; when empty, a part of source is set aside
+text_column = ''  # the name of the column with the story, found when empty
+lower_case = False  # make everything lower case, as for news
+deduplicate = False  # drop stories that are the same to the letter
+# where to and how
+dataset = 'hindi'  # the folder under data/
+tokenizer = 'train'  # 'train' one here, 'tiktoken:gpt2', a name on the Hugging Face hub, a folder, a .json or .model file
+vocab_size = 4096  # tokens of a tokenizer trained here
+trim = True  # drop the tokens of a tokenizer from elsewhere that the stories do not use
+val_fraction = 0.05  # share of the stories set aside, chosen by a hash, so that adding stories moves none
+seed = 1337  # another seed sets other stories aside
+num_proc = 0  # threads that encode, 0: one a core
+decode = 0  # print this many first tokens of the bins as text; without a source, of the bins that are there
+# -----------------------------------------------------------------------------
+exec(open('configurator.py', encoding='utf-8').read())
+
+os.environ['TOKENIZERS_PARALLELISM'] = 'true'
+if num_proc:
+    os.environ['RAYON_NUM_THREADS'] = str(num_proc)
+
+import numpy as np
+from tqdm import tqdm
+
+import jsonl
+from tokenizer import MAX_VOCAB_SIZE, load, train, trim as trim_tokenizer
+
+TEXT_COLUMNS = ('text', 'story', 'translated story', 'translated_story', 'stories', 'content', 'generated_text', 'news', 'article')
+ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
+
+
+def fail(message):
+    raise SystemExit(f'prepare.py: {message}')
+
+
+def without_packing(path):
+    """The path without .gz or .xz."""
+    root, ending = os.path.splitext(path)
+    return root if ending.lower() in ('.gz', '.xz') else path
+
+
+def files_of(source):
+    """The files that a source names, sorted."""
+    if os.path.isfile(source):
+        return [source]
+    pattern = os.path.join(glob.escape(source), '**', '*') if os.path.isdir(source) else source
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if without_packing(path).lower().endswith(ENDINGS))
+    if not found:
+        fail(f'{source}: no file there that ends in {" ".join(ENDINGS)}')
+    return found
+
+
+def texts_in(rows, name):
+    """The stories in an iterable of dicts (or of plain strings); `name` is for messages."""
+    column = None
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, str):
+            yield row
+            continue
+        if not isinstance(row, dict):
+            fail(f'{name}, row {number}: neither an object nor a text')
+        if column is None:
+            column = text_column or next((c for wanted in TEXT_COLUMNS for c in row if isinstance(c, str) and c.lower() == wanted), None)
+        if column is None or column not in row:
+            fail(f'{name}, row {number}: no column {column or "that looks like a story"} among {", ".join(map(str, row))}; --text_column names it')
+        if row[column] is not None and not isinstance(row[column], str):
+            fail(f'{name}, row {number}: {column} is not text but {row[column]!r:.40}')
+        yield row[column] or ''
+
+
+def texts_of(source):
+    """Every story of a source, one after the other, as it stands there."""
+    if source.startswith('hf:'):
+        try:
+            import datasets
+        except ImportError:
+            fail('reading from the hub takes one more package: pip install datasets')
+        name, _, split = source[3:].partition(':')
+        try:
+            yield from texts_in(datasets.load_dataset(name, split=split or 'train'), source)
+        except (OSError, ValueError) as e:  # among them DatasetNotFoundError and an unknown split
+            fail(f'{source}: {str(e).splitlines()[0]}')
+        return
+    for path in files_of(source):
+        ending = os.path.splitext(without_packing(path))[1].lower()
+        try:
+            if ending == '.jsonl':
+                yield from texts_in(jsonl.read(path), path)
+            elif ending == '.parquet':
+                yield from texts_in(parquet_rows(path), path)
+            else:
+                with jsonl.open_binary(path) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline='' if ending in ('.csv', '.tsv') else None) as f:
+                    if ending == '.json':
+                        yield from texts_in(json_rows(f, path), path)
+                    elif ending == '.txt':
+                        yield from blocks_of(f)
+                    else:
+                        csv.field_size_limit(2**31 - 1)
+                        yield from texts_in(csv.DictReader(f, delimiter='\t' if ending == '.tsv' else ','), path)
+        except (OSError, EOFError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as e:
+            fail(f'{path}: {"not UTF-8" if isinstance(e, UnicodeDecodeError) else type(e).__name__}, {e}')
+
+
+def json_rows(f, path):
+    """The list that a .json file is or holds under one of its keys."""
+    data = json.load(f)
+    if isinstance(data, dict):
+        data = max((value for value in data.values() if isinstance(value, list)), key=len, default=None)
+    if not isinstance(data, list):
+        fail(f'{path}: holds no list of stories')
+    return data
+
+
+def parquet_rows(path):
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        fail(f'{path}: reading it takes one more package: pip install pyarrow')
+    try:
+        with pyarrow.parquet.ParquetFile(path) as f:
+            for batch in f.iter_batches(1024):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as e:
+        fail(f'{path}: {e}')
+
+
+def blocks_of(f):
+    """The stories of a text file: separated by <|endoftext|> where that occurs in its first million characters, else by empty lines."""
+    head = f.read(1 << 20)
+    separator = '<|endoftext|>' if '<|endoftext|>' in head else ''
+    lines, story = itertools.chain((head + f.readline()).splitlines(keepends=True), f), []
+    for line in lines:
+        if line.strip() == separator:
+            yield ''.join(story)
+            story = []
+        elif separator and separator in line:
+            *whole, rest = line.split(separator)
+            for part in whole:
+                yield ''.join([*story, part])
+                story = []
+            story.append(rest)
+        else:
+            story.append(line)
+    yield ''.join(story)
+
+
+def stories():
+    """(split, text) of every story that goes into the bins: NFC, stripped, not empty, the same in every pass."""
+    seen = sqlite3.connect('')  # a temporary database: it spills to disk, so memory stays flat
+    seen.execute('CREATE TABLE seen (hash BLOB PRIMARY KEY) WITHOUT ROWID')
+    for where, only in ((source, 'train' if val_source else ''), (val_source, 'val')):
+        for text in texts_of(where) if where else ():
+            text = unicodedata.normalize('NFC', text).strip()
+            text = text.lower() if lower_case else text
+            data = text.encode('utf-8', 'surrogatepass')
+            digest = hashlib.blake2b(data, digest_size=16, key=b'%d' % seed).digest()
+            if not text or deduplicate and not seen.execute('INSERT OR IGNORE INTO seen VALUES (?)', (digest,)).rowcount:
+                continue
+            # half of a surrogate pair, as a broken escape in JSON leaves it, is no character that could be encoded
+            text = data.decode('utf-8', 'replace')
+            in_val = int.from_bytes(digest[:8], 'little') < val_fraction * 2**64
+            yield only or ('val' if in_val else 'train'), text
+
+
+def batches(label):
+    """Lists of (split, text) with about a million characters each, under a progress bar."""
+    batch, size = [], 0
+    with tqdm(unit='B', unit_scale=True, desc=label, smoothing=0.1) as bar:
+        for split, text in stories():
+            batch.append((split, text))
+            size += len(text)
+            if size > 1 << 20:
+                yield batch
+                bar.update(sum(len(text.encode()) for _, text in batch))
+                batch, size = [], 0
+        if batch:
+            yield batch
+            bar.update(sum(len(text.encode()) for _, text in batch))
+
+
+def encoded(tok, label):
+    """(batch, its ids) in order; the next batch is read while this one is encoded."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = collections.deque()
+        for batch in batches(label):
+            waiting.append((batch, pool.submit(tok.encode_batch, [text for _, text in batch])))
+            if len(waiting) > 2:
+                batch, future = waiting.popleft()
+                yield batch, future.result()
+        for batch, future in waiting:
+            yield batch, future.result()
+
+
+def trimmed(tok, folder):
+    """Trim a tokenizer to these stories -> (the trimmed one, a uint32 file of their old ids, new id of each old one)."""
+    path = os.path.join(folder, 'full-ids.tmp')
+    used = np.zeros(tok.vocab_size, bool)
+    with open(path, 'wb') as f:
+        for _, ids in encoded(tok, 'finding the tokens in use'):
+            ids = np.array(list(itertools.chain.from_iterable(ids)), np.uint32)
+            used[ids] = True
+            f.write(ids.tobytes())
+    return *trim_tokenizer(tok, np.flatnonzero(used)), path
+
+
+def renyi(counts, alpha=2.5):
+    """Rényi entropy of a token distribution in bits and its share of the possible (Zouhar et al. 2023, "Tokenization and the noiseless channel")."""
+    p = counts[counts > 0] / counts.sum()
+    entropy = np.log2((p ** alpha).sum()) / (1 - alpha)
+    return float(entropy), float(entropy / np.log2(len(counts)))
+
+
+def show(folder, tokens):
+    tok = load(os.path.join(folder, 'tokenizer.json'))
+    for split in ('train', 'val'):
+        ids = np.fromfile(os.path.join(folder, f'{split}.bin'), '<u2', count=tokens)
+        special = {tok.bos: tok.bos_token, tok.eos: tok.eos_token}
+        print(f'\n--- the first {len(ids)} tokens of {split}.bin')
+        for is_special, run in itertools.groupby(ids.tolist(), special.__contains__):
+            print(*[special[i] for i in run] if is_special else [tok.decode(list(run))], sep='', end='')
+        print()
+
+
+# -----------------------------------------------------------------------------
+folder = os.path.join('data', dataset)
+meta_path = os.path.join(folder, 'meta.json')
+if not source:
+    if not decode:
+        fail('--source= names the stories; --help shows what it can be')
+    if not os.path.exists(meta_path):
+        fail(f'{folder} holds no bins yet; --source= names the stories to make them of')
+    show(folder, decode)
+    sys.exit(0)
+if not 0 <= val_fraction < 1:
+    fail(f'val_fraction is {val_fraction}; it is a share from 0 up to, but not including, 1')
+os.makedirs(folder, exist_ok=True)
+
+full_ids = None
+if tokenizer == 'train':
+    tok = train((text for batch in batches('training the tokenizer') for split, text in batch if split == 'train'), vocab_size)
+else:
+    tok = load(tokenizer)
+    if trim:
+        tok, new_ids, full_path = trimmed(tok, folder)
+        full_ids = np.memmap(full_path, np.uint32, 'r') if os.path.getsize(full_path) else None
+    elif tok.vocab_size > MAX_VOCAB_SIZE:
+        fail(f'{tokenizer} has {tok.vocab_size:,} tokens and uint16 holds {MAX_VOCAB_SIZE:,}; leave --trim=True')
+
+n = {split: collections.Counter() for split in ('train', 'val')}  # stories, tokens, bytes, words
+counts = np.zeros(tok.vocab_size, np.int64)
+longest, longer, checked = 0, collections.Counter(), 0
+start = [tok.bos] if tok.bos != tok.eos else []
+with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.replacing(os.path.join(folder, 'val.bin')) as val_bin:
+    with open(train_bin, 'wb') as train_file, open(val_bin, 'wb') as val_file:
+        files = {'train': train_file, 'val': val_file}
+        for batch, ids in encoded(tok, 'encoding'):
+            if full_ids is not None:
+                flat = np.array(list(itertools.chain.from_iterable(ids)), np.int64)
+                old = full_ids[checked:checked + len(flat)]
+                checked += len(flat)
+                if len(old) < len(flat) or (new_ids[old] != flat).any():
+                    fail(f'trimmed, {tokenizer} encodes these stories differently, so it cannot be; --trim=False keeps it whole')
+            flat = {'train': [], 'val': []}
+            for (split, text), story in zip(batch, ids):
+                if not start and not n[split]['stories']:
+                    flat[split].append(tok.eos)
+                flat[split] += [*start, *story, tok.eos]
+                longest = max(longest, len(story) + 2)
+                for size in (256, 512, 1024):
+                    longer[size] += len(story) + 2 > size
+                n[split].update(stories=1, words=len(text.split()), bytes=len(text.encode()))
+            for split, flat_ids in flat.items():
+                array = np.array(flat_ids, '<u2')
+                files[split].write(array.tobytes())
+                counts += np.bincount(array, minlength=tok.vocab_size)
+                n[split]['tokens'] += len(array)
+    if full_ids is not None:
+        del full_ids, old  # an open map cannot be removed on Windows
+        os.remove(full_path)
+    if not n['train']['stories']:
+        fail(f'{source}: no story in it')
+    if os.path.exists(meta_path):
+        os.remove(meta_path)  # until the new one stands, nothing may be read with the old one
+entropy, efficiency = renyi(counts)
+tok.save(folder)
+meta = {
+    'vocab_size': tok.vocab_size, 'bos': tok.bos, 'eos': tok.eos, 'tokenizer': tokenizer, 'dtype': 'uint16',
+    **{what: {split: n[split][what] for split in n} for what in ('stories', 'tokens', 'bytes', 'words')},
+    'longest': longest, 'renyi_entropy': round(entropy, 4), 'renyi_efficiency': round(efficiency, 4), 'config': config,
+}
+with jsonl.replacing(meta_path) as temporary, open(temporary, 'w', encoding='utf-8') as f:
+    json.dump(meta, f, ensure_ascii=False, indent=1)
+
+total = n['train'] + n['val']
+print(f"""
+in {folder}            train          val
+stories     {n['train']['stories']:>15,} {n['val']['stories']:>12,}
+tokens      {n['train']['tokens']:>15,} {n['val']['tokens']:>12,}
+bytes       {n['train']['bytes']:>15,} {n['val']['bytes']:>12,}
+
+vocabulary of {tok.vocab_size:,} tokens; {total['tokens'] / max(1, total['words']):.2f} tokens a word, {total['bytes'] / total['tokens']:.2f} bytes a token
+Rényi entropy (α = 2.5) {entropy:.2f} bits, {efficiency:.1%} of the possible
+longest story {longest:,} tokens; over 256: {longer[256] / total['stories']:.1%}, 512: {longer[512] / total['stories']:.1%}, 1024: {longer[1024] / total['stories']:.1%} of the stories""")
+if not n['val']['stories']:
+    print(f'No story was set aside for validation: --val_fraction={min(0.5, 2 * val_fraction or 0.1):g} sets more aside.', file=sys.stderr)
+if decode:
+    show(folder, decode)

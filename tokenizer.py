@@ -1,0 +1,270 @@
+"""
+Every tokenizer behind one small face: encode, decode, bos, eos.
+
+Whatever it comes from (trained here, the Hugging Face hub, tiktoken, a SentencePiece .model), inside it is one
+`tokenizers` pipeline, which is what tokenizer.json holds. bos and eos never come out of text: a story may spell
+`</s>` and it stays text.
+
+    tokenizer = load('data/hindi/tokenizer.json')
+    ids = tokenizer.encode('एक दिन')
+"""
+
+import json
+import os
+import unicodedata
+
+import numpy as np
+
+from jsonl import replacing
+
+MAX_VOCAB_SIZE = 65536  # ids are stored as uint16
+
+# A word with the space before it; signs (\p{M}) belong to their letters, or no Indic word would stay whole, and so do
+# the joiners U+200C and U+200D. Digits go one by one, so that numbers of any length are spelled alike.
+WORDS = r' ?[\p{L}\p{M}\x{200c}\x{200d}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}\x{200c}\x{200d}]+|\s+(?!\S)|\s+'
+
+
+class Tokenizer:
+    """A tokenizer.json with the names of its bos and eos tokens.
+
+    bos, eos: their ids, the same one where a tokenizer uses one token for both, as GPT-2's does.
+    vocab_size: every id is below it.
+    """
+
+    def __init__(self, spec, bos, eos):
+        """spec: the text of a tokenizer.json. bos, eos: token strings; those that it lacks are added behind the others."""
+        from tokenizers import AddedToken, processors
+        from tokenizers import Tokenizer as Backend
+        self.backend = Backend.from_str(spec)
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in dict.fromkeys((bos, eos))])
+        self.backend.encode_special_tokens = True  # that is: spell them as the text they are
+        self.bos, self.eos = self.backend.token_to_id(bos), self.backend.token_to_id(eos)
+        self.bos_token, self.eos_token = bos, eos
+        self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        # for those who read tokenizer.json with other tools: a prompt begins with bos and stays open
+        self.backend.post_processor = processors.TemplateProcessing(single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
+
+    def encode(self, text):
+        """text -> list of ids, without bos and eos."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts):
+        """Texts -> a list of ids each, without bos and eos; on every core."""
+        texts = [unicodedata.normalize('NFC', text) for text in texts]
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids):
+        """ids -> text; bos, eos and other special tokens are left out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def to_str(self):
+        """The text of a tokenizer.json."""
+        return self.backend.to_str()
+
+    def save(self, folder):
+        """Write tokenizer.json and the tokenizer_config.json by which Transformers' AutoTokenizer opens the folder."""
+        settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': self.bos_token, 'eos_token': self.eos_token}
+        for name, text in (('tokenizer.json', self.to_str()), ('tokenizer_config.json', json.dumps(settings, indent=1))):
+            with replacing(os.path.join(folder, name)) as temporary, open(temporary, 'w', encoding='utf-8') as f:
+                f.write(text)
+
+    def state(self):
+        """What a checkpoint keeps: `Tokenizer(**state)` is this one again."""
+        return {'spec': self.to_str(), 'bos': self.bos_token, 'eos': self.eos_token}
+
+
+def train(texts, vocab_size):
+    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019 for the bytes) learned from an iterable of texts."""
+    from tokenizers import Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, trainers
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if not len(alphabet) + 2 <= vocab_size <= MAX_VOCAB_SIZE:
+        raise SystemExit(f'vocab_size is {vocab_size:,}; a tokenizer trained here has from {len(alphabet) + 2} to {MAX_VOCAB_SIZE:,} tokens')
+    backend = Backend(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), 'isolated'),
+                                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=['<s>', '</s>'], initial_alphabet=sorted(alphabet), show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend.to_str(), '<s>', '</s>')
+
+
+def load(name, revision=None):
+    """`tiktoken:gpt2`, a .json or .model file, a folder that holds one, or a name on the hub -> Tokenizer.
+
+    revision: the hub's commit, branch or tag. Ends the program with one line when there is no such tokenizer.
+    """
+    if name.startswith('tiktoken:'):
+        return from_tiktoken(name.removeprefix('tiktoken:'))
+    if os.path.isdir(name):
+        return from_folder(name)
+    if os.path.isfile(name):
+        return from_sentencepiece(name) if name.endswith('.model') else from_json(name)
+    if name.endswith(('.json', '.model')) or name.startswith(('.', '/')) or name.count('/') > 1:
+        raise SystemExit(f'{name}: there is no such tokenizer file or folder')
+    import huggingface_hub
+    try:
+        return from_folder(huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json']), name)
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
+        raise SystemExit(f'{name}: no tokenizer by this name could be had from the Hugging Face hub ({type(e).__name__})') from None
+
+
+def from_folder(folder, name=None):
+    """A Hugging Face folder: tokenizer.json, else a SentencePiece tokenizer.model."""
+    for file, read in (('tokenizer.json', from_json), ('tokenizer.model', from_sentencepiece), ('spiece.model', from_sentencepiece)):
+        if os.path.exists(os.path.join(folder, file)):
+            return read(os.path.join(folder, file))
+    raise SystemExit(f'{name or folder}: holds neither a tokenizer.json nor a tokenizer.model')
+
+
+def from_json(path):
+    """A tokenizer.json; its bos and eos are named by the tokenizer_config.json beside it, or go by the usual names."""
+    names = {}
+    for file in ('special_tokens_map.json', 'tokenizer_config.json'):
+        beside = os.path.join(os.path.dirname(path), file)
+        if os.path.exists(beside):
+            with open(beside, encoding='utf-8') as f:
+                names.update({k: v['content'] if isinstance(v, dict) else v for k, v in json.load(f).items() if k in ('bos_token', 'eos_token') and v})
+    with open(path, encoding='utf-8') as f:
+        spec = f.read()
+    try:
+        special = {token['content'] for token in json.loads(spec)['added_tokens']}
+        usual = {'bos_token': ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '<|endoftext|>', '[CLS]'),
+                 'eos_token': ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[SEP]')}
+        bos, eos = (names.get(kind) or next((token for token in usual[kind] if token in special), ours)
+                    for kind, ours in (('bos_token', '<s>'), ('eos_token', '</s>')))
+        return Tokenizer(spec, bos, eos)
+    except Exception as e:  # `tokenizers` raises nothing narrower for a file that it cannot read
+        raise SystemExit(f'{path}: not a tokenizer.json that the package `tokenizers` can read ({e})') from None
+
+
+def from_tiktoken(name):
+    """One of tiktoken's encodings, such as gpt2; the same ids, its <|endoftext|> serving as bos and eos."""
+    import tiktoken
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except ValueError:
+        raise SystemExit(f'tiktoken has no encoding {name!r}; it has: {", ".join(tiktoken.list_encoding_names())}') from None
+    except OSError as e:
+        raise SystemExit(f'tiktoken could not download {name!r} ({type(e).__name__}); TIKTOKEN_CACHE_DIR may name a folder that holds it') from None
+    converter = TikTokenConverter(pattern=encoding._pat_str, extra_special_tokens=encoding._special_tokens)
+    converter.load_tiktoken_bpe = lambda path: encoding._mergeable_ranks  # they are in memory, not in a file
+    return Tokenizer(converter.converted().to_str(), '<|endoftext|>', '<|endoftext|>')
+
+
+def from_sentencepiece(path):
+    """A SentencePiece .model, BPE or unigram, as a `tokenizers` pipeline that gives the same ids.
+
+    What the pipeline must imitate stands in the model's own specification (sentencepiece_model.proto): its normalizer,
+    the space before the text, pieces for bytes, and user-defined symbols, which are cut out before anything else. One
+    thing it cannot: a text that begins with a user-defined symbol has no space put before it.
+    """
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError:
+        raise SystemExit(f'{path}: reading it takes two packages: pip install sentencepiece protobuf') from None
+    from tokenizers import AddedToken, Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers
+    from transformers.convert_slow_tokenizer import generate_merges
+    proto = sentencepiece_model_pb2.ModelProto()
+    with open(path, 'rb') as f:
+        try:
+            proto.ParseFromString(f.read())
+        except Exception as e:  # protobuf's DecodeError has moved between its versions
+            raise SystemExit(f'{path}: not a SentencePiece model ({e})') from None
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
+    if trainer.model_type == 1:
+        backend = Backend(models.Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback))
+    elif trainer.model_type == 2:
+        scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
+        backend = Backend(models.BPE({**ids}, generate_merges(ids, scores), unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback))
+    else:
+        raise SystemExit(f'{path}: a SentencePiece model of words or characters; only BPE and unigram models can be used')
+    steps = [normalizers.Precompiled(normalizer.precompiled_charsmap)] if normalizer.precompiled_charsmap else []
+    if normalizer.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(' {2,}'), ' '), normalizers.Strip()]
+    # Metaspace adds no space before text that has one; Prepend does, but would add it to the user-defined symbols too
+    if normalizer.add_dummy_prefix and not normalizer.remove_extra_whitespaces:
+        steps.append(normalizers.Prepend('▁'))
+    backend.normalizer = normalizers.Sequence(steps)
+    first = normalizer.add_dummy_prefix and normalizer.remove_extra_whitespaces
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first' if first else 'never', split=False)
+    strip = [decoders.Strip(' ', 1, 0)] if normalizer.add_dummy_prefix else []
+    backend.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    backend.add_special_tokens([AddedToken(p.piece, special=True, normalized=False) for p in proto.pieces if p.type in (UNKNOWN, CONTROL)])
+    backend.add_tokens([AddedToken(p.piece, normalized=True) for p in proto.pieces if p.type == USER_DEFINED])
+    bos, eos = (piece if 0 <= i < len(pieces) else ours
+                for i, piece, ours in ((trainer.bos_id, trainer.bos_piece, '<s>'), (trainer.eos_id, trainer.eos_piece, '</s>')))
+    return Tokenizer(backend.to_str(), bos, eos)
+
+
+def trim(tokenizer, used):
+    """The tokenizer without the tokens that a corpus does not need -> (Tokenizer, new id of each old one).
+
+    used: the ids that the corpus holds. Its text is encoded into the very same tokens as before, and any other text
+    still into some: kept are the used tokens, those that the merges pass through on the way to them, what spells
+    everything else (bytes, or single characters where there is no token for a byte), and every added token. A merge is
+    dropped only with its result, so the merges that happened still happen in their order, and a Viterbi path that was
+    the best stays so among fewer.
+    The ids come as an int64 array of the old vocabulary's length, -1 where a token is gone.
+    """
+    from tokenizers import pre_tokenizers
+    spec = json.loads(tokenizer.to_str())
+    model = spec['model']
+    if model.get('continuing_subword_prefix') and model['type'] == 'BPE' or model.get('end_of_word_suffix'):
+        raise SystemExit('a BPE tokenizer that marks parts of words cannot be trimmed; --trim=False keeps it whole')
+    ids = tokenizer.backend.get_vocab(with_added_tokens=True)
+    names = {i: token for token, i in ids.items()}
+    keep = {names[int(i)] for i in used} | {token['content'] for token in spec['added_tokens']}
+    keep |= {model['unk_token']} & ids.keys() if model.get('unk_token') else set()
+    if model.get('byte_fallback'):
+        keep |= {f'<0x{byte:02X}>' for byte in range(256)} & ids.keys()
+    elif 'ByteLevel' in json.dumps([spec['pre_tokenizer'], spec['normalizer']]):
+        keep |= set(pre_tokenizers.ByteLevel.alphabet()) & ids.keys()
+    else:
+        keep |= {token for token in ids if len(token.removeprefix('##')) == 1}
+    if model['type'] == 'BPE':
+        merges = [tuple(merge.split(' ')) if isinstance(merge, str) else tuple(merge) for merge in model['merges']]
+        rank = {merge: i for i, merge in enumerate(merges)}
+        for token in list(keep):
+            keep |= on_the_way(token, rank)
+        model['merges'] = [(a, b) for a, b in merges if a in keep and b in keep and a + b in keep]
+    if model['type'] == 'Unigram':
+        vocab = [token for token, _ in model['vocab']]
+        lowest = min(range(len(vocab)), key=lambda i: model['vocab'][i][1])
+        keep |= {vocab[lowest], vocab[model['unk_id']]}  # an unknown character is scored relative to the lowest
+        model['unk_id'] = sum(token in keep for token in vocab[:model['unk_id']])
+        model['vocab'] = [pair for pair in model['vocab'] if pair[0] in keep]
+    new = {token: i for i, token in enumerate(sorted(keep, key=ids.get))}
+    if len(new) > MAX_VOCAB_SIZE:
+        raise SystemExit(f'these stories need {len(new):,} tokens of this tokenizer and uint16 holds {MAX_VOCAB_SIZE:,}: '
+                         'train one on them (--tokenizer=train), take a smaller one, or prepare fewer languages together')
+    if model['type'] != 'Unigram':
+        model['vocab'] = {token: new[token] for token in model['vocab'] if token in keep}
+    for token in spec['added_tokens']:
+        token['id'] = new[token['content']]
+    spec['post_processor'] = None
+    trimmed = Tokenizer(json.dumps(spec, ensure_ascii=False), tokenizer.bos_token, tokenizer.eos_token)
+    if trimmed.backend.get_vocab(with_added_tokens=True) != new:
+        raise SystemExit('this tokenizer numbers its tokens in a way that cannot be trimmed; --trim=False keeps it whole')
+    new_ids = np.full(tokenizer.vocab_size, -1, np.int64)
+    new_ids[[ids[token] for token in new]] = list(new.values())
+    return trimmed, new_ids
+
+
+def on_the_way(token, rank):
+    """The tokens that byte-pair encoding passes through from the single characters to `token`; none if it never gets there."""
+    parts, passed = list(token), set(token)
+    while len(parts) > 1:
+        best = min(range(len(parts) - 1), key=lambda i: rank.get((parts[i], parts[i + 1]), len(rank)))
+        if (parts[best], parts[best + 1]) not in rank:
+            return set()
+        parts[best:best + 2] = [parts[best] + parts[best + 1]]
+        passed.add(parts[best])
+    return passed
