@@ -59,7 +59,7 @@ def _configure(scope):
         with open(scope['__file__'], encoding='utf-8') as f:
             source = f.read()
         tree = ast.parse(source)
-        print(ast.get_docstring(tree), '\n\nkeys, as --key=value or in a config file:')
+        lines = [ast.get_docstring(tree), '', 'keys, as --key=value or in a config file:']
         comments = {t.start[0]: t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
         nodes = {n.lineno: n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') in keys}
         for line in range(1, max(nodes) + 1):
@@ -68,9 +68,10 @@ def _configure(scope):
                 node = nodes[line]
                 default = ast.get_source_segment(source, node.value).split('\n')[0][:40]
                 end = comments.get(node.end_lineno)
-                print(f'  {node.targets[0].id} = {default}'.ljust(40) + ('  ' + end.string.lstrip('# ') if end else ''))
+                lines.append(f'  {node.targets[0].id} = {default}'.ljust(40) + ('  ' + end.string.lstrip('# ') if end else ''))
             elif comment and comments[line].start[1] == 0 and line > tree.body[0].end_lineno:
-                print(f'\n{comment}')
+                lines += ['', comment]
+        print(*map(str.rstrip, lines), sep='\n')
         sys.exit(0)
 
     in_notebook = 'launcher' in os.path.basename(sys.argv[0])  # the arguments are the notebook kernel's own

@@ -1,0 +1,412 @@
+"""
+The GPT: what it is, how it learns (forward with a loss), how it tells a story (generate), how it is saved and loaded.
+
+Notable choices, each a keyword of GPT:
+- the default is Llama's block: RMSNorm, rotary positions, SwiGLU, no biases; heads may share keys and values (n_kv_head)
+- norm='layernorm', position='learned', mlp='gelu_new', bias=True is GPT-2; with bias=False and mlp='gelu' it is nanoGPT's
+- qk_norm=True is Qwen3's
+so that weights can be exchanged with Hugging Face's classes of those names.
+
+Generation keeps keys and values, works on many prompts at once, and gives each story a random stream of its own.
+"""
+
+import json
+import os
+import time
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from jsonl import replacing
+from tokenizer import Tokenizer, from_folder
+
+MLPS = {'swiglu': F.silu, 'gelu': F.gelu, 'gelu_new': lambda x: F.gelu(x, approximate='tanh')}
+
+
+def rotate(x, cos, sin):
+    """Rotary positions (Su et al. 2021), halves paired as in Hugging Face's Llama. x: (B, heads, T, d); cos, sin: (…, T, d/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
+
+
+class Attention(nn.Module):
+    def __init__(self, args, make_norm):
+        super().__init__()
+        self.n_head, self.n_kv_head = args['n_head'], args['n_kv_head']
+        self.head_size = args['n_embd'] // self.n_head
+        self.qkv = nn.Linear(args['n_embd'], (self.n_head + 2 * self.n_kv_head) * self.head_size, bias=args['bias'])
+        self.proj = nn.Linear(args['n_embd'], args['n_embd'], bias=args['bias'])
+        self.q_norm, self.k_norm = (make_norm(self.head_size), make_norm(self.head_size)) if args['qk_norm'] else (None, None)
+        self.dropout = args['dropout']
+
+    def forward(self, x, rope, mask=None, cache=None, at=0):
+        """x: (B, T, C). cache: keys and values (2, B, n_kv_head, S, d), of which columns at … at + T are filled here."""
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2).split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        if self.q_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            cache[0, :, :, at:at + T], cache[1, :, :, at:at + T] = k, v
+            k, v = cache[:, :, :, :at + T]
+        y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0,
+                                           is_causal=mask is None and T > 1, enable_gqa=self.n_head != self.n_kv_head)
+        return F.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    def __init__(self, args):
+        super().__init__()
+        self.up = nn.Linear(args['n_embd'], args['n_inner'], bias=args['bias'])
+        self.gate = nn.Linear(args['n_embd'], args['n_inner'], bias=args['bias']) if args['mlp'] == 'swiglu' else None
+        self.down = nn.Linear(args['n_inner'], args['n_embd'], bias=args['bias'])
+        self.activation, self.dropout = MLPS[args['mlp']], args['dropout']
+
+    def forward(self, x):
+        x = self.activation(self.gate(x)) * self.up(x) if self.gate else self.activation(self.up(x))
+        return F.dropout(self.down(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, args, make_norm):
+        super().__init__()
+        self.norm1, self.attn = make_norm(args['n_embd']), Attention(args, make_norm)
+        self.norm2, self.mlp = make_norm(args['n_embd']), MLP(args)
+
+    def forward(self, x, *attention):
+        x = x + self.attn(self.norm1(x), *attention)
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer; `GPT(**model.args)` has the same shape as `model`."""
+
+    def __init__(self, *, vocab_size, block_size, n_layer, n_head, n_embd, n_kv_head=0, n_inner=0, norm='rmsnorm', position='rope',
+                 mlp='swiglu', bias=False, tie_weights=True, qk_norm=False, dropout=0.0, rope_theta=10000.0, norm_eps=1e-5):
+        """n_kv_head: 0 for one a head. n_inner: the MLP's width, 0 for 4 × n_embd or, gated, 8/3 × n_embd rounded up to 32s."""
+        super().__init__()
+        n_kv_head = n_kv_head or n_head
+        n_inner = n_inner or (-(-8 * n_embd // 96) * 32 if mlp == 'swiglu' else 4 * n_embd)
+        self.args = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
+        for name, value, options in (('norm', norm, ('rmsnorm', 'layernorm')), ('position', position, ('rope', 'learned')), ('mlp', mlp, tuple(MLPS))):
+            if value not in options:
+                raise SystemExit(f'{name} is {value!r}; it is one of {", ".join(options)}')
+        if min(vocab_size, block_size, n_layer, n_head, n_embd) < 1 or n_embd % n_head or n_head % n_kv_head:
+            raise SystemExit(f'n_embd ({n_embd}) must be a multiple of n_head ({n_head}) and that of n_kv_head ({n_kv_head}), all of them from 1')
+        if position == 'rope' and n_embd // n_head % 2:
+            raise SystemExit(f'a head of {n_embd // n_head} cannot be rotated: n_embd / n_head must be even')
+
+        def make_norm(size):
+            return nn.RMSNorm(size, eps=norm_eps) if norm == 'rmsnorm' else nn.LayerNorm(size, eps=norm_eps, bias=bias)
+
+        self.wte = nn.Embedding(vocab_size, n_embd)
+        self.wpe = nn.Embedding(block_size, n_embd) if position == 'learned' else None
+        self.blocks = nn.ModuleList([Block(self.args, make_norm) for _ in range(n_layer)])
+        self.norm = make_norm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        if tie_weights:
+            self.head.weight = self.wte.weight
+        if position == 'rope':
+            size = n_embd // n_head
+            angles = torch.outer(torch.arange(block_size), rope_theta ** (-torch.arange(0, size, 2) / size))
+            self.register_buffer('cos', angles.cos(), persistent=False)
+            self.register_buffer('sin', angles.sin(), persistent=False)
+        for name, p in self.named_parameters():  # as GPT-2: 0.02, and less where blocks add to the stream
+            if p.dim() > 1:
+                nn.init.normal_(p, std=0.02 / (2 * n_layer) ** 0.5 if name.endswith(('proj.weight', 'down.weight')) else 0.02)
+            elif name.endswith('bias'):
+                nn.init.zeros_(p)
+
+    def n_params(self):
+        """How many weights it has; tied ones count once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden(self, ids, positions=None, mask=None, cache=None, at=0):
+        """The stream after the last norm. ids: (B, T). positions: (B, T), 0 … T-1 when not given. -> (B, T, n_embd)"""
+        x = self.wte(ids)
+        where = slice(ids.size(1)) if positions is None else positions
+        if self.wpe:
+            x = x + self.wpe.weight[where]
+        x = F.dropout(x, self.args['dropout'], self.training)
+        rope = None if self.wpe else (self.cos[where], self.sin[where])
+        if rope and positions is not None:  # the same for every head
+            rope = rope[0][:, None], rope[1][:, None]
+        for i, block in enumerate(self.blocks):
+            x = block(x, rope, mask, None if cache is None else cache[i], at)
+        return self.norm(x)
+
+    def forward(self, ids, targets=None):
+        """ids, targets: (B, T) int64, T up to block_size -> (logits (B, T, vocab_size), mean cross-entropy in nats or None)"""
+        logits = self.head(self.hidden(ids))
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return logits, loss
+
+    @torch.no_grad()
+    def generate(self, prompts, max_new_tokens, eos=None, seeds=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
+                 repetition_penalty=1.0, no_repeat_ngram=0, bad_words=()):
+        """Continue prompts side by side: yields, a step at a time, the list of (prompt's index, new token id).
+
+        prompts: lists of ids, of any lengths from 1. Whenever a story fills block_size, the model goes on from its last half.
+        eos: the id with which a story ends (it is yielded too). seeds: an int a prompt: a story depends on its own seed,
+        prompt and the settings, not on its neighbours (but for rounding: sharp in float32).
+        temperature: 0 takes the likeliest token. top_k (Fan et al. 2018), top_p (Holtzman et al. 2020) and min_p
+        (Nguyen et al. 2024) narrow the choice, in this order. repetition_penalty: Keskar et al. 2019, prompt included.
+        no_repeat_ngram: no n tokens in a row come twice (Paulus et al. 2018). bad_words: lists of ids that must not come.
+        """
+        device, block_size = self.wte.weight.device, self.args['block_size']
+        if not prompts or not all(prompts):
+            raise ValueError('generate wants prompts of at least one token each')
+        stories = [list(prompt) for prompt in prompts]
+        begin = [0] * len(stories)  # the first token that the model still sees of each
+        seeds = seeds if seeds is not None else range(len(prompts))
+        chance = torch.stack([torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
+        rows = list(range(len(prompts)))  # whose story each row of the batch is; None when it has ended
+        cache = None
+        for step in range(max_new_tokens):
+            if cache is None or at == block_size:  # read the prompts, or the last half of stories that filled the cache
+                begin = [b if len(story) - b < block_size else len(story) - (block_size // 2 or 1) for b, story in zip(begin, stories)]
+                recent = [stories[row or 0][begin[row or 0]:] for row in rows]
+                at = max(map(len, recent))
+                pad = torch.tensor([at - len(story) for story in recent], device=device)
+                ids = torch.tensor([[0] * (at - len(story)) + story for story in recent], device=device)
+                cache = self.new_cache(len(rows))
+                positions, mask = self.columns(pad, 0, at)
+                x = self.hidden(ids, positions, mask, cache)[:, -1]
+            else:
+                positions, mask = self.columns(pad, at, 1)
+                x = self.hidden(token[:, None], positions, mask, cache, at)[:, -1]
+                at += 1
+            history = [stories[row] if row is not None else [] for row in rows]
+            logits = restrain(self.head(x).float(), history, repetition_penalty, no_repeat_ngram, bad_words)
+            token = choose(logits, chance[[row or 0 for row in rows], step], temperature, top_k, top_p, min_p)
+            new = [(row, t) for row, t in zip(rows, token.tolist()) if row is not None]
+            for row, t in new:
+                stories[row].append(t)
+            yield new
+            ended = {row for row, t in new if t == eos}
+            rows = [None if row in ended else row for row in rows]
+            alive = [i for i, row in enumerate(rows) if row is not None]
+            if not alive:
+                return
+            if len(alive) <= len(rows) // 2:  # copying the cache costs about as much as a step, so not at every end
+                cache, pad, token = cache[:, :, alive], pad[alive], token[alive]
+                rows = [rows[i] for i in alive]
+
+    def new_cache(self, n):
+        """Keys and values for n stories: (n_layer, 2, n, n_kv_head, block_size, head size)."""
+        a, like = self.args, self.blocks[0].attn.qkv.weight
+        return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], a['block_size'], a['n_embd'] // a['n_head'], dtype=like.dtype, device=like.device)
+
+    def columns(self, pad, at, n):
+        """Of n columns from `at` on, in rows with `pad` empty columns at their left: positions (B, n), mask (B, 1, n, at + n).
+
+        Both are None where every row is full and the plain causal order will do.
+        """
+        if not pad.any():
+            return (None, None) if at == 0 else (torch.arange(at, at + n, device=pad.device).expand(len(pad), n), None)
+        query, key = torch.arange(at, at + n, device=pad.device), torch.arange(at + n, device=pad.device)
+        seen = (key >= pad[:, None])[:, None] & (key <= query[:, None]) | (key == query[:, None])  # an empty column sees itself, or it would be nan
+        return (query - pad[:, None]).clamp(min=0), seen[:, None]
+
+
+def restrain(logits, history, repetition_penalty, no_repeat_ngram, bad_words):
+    """Logits (B, vocab_size) with what must not or should rather not come after these histories (lists of ids) lowered."""
+    for row, ids in enumerate(history):
+        if repetition_penalty != 1.0 and ids:
+            seen = torch.tensor(sorted(set(ids)), device=logits.device)
+            score = logits[row, seen]
+            logits[row, seen] = torch.where(score > 0, score / repetition_penalty, score * repetition_penalty)
+        banned = [word[-1] for word in bad_words if len(word) == 1 or ids[1 - len(word):] == list(word[:-1])]
+        if no_repeat_ngram and len(ids) >= no_repeat_ngram:
+            n = no_repeat_ngram - 1
+            banned += [ids[i + n] for i in range(len(ids) - n) if ids[i:i + n] == ids[len(ids) - n:]]
+        logits[row, banned] = -torch.inf
+    return logits
+
+
+def choose(logits, chance, temperature, top_k, top_p, min_p):
+    """One token a row, by inverse transform sampling. logits: (B, vocab_size); chance: (B,) from [0, 1) -> (B,)"""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs, order = F.softmax(logits / temperature, dim=-1), None
+    if top_k or top_p < 1:
+        probs, order = probs.topk(min(top_k or probs.size(-1), probs.size(-1)))  # sorted, the likeliest first
+        probs = probs / probs.sum(-1, keepdim=True)
+        probs = probs * (probs.cumsum(-1) - probs < top_p)
+    if min_p:
+        probs = probs * (probs >= min_p * probs.max(-1, keepdim=True).values)
+    cumulative = probs.cumsum(-1)
+    place = torch.searchsorted(cumulative, (chance * cumulative[:, -1])[:, None], right=True)
+    place = place.clamp(max=probs.size(-1) - 1)
+    return (place if order is None else order.gather(-1, place)).squeeze(-1)
+
+
+# -----------------------------------------------------------------------------
+# where and in what numbers to compute
+
+def choose_device(device='', dtype=''):
+    """Fill in what is not given -> (device, dtype): the fastest device here and the dtype that it is fast in.
+
+    dtype is 'bfloat16' where the hardware multiplies it, 'float16' on older CUDA cards (T4, P100), else 'float32'.
+    """
+    if not device:
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if device.startswith('cuda') and not torch.cuda.is_available():
+        raise SystemExit(f'device is {device!r} but torch finds no CUDA here; leave --device out')
+    if device.startswith('cuda'):
+        fast = 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float16'
+    else:
+        cpu_has_it = getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16', False)  # torch 2.9 cannot tell
+        fast = 'bfloat16' if device == 'cpu' and cpu_has_it else 'float32'
+    if dtype not in ('', 'float32', 'bfloat16', 'float16'):
+        raise SystemExit(f"dtype is {dtype!r}; it is 'float32', 'bfloat16' or 'float16'")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise SystemExit(f'device {device!r}: {str(e).splitlines()[0]}') from None
+    return device, dtype or fast
+
+
+def matrix_rate(device, dtype, seconds=0.1):
+    """Floating-point operations a second that this machine reaches in a large matrix product, which bounds any training."""
+    size = 4096 if device.startswith('cuda') else 1024
+    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    wait = {'cuda': torch.cuda.synchronize, 'mps': torch.mps.synchronize}.get(device.split(':')[0], lambda: None)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        wait()
+        start = time.perf_counter()
+        a @ a
+        wait()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+# -----------------------------------------------------------------------------
+# saving and loading
+
+def save_checkpoint(path, checkpoint):
+    """Write a checkpoint (tensors and plain Python only); the old file stays until the new one is whole."""
+    with replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def load_checkpoint(path, device='cpu'):
+    """Read a checkpoint without running any code from it."""
+    if not os.path.exists(path):
+        raise SystemExit(f'{path} is missing; train first, or name another --out_dir')
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as e:  # a torn zip, a foreign pickle, a short read: torch raises as many kinds
+        raise SystemExit(f'{path}: not a checkpoint that can be read ({str(e).splitlines()[0]})') from None
+
+
+def load(name, device='cpu', revision=None):
+    """A trained model -> (GPT in eval mode, Tokenizer, checkpoint or {}).
+
+    name: a checkpoint file, a folder with best.pt or ckpt.pt, or a Hugging Face folder or hub name of a Llama, Qwen3 or
+    GPT-2 class. revision: the hub's commit, branch or tag.
+    """
+    path = name
+    if os.path.isdir(name):
+        path = next((p for file in ('best.pt', 'ckpt.pt') if os.path.exists(p := os.path.join(name, file))), name)
+    if path.endswith('.pt'):
+        checkpoint = load_checkpoint(path, device)
+        model = GPT(**checkpoint['model_args']).to(device)
+        model.load_state_dict(checkpoint['model'])
+        return model.eval(), Tokenizer(**checkpoint['tokenizer']), checkpoint
+    if not os.path.isdir(path):
+        path = download(name, revision)
+    return load_hf(path).to(device).eval(), from_folder(path, name), {}
+
+
+def download(name, revision=None):
+    """A model's files from the Hugging Face hub -> the folder where they are kept."""
+    if name.startswith(('.', '/')) or name.count('/') > 1 or name.split('/')[0] in ('out', 'data'):
+        raise SystemExit(f'{name} holds no checkpoint; train first, or name another folder')
+    import huggingface_hub
+    try:
+        return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=['*.json', '*.safetensors', 'pytorch_model*.bin', '*.model'])
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
+        raise SystemExit(f'{name}: neither a folder here nor a model to be had from the Hugging Face hub ({type(e).__name__})') from None
+
+
+def load_hf(folder):
+    """The Llama, Qwen3 or GPT-2 that a Hugging Face folder holds -> GPT. No code from the folder is run."""
+    if not os.path.exists(os.path.join(folder, 'config.json')):
+        raise SystemExit(f'{folder} holds neither best.pt, ckpt.pt nor a Hugging Face config.json')
+    with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
+        config = json.load(f)
+    kind = config.get('model_type')
+    if kind == 'gpt2':
+        mlp = {'gelu_new': 'gelu_new', 'gelu': 'gelu'}.get(config.get('activation_function', 'gelu_new'))
+        args = {'block_size': config['n_positions'], 'n_layer': config['n_layer'], 'n_head': config['n_head'], 'n_embd': config['n_embd'],
+                'n_inner': config.get('n_inner') or 0, 'norm': 'layernorm', 'position': 'learned', 'mlp': mlp, 'bias': True,
+                'tie_weights': config.get('tie_word_embeddings', True), 'norm_eps': config.get('layer_norm_epsilon', 1e-5)}
+        supported = mlp
+    elif kind in ('llama', 'qwen3'):
+        rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
+        head_size = config['hidden_size'] // config['num_attention_heads']
+        args = {'block_size': config['max_position_embeddings'], 'n_layer': config['num_hidden_layers'], 'n_head': config['num_attention_heads'],
+                'n_embd': config['hidden_size'], 'n_kv_head': config.get('num_key_value_heads') or 0, 'n_inner': config['intermediate_size'],
+                'tie_weights': config.get('tie_word_embeddings', False), 'qk_norm': kind == 'qwen3', 'norm_eps': config['rms_norm_eps'],
+                'rope_theta': float(rope.get('rope_theta') or config.get('rope_theta') or 10000)}
+        supported = (rope.get('rope_type') or rope.get('type') or 'default') == 'default' and config.get('hidden_act', 'silu') == 'silu' \
+            and (config.get('head_dim') or head_size) == head_size and not config.get('attention_bias') and not config.get('mlp_bias')
+    else:
+        raise SystemExit(f'{folder}: a model of type {kind!r}; llama, qwen3 and gpt2 can be read')
+    if not supported:
+        raise SystemExit(f'{folder}: a {kind} with parts that model.py has not (scaled rope, biases, another activation or head size)')
+    model = GPT(vocab_size=config['vocab_size'], **args)
+    theirs = read_weights(folder)
+    theirs = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in theirs.items()}
+    state = {}
+    for ours, names in hf_names(model.args).items():
+        found = [theirs.get(name) for name in names]
+        if any(weight is None for weight in found):
+            raise SystemExit(f'{folder}: the weights lack {names}')
+        found = [weight.t() if kind == 'gpt2' and weight.dim() == 2 and ours.startswith('blocks.') else weight for weight in found]
+        state[ours] = torch.cat(found)
+    if model.args['tie_weights']:
+        state['head.weight'] = state['wte.weight']
+    model.load_state_dict(state)
+    return model
+
+
+def hf_names(args):
+    """Our parameters' names -> those of Hugging Face's Llama, Qwen3 or GPT-2 that, stacked, are the same."""
+    if args['position'] == 'learned':
+        names = {'wte.weight': ['wte.weight'], 'wpe.weight': ['wpe.weight'], 'norm.weight': ['ln_f.weight'], 'norm.bias': ['ln_f.bias']}
+        parts = {'norm1': 'ln_1', 'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'norm2': 'ln_2', 'mlp.up': 'mlp.c_fc', 'mlp.down': 'mlp.c_proj'}
+        for i in range(args['n_layer']):
+            names |= {f'blocks.{i}.{ours}.{kind}': [f'h.{i}.{part}.{kind}'] for ours, part in parts.items() for kind in ('weight', 'bias')}
+    else:
+        names = {'wte.weight': ['embed_tokens.weight'], 'norm.weight': ['norm.weight']}
+        parts = {'norm1': ['input_layernorm'], 'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.proj': ['self_attn.o_proj'],
+                 'norm2': ['post_attention_layernorm'], 'mlp.gate': ['mlp.gate_proj'], 'mlp.up': ['mlp.up_proj'], 'mlp.down': ['mlp.down_proj']}
+        if args['qk_norm']:
+            parts |= {'attn.q_norm': ['self_attn.q_norm'], 'attn.k_norm': ['self_attn.k_norm']}
+        for i in range(args['n_layer']):
+            names |= {f'blocks.{i}.{ours}.weight': [f'layers.{i}.{part}.weight' for part in theirs] for ours, theirs in parts.items()}
+    return names if args['tie_weights'] else names | {'head.weight': ['lm_head.weight']}
+
+
+def read_weights(folder):
+    """Every tensor of a folder's .safetensors, or else of its pytorch_model*.bin, by name, in float32."""
+    files = sorted(os.listdir(folder))
+    weights = {}
+    for file in [f for f in files if f.endswith('.safetensors')] or [f for f in files if f.startswith('pytorch_model') and f.endswith('.bin')]:
+        path = os.path.join(folder, file)
+        if file.endswith('.bin'):
+            weights |= load_checkpoint(path)
+            continue
+        import safetensors.torch
+        try:
+            weights |= safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as e:
+            raise SystemExit(f'{path}: cannot be read ({e})') from None
+    if not weights:
+        raise SystemExit(f'{folder}: no .safetensors and no pytorch_model.bin in it')
+    return {name: weight.float() for name, weight in weights.items()}

@@ -1,0 +1,122 @@
+"""
+Tells stories with a trained model: prompts -> the terminal, or a .jsonl, .json or .txt file.
+
+    python sample.py --out_dir=out/hindi --start="एक दिन"
+    python sample.py --out_dir=out/hindi --start=FILE:data/hindi/prompts.txt --num_samples=3 --out=out/hindi/samples.jsonl
+    python sample.py --init_from=MaxLSB/LeCarnet-3M --start="Il était une fois" --temperature=0.5
+
+A story depends on its prompt, its seed and the settings, not on the batch that it was told in.
+"""
+
+import json
+import os
+import sys
+
+# -----------------------------------------------------------------------------
+# the model
+init_from = 'resume'  # 'resume': the best checkpoint in out_dir; or a checkpoint, a Hugging Face folder or hub name
+out_dir = 'out/hindi'
+# the prompts
+start = ''  # how a story begins, or FILE:prompts.txt with a beginning a line; empty: the model begins by itself
+num_samples = 1  # stories for each beginning
+max_new_tokens = 500  # a story that has not ended by then is cut
+# the choice of each next token
+temperature = 0.8  # below 1.0 likelier tokens gain, 0: always the likeliest
+top_k = 0  # only the k likeliest, 0: all
+top_p = 1.0  # only the likeliest that together have this probability
+min_p = 0.0  # only those at least this probable, relative to the likeliest
+repetition_penalty = 1.0  # above 1.0 tokens that came before lose
+no_repeat_ngram = 0  # no run of this many tokens twice, 0: as it comes
+bad_words = []  # words that must not come: --bad_words="['डर', 'भूत']"
+# how and where to
+batch_size = 64  # stories told side by side
+seed = 1337  # story number i uses seed + i
+out = ''  # a .jsonl, .json or .txt file; empty: the terminal
+device = ''  # 'cpu', 'cuda', 'mps'; chosen when empty
+dtype = ''  # 'float32', 'bfloat16' or 'float16'; empty: float32 on a CPU, the fast one on a GPU
+# -----------------------------------------------------------------------------
+exec(open('configurator.py', encoding='utf-8').read())
+
+
+def fail(message):
+    raise SystemExit(f'sample.py: {message}')
+
+
+ending = os.path.splitext(out)[1].lower()
+if out and ending not in ('.jsonl', '.json', '.txt'):
+    fail(f'out is {out!r}; it ends in .jsonl, .json or .txt')
+if min(num_samples, max_new_tokens, batch_size) < 1:
+    fail('num_samples, max_new_tokens and batch_size are numbers from 1')
+if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and repetition_penalty > 0 and no_repeat_ngram >= 0):
+    fail('temperature, top_k and no_repeat_ngram are numbers from 0, repetition_penalty above 0, top_p above 0 and up to 1, min_p from 0 to 1')
+if start.startswith('FILE:'):
+    try:
+        with open(start[5:], encoding='utf-8-sig') as f:
+            prompts = [line.strip() for line in f if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        fail(f'{start[5:]}: {e}')
+    if not prompts:
+        fail(f'{start[5:]} has no line in it')
+else:
+    prompts = [start.strip()]
+
+import torch
+from tqdm import tqdm
+
+import jsonl
+from model import choose_device, load
+
+device, fast = choose_device(device, dtype)
+dtype = dtype or (fast if device != 'cpu' else 'float32')
+model, tokenizer, _ = load(out_dir if init_from == 'resume' else init_from, device)
+bad_ids = [ids for word in bad_words for ids in tokenizer.encode_batch([word, ' ' + word]) if ids]
+stories = [{'id': i, 'prompt': prompt, 'story': '', 'seed': seed + i, 'ended': 'length'}
+           for i, prompt in enumerate(prompt for prompt in prompts for _ in range(num_samples))]
+heads = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch([story['prompt'] for story in stories])]
+
+
+def told(some):
+    """Continue some stories, filling them in: yields after every step, with the number of new tokens."""
+    new_ids = [[] for _ in some]
+    with torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32'):
+        for new in model.generate([heads[story['id']] for story in some], max_new_tokens, tokenizer.eos, [story['seed'] for story in some],
+                                  temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram, bad_ids):
+            for row, token in new:
+                if token == tokenizer.eos:
+                    some[row]['ended'] = 'eos'
+                else:
+                    new_ids[row].append(token)
+            if len(some) == 1:
+                some[0]['story'] = tokenizer.decode(heads[some[0]['id']] + new_ids[0])
+            yield len(new)
+    for story, ids in zip(some, new_ids):
+        story['story'] = tokenizer.decode(heads[story['id']] + ids)
+
+
+if len(stories) == 1 and not out:  # as it comes
+    shown = 0
+    for _ in told(stories):
+        text = stories[0]['story'].rstrip('\ufffd')  # a letter may come in several tokens
+        print(text[shown:], end='', flush=True)
+        shown = len(text)
+    print(stories[0]['story'][shown:])
+    sys.exit(0)
+
+by_length = sorted(stories, key=lambda story: len(heads[story['id']]))  # little padding, and the stories keep their order
+with tqdm(total=len(stories), unit=' stories', desc=out or 'telling', smoothing=0.1) as bar:
+    for i in range(0, len(stories), batch_size):
+        for _ in told(by_length[i:i + batch_size]):
+            pass
+        bar.update(len(by_length[i:i + batch_size]))
+if not out:
+    print(*(story['story'] for story in stories), sep='\n\n---\n\n')
+    sys.exit(0)
+with jsonl.replacing(out) as temporary, open(temporary, 'wb') as f:
+    if ending == '.jsonl':
+        for story in stories:
+            jsonl.append(f, story)
+    elif ending == '.json':
+        f.write(json.dumps(stories, ensure_ascii=False, indent=1).encode('utf-8'))
+    else:
+        f.write('\n\n<|endoftext|>\n\n'.join(story['story'] for story in stories).encode('utf-8') + b'\n')
+print(f'{len(stories):,} stories in {out}, {sum(story["ended"] == "eos" for story in stories) / len(stories):.1%} of them ended by the model')

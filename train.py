@@ -1,0 +1,433 @@
+"""
+Trains a GPT on the bins of prepare.py: data/<dataset>/*.bin -> <out_dir>/{ckpt.pt, best.pt, log.jsonl, loss.png}.
+
+    python train.py config/train_hindi.py
+    python train.py config/train_hindi.py --batch_size=16 --max_minutes=30
+    python train.py config/train_hindi.py --init_from=resume
+    torchrun --nproc_per_node=4 train.py config/train_hindi.py
+
+On two nodes, the first one at 10.0.0.1, run on both (with --node_rank=0 and 1):
+
+    torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 --master_port=29500 train.py config/train_hindi.py
+
+Ctrl-C, SIGTERM and max_minutes save a checkpoint and end well; --init_from=resume goes on as if nothing had been, on
+any number of processes.
+"""
+
+import functools
+import json
+import math
+import os
+import signal
+import sys
+import time
+
+# -----------------------------------------------------------------------------
+# input and output
+out_dir = 'out/hindi'  # where checkpoints, log and loss curve go
+dataset = 'hindi'  # the folder under data/ with train.bin and val.bin
+init_from = 'scratch'  # 'scratch', 'resume', or a model to start from: a checkpoint, a Hugging Face folder or hub name
+eval_interval = 500  # steps between evaluations; each is followed by a checkpoint
+eval_iters = 0  # batches an evaluation, 0: all of val.bin
+eval_only = False  # evaluate once and end
+log_interval = 10  # steps between lines of log.jsonl
+always_save_checkpoint = True  # save ckpt.pt at every evaluation, not only when val loss fell
+wandb_log = False  # log to Weights & Biases too
+wandb_project = 'nanokahani'
+wandb_run_name = 'gpt'
+# batches
+batch_size = 32  # sequences side by side in one pass, at most
+gradient_accumulation_steps = 1  # passes a step, over all processes; a step sees batch_size times this many sequences on any number of them
+block_size = 512  # tokens a sequence
+seed = 1337  # of the weights, of the order of the stories, of dropout
+# model
+n_layer = 6
+n_head = 8
+n_embd = 512
+n_kv_head = 0  # heads that keys and values have, 0: as many as n_head
+n_inner = 0  # width of the MLP, 0: 4 times n_embd, or 8/3 of it when gated
+norm = 'rmsnorm'  # 'rmsnorm' or 'layernorm'
+position = 'rope'  # 'rope' or 'learned'
+mlp = 'swiglu'  # 'swiglu', 'gelu' or 'gelu_new'
+bias = False  # biases in linear layers and LayerNorm
+tie_weights = True  # one matrix for embedding and head
+qk_norm = False  # RMSNorm on queries and keys, as Qwen3
+rope_theta = 10000.0
+dropout = 0.0
+# optimizer
+optimizer = 'adamw'  # 'adamw', or 'muon' for the blocks' matrices with AdamW for the rest
+learning_rate = 1e-3  # the largest
+max_iters = 5000  # steps in all
+weight_decay = 0.1
+beta1 = 0.9
+beta2 = 0.95
+grad_clip = 1.0  # gradients' norm at most, 0.0: any
+decay_lr = True  # warm up, then cosine down to min_lr
+warmup_iters = 100
+lr_decay_iters = 5000  # steps until min_lr; max_iters as a rule
+min_lr = 1e-4
+# when to stop before max_iters
+max_minutes = 0.0  # end well after this long, 0.0: never
+stop_at_val_loss = 0.0  # end well at this validation loss, 0.0: never
+# system
+device = ''  # 'cpu', 'cuda', 'cuda:1', 'mps'; chosen when empty
+dtype = ''  # 'float32', 'bfloat16' or 'float16'; chosen when empty
+compile = None  # torch.compile: True, False, or None for CUDA only
+backend = ''  # of torchrun: 'nccl' or 'gloo'; chosen when empty
+# -----------------------------------------------------------------------------
+exec(open('configurator.py', encoding='utf-8').read())
+
+started = time.time()
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import jsonl
+from model import GPT, choose_device, load, load_checkpoint, matrix_rate, save_checkpoint
+from tokenizer import load as load_tokenizer
+
+
+def fail(message):
+    raise SystemExit(f'train.py: {message}')
+
+
+# -----------------------------------------------------------------------------
+# processes: one, or those that torchrun started
+
+ddp = 'RANK' in os.environ
+rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
+master = rank == 0
+device, dtype = choose_device(device, dtype)
+if ddp:
+    if device == 'cuda':
+        device = f'cuda:{local_rank}'
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend or ('nccl' if 'cuda' in device else 'gloo'))
+if compile is None:
+    compile = device.startswith('cuda') and sys.platform == 'linux'
+torch.manual_seed(seed)  # the same on every process
+torch.set_float32_matmul_precision('high')
+device_type = device.split(':')[0]
+amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
+
+sequences = batch_size * gradient_accumulation_steps  # a step, over all processes
+if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval) < 1:
+    fail('batch_size, gradient_accumulation_steps, block_size, eval_interval and log_interval are numbers from 1')
+rows = sequences // world_size  # a step, of this process
+micro_rows = min(batch_size, rows)
+if sequences % world_size or rows % micro_rows:
+    fail(f'{sequences} sequences a step (batch_size × gradient_accumulation_steps) cannot be dealt out evenly to {world_size} processes; make them a multiple of {world_size}')
+
+# -----------------------------------------------------------------------------
+# data
+
+folder = os.path.join('data', dataset)
+for name in ('meta.json', 'train.bin', 'val.bin', 'tokenizer.json'):
+    if not os.path.exists(os.path.join(folder, name)):
+        fail(f'{folder} has no {name}; prepare it first: python prepare.py --source=… --dataset={dataset}')
+with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
+    meta = json.load(f)
+tokenizer = load_tokenizer(os.path.join(folder, 'tokenizer.json'))
+data = {}
+for split in ('train', 'val'):
+    path = os.path.join(folder, f'{split}.bin')
+    if os.path.getsize(path) != 2 * meta['tokens'][split]:
+        fail(f'{path} is not as long as meta.json says; prepare it again')
+    if not meta['stories'][split]:
+        fail(f'{path} holds no story; prepare it again with a larger --val_fraction')
+    data[split] = np.memmap(path, '<u2', 'r')
+starts = np.flatnonzero(data['train'] == meta['bos'])
+if meta['bos'] == meta['eos']:
+    starts = starts[:-1]  # the last one only ends
+lengths = np.diff(starts, append=len(data['train']))
+n_tokens = int(lengths.sum())
+if n_tokens <= sequences * block_size:
+    fail(f'{folder} has {n_tokens:,} tokens and one step wants {sequences * block_size:,}; lower batch_size, gradient_accumulation_steps or block_size, or find more stories')
+
+
+@functools.lru_cache(2)
+def epoch_order(epoch):
+    """The order of the stories in an epoch and where each ends in it; they depend on the seed and the epoch alone."""
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(starts))
+    return order, np.cumsum(lengths[order])
+
+
+def stream(a, b):
+    """Tokens a to b of the stories, one shuffled epoch after the other without end."""
+    parts = []
+    while a < b:
+        epoch, offset = divmod(a, n_tokens)
+        n = min(b - a, n_tokens - offset)
+        order, ends = epoch_order(epoch)
+        first, last = np.searchsorted(ends, [offset, offset + n - 1], 'right')
+        story = order[first:last + 1]
+        begin = ends[first:last + 1] - lengths[story]
+        where = np.repeat(starts[story] - begin, lengths[story]) + np.arange(begin[0], ends[last])
+        parts.append(data['train'][where[offset - begin[0]:][:n]])
+        a += n
+    return np.concatenate(parts).astype(np.int64)
+
+
+def to_device(tokens, n):
+    """n × block_size + 1 tokens in a row -> inputs and targets, (n, block_size) each."""
+    tokens = torch.from_numpy(tokens)
+    x, y = tokens[:-1].view(n, -1), tokens[1:].view(n, -1)
+    if device_type == 'cuda':
+        return x.pin_memory().to(device, non_blocking=True), y.pin_memory().to(device, non_blocking=True)
+    return x.to(device), y.to(device)
+
+
+def get_batch(step, micro_step):
+    """This process' share of a step's sequences: sequence k is tokens k × block_size … of the stream, whoever reads it."""
+    k = step * sequences + rank * rows + micro_step * micro_rows
+    return to_device(stream(k * block_size, (k + micro_rows) * block_size + 1), micro_rows)
+
+
+# -----------------------------------------------------------------------------
+# model and optimizer
+
+shape = {key: config[key] for key in ('block_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head', 'n_inner', 'norm', 'position', 'mlp',
+                                      'bias', 'tie_weights', 'qk_norm', 'rope_theta', 'dropout')}
+step, best_val_loss, state = 0, math.inf, None
+ckpt_path = os.path.join(out_dir, 'ckpt.pt')
+if init_from == 'scratch':
+    if os.path.exists(ckpt_path) and not eval_only:
+        fail(f'{ckpt_path} is there already; --init_from=resume goes on with it, another --out_dir leaves it in peace')
+    model = GPT(vocab_size=meta['vocab_size'], **shape)
+elif init_from == 'resume':
+    state = load_checkpoint(ckpt_path)
+    model = GPT(vocab_size=meta['vocab_size'], **shape)
+    other = [f'{key} {value}, here {model.args[key]}' for key, value in state['model_args'].items() if key != 'dropout' and model.args[key] != value]
+    if other:
+        fail(f'{ckpt_path} holds a model of another shape: {"; ".join(other)}')
+    if state['tokenizer'] != tokenizer.state():
+        fail(f'{ckpt_path} was trained with another tokenizer than that of {folder}; prepare the data with it: --tokenizer=')
+    model.load_state_dict(state['model'])
+    step, best_val_loss = state['step'], state['best_val_loss']
+else:
+    model, their_tokenizer, _ = load(init_from)
+    if their_tokenizer.vocab_size != meta['vocab_size'] or model.args['vocab_size'] != meta['vocab_size']:
+        fail(f'{init_from} has {model.args["vocab_size"]:,} tokens and {folder} {meta["vocab_size"]:,}; '
+             f'prepare the data with its tokenizer: --tokenizer={init_from} --trim=False')
+    if block_size > model.args['block_size']:
+        fail(f'{init_from} reads {model.args["block_size"]} tokens at most, block_size is {block_size}')
+    weights = model.state_dict()
+    if 'wpe.weight' in weights:
+        weights['wpe.weight'] = weights['wpe.weight'][:block_size]
+    model = GPT(**{**model.args, 'block_size': block_size, 'dropout': dropout})
+    model.load_state_dict(weights)
+model.to(device).train()
+
+matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith('blocks.') and optimizer == 'muon']
+others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+groups = [{'params': [p for p in others if p.dim() > 1], 'weight_decay': weight_decay},
+          {'params': [p for p in others if p.dim() <= 1], 'weight_decay': 0.0}]
+optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=device_type != 'mps')]
+if optimizer == 'muon':  # with steps as long as AdamW's, so that one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training")
+    optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay, adjust_lr_fn='match_rms_adamw'))
+elif optimizer != 'adamw':
+    fail(f"optimizer is {optimizer!r}; it is 'adamw' or 'muon'")
+scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+if state:
+    for o, saved in zip(optimizers, state['optimizer']):
+        o.load_state_dict(saved)
+    scaler.load_state_dict(state['scaler'])
+    del state
+
+net = torch.compile(model) if compile else model
+if ddp:
+    net = DistributedDataParallel(net, device_ids=[local_rank] if device_type == 'cuda' else None)
+a = model.args  # operations a token, forward and backward: PaLM (Chowdhery et al. 2022), appendix B
+flops_per_token = 6 * (model.n_params() - (0 if a['tie_weights'] else model.wte.weight.numel())) + 12 * a['n_layer'] * a['n_embd'] * block_size
+peak_flops = matrix_rate(device, dtype) * world_size if master else 1
+
+
+def lr_at(step):
+    """Linear warm-up, then a cosine down to min_lr."""
+    if not decay_lr:
+        return learning_rate
+    if step < warmup_iters:
+        return learning_rate * (step + 1) / (warmup_iters + 1)
+    progress = min(1.0, (step - warmup_iters) / max(1, lr_decay_iters - warmup_iters))
+    return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
+
+
+def total(x):
+    """The sum of a number over all processes."""
+    x = torch.tensor(x, dtype=torch.float64 if device_type != 'mps' else torch.float32, device=device)
+    if ddp:
+        dist.all_reduce(x)
+    return x.item()
+
+
+@torch.no_grad()
+def evaluate():
+    """Mean loss over val.bin, cut into windows of block_size tokens one after the other: the same ones every time."""
+    size = min(block_size, len(data['val']) - 1)
+    n = (len(data['val']) - 1) // size
+    n = min(n, eval_iters * batch_size) if eval_iters else n
+    model.eval()
+    loss, count = 0.0, 0
+    for i in range(rank * batch_size, n, world_size * batch_size):
+        k = min(batch_size, n - i)
+        x, y = to_device(data['val'][i * size:(i + k) * size + 1].astype(np.int64), k)
+        with amp:
+            loss += model(x, y)[1].item() * k
+        count += k
+    model.train()
+    return total(loss) / total(count)
+
+
+def tell():
+    """A story by the model as it is now."""
+    model.eval()
+    with amp:
+        steps = model.generate([[tokenizer.bos]], min(256, block_size - 1), tokenizer.eos, seeds=[step], temperature=0.8)
+        story = tokenizer.decode([token for new in steps for _, token in new])
+    model.train()
+    return story
+
+
+def save(best):
+    """Write ckpt.pt, with all that going on takes, and best.pt, with all that telling takes."""
+    checkpoint = {'model_args': model.args, 'model': model.state_dict(), 'step': step, 'best_val_loss': best_val_loss,
+                  'config': config, 'meta': meta, 'tokenizer': tokenizer.state()}
+    if best:
+        save_checkpoint(os.path.join(out_dir, 'best.pt'), checkpoint)
+    if best or always_save_checkpoint or stop:
+        save_checkpoint(ckpt_path, checkpoint | {'optimizer': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict()})
+
+
+def draw():
+    """The loss curve so far, as a picture."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    log = list(jsonl.read(log_path))
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    for key, style, label in (('loss', {'alpha': 0.5, 'linewidth': 1}, 'training'), ('val_loss', {'marker': 'o', 'markersize': 4}, 'validation')):
+        points = [(row['tokens'] / 1e6, row[key]) for row in log if key in row]
+        axes.plot(*zip(*points), label=f'{label}, {points[-1][1]:.3f}', **style) if points else None
+    axes.set(xlabel='million tokens', ylabel='loss (nats a token)', title=f'{dataset}: {model.n_params() / 1e6:.1f} M parameters')
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    with jsonl.replacing(os.path.join(out_dir, 'loss.png')) as temporary:
+        figure.savefig(temporary)
+    plt.close(figure)
+
+
+# -----------------------------------------------------------------------------
+# the loop
+
+log_path = os.path.join(out_dir, 'log.jsonl')
+log = None
+if master and not eval_only:
+    earlier = [row for row in jsonl.read(log_path) if row['step'] <= step] if step else []
+    with jsonl.replacing(log_path) as temporary, jsonl.open_append(temporary) as f:
+        for row in earlier:  # what came after the checkpoint comes again
+            jsonl.append(f, row)
+    log = jsonl.open_append(log_path)
+    print(f'{model.n_params():,} parameters on {world_size} × {device}, {dtype}{", compiled" if compile else ""}; {sequences * block_size:,} tokens a step, '
+          f'{max_iters * sequences * block_size / n_tokens:.2f} epochs of {n_tokens:,} tokens in {max_iters:,} steps')
+if master and wandb_log:
+    try:
+        import wandb
+    except ImportError:
+        fail('wandb_log wants one more package: pip install wandb')
+    wandb.init(project=wandb_project, name=wandb_run_name, config=config)
+
+
+def note(row):
+    """Write one line of log.jsonl."""
+    if master:
+        jsonl.append(log, row)
+        if wandb_log:
+            wandb.log(row, step=row['step'])
+
+
+stop = ''  # why to end before max_iters
+
+
+def on_signal(number, frame):
+    global stop
+    stop = signal.Signals(number).name
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+
+
+if eval_only:
+    val_loss = evaluate()
+    if master:
+        print(f'val loss {val_loss:.4f}, perplexity {math.exp(val_loss):.2f}, bits per byte {val_loss / math.log(2) * meta["tokens"]["val"] / meta["bytes"]["val"]:.4f}')
+    stop = 'eval_only'
+else:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+
+bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not master, smoothing=0.05, dynamic_ncols=True)
+mark_time, mark_step = time.time(), step
+n_micro = rows // micro_rows
+batch = None
+while step < max_iters and not stop:
+    for o in optimizers:
+        for group in o.param_groups:
+            group['lr'] = lr_at(step)
+    if dropout:
+        torch.manual_seed(hash((seed, step, rank)))  # a state that needs no saving
+    loss_sum = 0.0
+    for micro_step in range(n_micro):
+        x, y = batch or get_batch(step, micro_step)
+        if ddp:
+            net.require_backward_grad_sync = micro_step == n_micro - 1  # what no_sync() sets, without a second copy of these lines
+        with amp:
+            loss = net(x, y)[1] / n_micro
+        batch = get_batch(*divmod(step * n_micro + micro_step + 1, n_micro))  # while the GPU computes
+        scaler.scale(loss).backward()
+        loss_sum += loss.detach()
+    for o in optimizers:
+        scaler.unscale_(o)
+    if grad_clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    for o in optimizers:
+        scaler.step(o)
+        o.zero_grad(set_to_none=True)
+    scaler.update()
+    step += 1
+    bar.update()
+
+    evaluating = step % eval_interval == 0 or step == max_iters
+    if step % log_interval == 0 or evaluating or stop and not ddp:
+        loss = total(loss_sum.item()) / world_size
+        if not math.isfinite(loss):
+            fail(f'the loss is {loss} at step {step}; the last good checkpoint stays in {out_dir}. Lower learning_rate, or set grad_clip=1.0')
+        seconds = time.time() - mark_time
+        speed = (step - mark_step) * sequences * block_size / max(seconds, 1e-9)
+        row = {'step': step, 'tokens': step * sequences * block_size, 'loss': loss, 'lr': lr_at(step - 1), 'tokens_per_s': round(speed),
+               'mfu': round(speed * flops_per_token / peak_flops, 4), 'seconds': round(time.time() - started, 2)}
+        bar.set_postfix_str(f'loss {loss:.3f}, {speed:,.0f} tokens/s')
+        # one process told to stop is enough, and all must stop at the same step
+        told = total((1 if stop else 0) + (1e6 if master and max_minutes and time.time() - started > 60 * max_minutes else 0))
+        if told:
+            stop = 'max_minutes' if told >= 1e6 else stop or 'another process'
+        if evaluating or stop == 'max_minutes':
+            val_loss = evaluate()
+            better, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
+            row |= {'val_loss': val_loss, 'perplexity': math.exp(val_loss), 'bits_per_byte': val_loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']}
+            if stop_at_val_loss and val_loss <= stop_at_val_loss:
+                stop = 'stop_at_val_loss'
+        note(row)
+        if 'val_loss' in row and master:
+            tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
+        if master and ('val_loss' in row or stop):
+            save('val_loss' in row and better)
+            draw()
+        mark_time, mark_step = time.time(), step
+bar.close()
+if ddp:
+    dist.destroy_process_group()
+if master and not eval_only:
+    print(f'{"stopped by " + stop if stop else "done"} at step {step:,}; checkpoints, log and loss curve in {out_dir}'
+          + (f'; --init_from=resume goes on' if stop and stop != 'stop_at_val_loss' else ''))
