@@ -14,6 +14,7 @@ The idea is nanoGPT's: not a module, just lines that every script would otherwis
 
 def _configure(scope):
     import ast
+    import builtins  # `compile` is a key of train.py
     import difflib
     import io
     import os
@@ -44,7 +45,7 @@ def _configure(scope):
         values = {k: scope[k] for k in keys}
         try:
             with open(path, encoding='utf-8-sig') as f:
-                exec(compile(f.read(), path, 'exec'), values)
+                exec(builtins.compile(f.read(), path, 'exec'), values)
         except OSError as e:
             fail(f'{path}: {e.strerror}')
         except Exception as e:  # whatever a config file can raise is the user's to mend, so no traceback of ours

@@ -80,6 +80,38 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of logits x @ weight.T, some rows at a time, so that the logits never exist whole.
+
+    The gradients are made on the way, while a chunk's logits are still in the cache: less memory and less time
+    (the idea is Hsu et al. 2024, "Liger Kernel"). x: (N, C), weight: (V, C), targets: (N,) int64 -> nats, float32.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets):
+        rows = max(1, (2**26 if x.is_cuda else 2**19) // len(weight))
+        loss = torch.zeros((), device=x.device)
+        dx, dweight = (torch.zeros_like(x), torch.zeros_like(weight)) if ctx.needs_input_grad[0] else (x, None)
+        for some, dsome, target in zip(x.split(rows), dx.split(rows), targets.split(rows)):
+            logits = (some @ weight.t()).float()
+            normalizer = logits.logsumexp(-1, keepdim=True)
+            loss += (normalizer - logits.gather(1, target[:, None])).sum()
+            if dweight is not None:
+                dlogits = logits.sub_(normalizer).exp_()
+                dlogits.scatter_add_(1, target[:, None], torch.full_like(normalizer, -1.0))
+                dsome.copy_(dlogits @ weight)
+                dweight += dlogits.t() @ some
+        if dweight is not None:
+            ctx.save_for_backward(dx, dweight)
+        ctx.n = len(targets)
+        return loss / ctx.n
+
+    @staticmethod
+    def backward(ctx, grad):
+        dx, dweight = ctx.saved_tensors
+        return dx * (grad / ctx.n), dweight * (grad / ctx.n), None  # divided only here: in float16 so small a number would be 0
+
+
 class GPT(nn.Module):
     """A decoder-only transformer; `GPT(**model.args)` has the same shape as `model`."""
 
@@ -138,10 +170,9 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def forward(self, ids, targets=None):
-        """ids, targets: (B, T) int64, T up to block_size -> (logits (B, T, vocab_size), mean cross-entropy in nats or None)"""
-        logits = self.head(self.hidden(ids))
-        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        return logits, loss
+        """ids: (B, T) int64, T up to block_size -> logits (B, T, vocab_size); with targets (B, T), the mean loss in nats instead."""
+        x = self.hidden(ids)
+        return self.head(x) if targets is None else LinearCrossEntropy.apply(x.flatten(0, 1), self.head.weight, targets.flatten())
 
     @torch.no_grad()
     def generate(self, prompts, max_new_tokens, eos=None, seeds=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
@@ -163,7 +194,7 @@ class GPT(nn.Module):
         seeds = seeds if seeds is not None else range(len(prompts))
         chance = torch.stack([torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
         rows = list(range(len(prompts)))  # whose story each row of the batch is; None when it has ended
-        cache = None
+        cache, at, token = None, 0, None  # at: columns of the cache that are filled
         for step in range(max_new_tokens):
             if cache is None or at == block_size:  # read the prompts, or the last half of stories that filled the cache
                 begin = [b if len(story) - b < block_size else len(story) - (block_size // 2 or 1) for b, story in zip(begin, stories)]

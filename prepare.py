@@ -51,7 +51,8 @@ import numpy as np
 from tqdm import tqdm
 
 import jsonl
-from tokenizer import MAX_VOCAB_SIZE, load, train, trim as trim_tokenizer
+from tokenizer import MAX_VOCAB_SIZE, load, train
+from tokenizer import trim as trim_tokenizer
 
 TEXT_COLUMNS = ('text', 'story', 'translated story', 'translated_story', 'stories', 'content', 'generated_text', 'news', 'article')
 ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
@@ -243,11 +244,8 @@ def show(folder, tokens):
     tok = load(os.path.join(folder, 'tokenizer.json'))
     for split in ('train', 'val'):
         ids = np.fromfile(os.path.join(folder, f'{split}.bin'), '<u2', count=tokens)
-        special = {tok.bos: tok.bos_token, tok.eos: tok.eos_token}
         print(f'\n--- the first {len(ids)} tokens of {split}.bin')
-        for is_special, run in itertools.groupby(ids.tolist(), special.__contains__):
-            print(*[special[i] for i in run] if is_special else [tok.decode(list(run))], sep='', end='')
-        print()
+        print(tok.backend.decode(ids.tolist(), skip_special_tokens=False))
 
 
 # -----------------------------------------------------------------------------
@@ -277,7 +275,7 @@ else:
 
 n = {split: collections.Counter() for split in ('train', 'val')}  # stories, tokens, bytes, words
 counts = np.zeros(tok.vocab_size, np.int64)
-longest, longer, checked = 0, collections.Counter(), 0
+longest, longer, checked = 0, {256: 0, 512: 0, 1024: 0}, 0
 start = [tok.bos] if tok.bos != tok.eos else []
 with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.replacing(os.path.join(folder, 'val.bin')) as val_bin:
     with open(train_bin, 'wb') as train_file, open(val_bin, 'wb') as val_file:
@@ -295,7 +293,7 @@ with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.repl
                     flat[split].append(tok.eos)
                 flat[split] += [*start, *story, tok.eos]
                 longest = max(longest, len(story) + 2)
-                for size in (256, 512, 1024):
+                for size in longer:
                     longer[size] += len(story) + 2 > size
                 n[split].update(stories=1, words=len(text.split()), bytes=len(text.encode()))
             for split, flat_ids in flat.items():
@@ -329,7 +327,7 @@ bytes       {n['train']['bytes']:>15,} {n['val']['bytes']:>12,}
 
 vocabulary of {tok.vocab_size:,} tokens; {total['tokens'] / max(1, total['words']):.2f} tokens a word, {total['bytes'] / total['tokens']:.2f} bytes a token
 Rényi entropy (α = 2.5) {entropy:.2f} bits, {efficiency:.1%} of the possible
-longest story {longest:,} tokens; over 256: {longer[256] / total['stories']:.1%}, 512: {longer[512] / total['stories']:.1%}, 1024: {longer[1024] / total['stories']:.1%} of the stories""")
+longest story {longest:,} tokens; longer than {', '.join(f'{size}: {longer[size] / total["stories"]:.1%}' for size in longer)} of the stories""")
 if not n['val']['stories']:
     print(f'No story was set aside for validation: --val_fraction={min(0.5, 2 * val_fraction or 0.1):g} sets more aside.', file=sys.stderr)
 if decode:

@@ -77,7 +77,8 @@ class Tokenizer:
 
 def train(texts, vocab_size):
     """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019 for the bytes) learned from an iterable of texts."""
-    from tokenizers import Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if not len(alphabet) + 2 <= vocab_size <= MAX_VOCAB_SIZE:
         raise SystemExit(f'vocab_size is {vocab_size:,}; a tokenizer trained here has from {len(alphabet) + 2} to {MAX_VOCAB_SIZE:,} tokens')
@@ -167,7 +168,8 @@ def from_sentencepiece(path):
         from sentencepiece import sentencepiece_model_pb2
     except ImportError:
         raise SystemExit(f'{path}: reading it takes two packages: pip install sentencepiece protobuf') from None
-    from tokenizers import AddedToken, Regex, Tokenizer as Backend, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
     from transformers.convert_slow_tokenizer import generate_merges
     proto = sentencepiece_model_pb2.ModelProto()
     with open(path, 'rb') as f:

@@ -119,7 +119,8 @@ if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_i
 rows = sequences // world_size  # a step, of this process
 micro_rows = min(batch_size, rows)
 if sequences % world_size or rows % micro_rows:
-    fail(f'{sequences} sequences a step (batch_size × gradient_accumulation_steps) cannot be dealt out evenly to {world_size} processes; make them a multiple of {world_size}')
+    fail(f'batch_size × gradient_accumulation_steps = {sequences} sequences a step cannot be dealt out evenly to {world_size} processes, '
+         f'in passes of {batch_size} or fewer; choose multiples of {world_size}')
 
 # -----------------------------------------------------------------------------
 # data
@@ -145,7 +146,8 @@ if meta['bos'] == meta['eos']:
 lengths = np.diff(starts, append=len(data['train']))
 n_tokens = int(lengths.sum())
 if n_tokens <= sequences * block_size:
-    fail(f'{folder} has {n_tokens:,} tokens and one step wants {sequences * block_size:,}; lower batch_size, gradient_accumulation_steps or block_size, or find more stories')
+    fail(f'{folder} has {n_tokens:,} tokens and one step wants {sequences * block_size:,}; '
+         'lower batch_size, gradient_accumulation_steps or block_size, or find more stories')
 
 
 @functools.lru_cache(2)
@@ -255,6 +257,11 @@ def lr_at(step):
     return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 
+def bits_per_byte(loss):
+    """The validation loss in bits for a byte of UTF-8, which is comparable across tokenizers."""
+    return loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
+
+
 def total(x):
     """The sum of a number over all processes."""
     x = torch.tensor(x, dtype=torch.float64 if device_type != 'mps' else torch.float32, device=device)
@@ -275,7 +282,7 @@ def evaluate():
         k = min(batch_size, n - i)
         x, y = to_device(data['val'][i * size:(i + k) * size + 1].astype(np.int64), k)
         with amp:
-            loss += model(x, y)[1].item() * k
+            loss += model(x, y).item() * k
         count += k
     model.train()
     return total(loss) / total(count)
@@ -361,7 +368,7 @@ def on_signal(number, frame):
 if eval_only:
     val_loss = evaluate()
     if master:
-        print(f'val loss {val_loss:.4f}, perplexity {math.exp(val_loss):.2f}, bits per byte {val_loss / math.log(2) * meta["tokens"]["val"] / meta["bytes"]["val"]:.4f}')
+        print(f'val loss {val_loss:.4f}, perplexity {math.exp(val_loss):.2f}, bits per byte {bits_per_byte(val_loss):.4f}')
     stop = 'eval_only'
 else:
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -383,7 +390,7 @@ while step < max_iters and not stop:
         if ddp:
             net.require_backward_grad_sync = micro_step == n_micro - 1  # what no_sync() sets, without a second copy of these lines
         with amp:
-            loss = net(x, y)[1] / n_micro
+            loss = net(x, y) / n_micro
         batch = get_batch(*divmod(step * n_micro + micro_step + 1, n_micro))  # while the GPU computes
         scaler.scale(loss).backward()
         loss_sum += loss.detach()
@@ -415,12 +422,13 @@ while step < max_iters and not stop:
         if evaluating or stop == 'max_minutes':
             val_loss = evaluate()
             better, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
-            row |= {'val_loss': val_loss, 'perplexity': math.exp(val_loss), 'bits_per_byte': val_loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']}
+            row |= {'val_loss': val_loss, 'perplexity': math.exp(val_loss), 'bits_per_byte': bits_per_byte(val_loss)}
             if stop_at_val_loss and val_loss <= stop_at_val_loss:
                 stop = 'stop_at_val_loss'
         note(row)
         if 'val_loss' in row and master:
-            tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
+            tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, '
+                       f'bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
         if master and ('val_loss' in row or stop):
             save('val_loss' in row and better)
             draw()
@@ -430,4 +438,4 @@ if ddp:
     dist.destroy_process_group()
 if master and not eval_only:
     print(f'{"stopped by " + stop if stop else "done"} at step {step:,}; checkpoints, log and loss curve in {out_dir}'
-          + (f'; --init_from=resume goes on' if stop and stop != 'stop_at_val_loss' else ''))
+          + ('; --init_from=resume goes on' if stop and stop != 'stop_at_val_loss' else ''))

@@ -1,0 +1,19 @@
+# The 512 × 6 model of the Regional TinyStories paper (https://arxiv.org/abs/2504.07989) on Hindi stories: 20 M
+# parameters and the embedding. For one GPU (a T4 will do) or, with the very same result, for 2, 4, 8 … under torchrun.
+
+dataset = 'hindi'
+out_dir = 'out/hindi'
+
+n_layer = 6
+n_head = 8
+n_embd = 512
+block_size = 512
+
+batch_size = 32
+gradient_accumulation_steps = 8  # × 32 × 512: 131 thousand tokens a step
+learning_rate = 1e-3
+min_lr = 1e-4
+max_iters = 5000
+lr_decay_iters = max_iters
+warmup_iters = 200
+eval_interval = 250

@@ -1,0 +1,66 @@
+"""Tests run the scripts as a person does: by their command lines, in a copy of the project, so that nothing here is touched."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+sys.path.insert(0, str(PROJECT))  # for tests that call the ground floor directly
+
+
+class Project:
+    """A copy of the project's scripts, configs and word lists."""
+
+    def __init__(self, path):
+        self.path = path
+        for script in PROJECT.glob('*.py'):
+            shutil.copy(script, path)
+        shutil.copytree(PROJECT / 'config', path / 'config')
+        shutil.copytree(PROJECT / 'data', path / 'data', ignore=shutil.ignore_patterns('*.bin', '*.json*'))
+
+    def start(self, *command, **env):
+        """Start `python script.py …`; -> the process, its output in pipes."""
+        env = os.environ | {'OMP_NUM_THREADS': '2', 'HF_HUB_OFFLINE': '1', 'PYTHONUNBUFFERED': '1'} | env
+        return subprocess.Popen([sys.executable, *map(str, command)], cwd=self.path, env=env, text=True, encoding='utf-8',
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def run(self, *command, **env):
+        """Run it to a good end -> what it printed."""
+        process = self.start(*command, **env)
+        out, err = process.communicate(timeout=280)
+        assert process.returncode == 0, f'{command} ended with {process.returncode}\n{out[-2000:]}\n{err[-3000:]}'
+        return out
+
+    def refuses(self, *command, **env):
+        """Run it to a bad end -> the one line that it said."""
+        process = self.start(*command, **env)
+        out, err = process.communicate(timeout=280)
+        assert process.returncode in (1, 2), f'{command} ended with {process.returncode}\n{out[-1000:]}\n{err[-2000:]}'
+        lines = [line for line in err.replace('\r', '\n').split('\n') if line.strip() and '|' not in line and 'B/s]' not in line]
+        assert 'Traceback' not in err and len(lines) == 1, err
+        return lines[0]
+
+    def json(self, path):
+        return json.loads((self.path / path).read_text(encoding='utf-8'))
+
+    def jsonl(self, path):
+        return [json.loads(line) for line in (self.path / path).read_text(encoding='utf-8').splitlines()]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope='session')
+def prepared(tmp_path_factory):
+    """A project with 600 Hindi stories in data/tiny, prepared; to be copied from, not changed."""
+    project = Project(tmp_path_factory.mktemp('project'))
+    project.run('generate_data.py', '--language=hindi', '--total=600', '--out=data/tiny/stories.jsonl')
+    project.run('prepare.py', '--source=data/tiny/stories.jsonl', '--dataset=tiny', '--vocab_size=1024')
+    return project
