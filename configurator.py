@@ -22,8 +22,8 @@ def _configure(scope):
     import tokenize
     import traceback
 
-    keys = [k for k, v in scope.items()
-            if not k.startswith('_') and isinstance(v, (bool, int, float, str, list, dict, type(None)))]
+    keys = {k: v for k, v in scope.items()
+            if not k.startswith('_') and isinstance(v, (bool, int, float, str, list, dict, type(None)))}
 
     def fail(message):
         print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr)
@@ -33,7 +33,7 @@ def _configure(scope):
         if key not in keys:
             near = difflib.get_close_matches(key, keys, 1)
             fail(f'{where}: there is no key {key!r}' + (f', did you mean {near[0]!r}?' if near else '; --help lists the keys'))
-        default = scope[key]
+        default = keys[key]
         if type(default) is float and type(value) is int:
             value = float(value)
         if default is not None and type(value) is not type(default):
@@ -46,11 +46,11 @@ def _configure(scope):
         try:
             with open(path, encoding='utf-8-sig') as f:
                 exec(builtins.compile(f.read(), path, 'exec'), values)
-        except OSError as e:
-            fail(f'{path}: {e.strerror}')
         except Exception as e:  # whatever a config file can raise is the user's to mend, so no traceback of ours
             lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
-            line = e.lineno if isinstance(e, SyntaxError) else lines[-1] if lines else '?'
+            if isinstance(e, OSError) and not lines:  # not one that the file's own lines raised
+                fail(f'{path}: {e.strerror}')
+            line = e.lineno if isinstance(e, SyntaxError) and e.filename == path else lines[-1] if lines else '?'
             fail(f'{path}, line {line}: {type(e).__name__}: {getattr(e, "msg", e)}')
         for key, value in values.items():
             if not key.startswith('_') and not callable(value) and not isinstance(value, type(os)):
@@ -58,7 +58,7 @@ def _configure(scope):
 
     def show_help():
         with open(scope['__file__'], encoding='utf-8') as f:
-            source = f.read()
+            source = f.read().split('\nexec(open(')[0]  # keys are assigned again below the config
         tree = ast.parse(source)
         lines = [ast.get_docstring(tree), '', 'keys, as --key=value or in a config file:']
         comments = {t.start[0]: t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}

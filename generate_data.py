@@ -123,7 +123,7 @@ def read_grammar(folder, lists):
             fragments[title.strip()] = [line for line in body.split('\n') if line]
             continue
         name, _, roles = title.removeprefix('plot ').partition('|')
-        roles = dict(pair.split('=') for pair in f'{default_roles} {roles}'.split())
+        roles = dict(pair.partition('=')[::2] for pair in f'{default_roles} {roles}'.split())
         cast = {role: [p for p in people if {*tags.split('+')} <= {*p['tags']}] for role, tags in roles.items()}
         plots.append((name.strip(), cast, body.strip()))
     if not plots:
@@ -141,6 +141,8 @@ def read_grammar(folder, lists):
             name, _, detail = name.replace('@', '.').partition('.')
             if colon:  # {hero:he|she}
                 options = options.split('|')
+                if len(options) not in (len(genders), 2 * len(genders)):
+                    raise IndexError(f'{name} with {len(options)} forms')
                 text = options[story[name]['gender' if len(options) == len(genders) else 'number']]
             elif name in story:  # {noun} or {noun.oblique}
                 text = story[name][detail or 'word']
@@ -165,6 +167,8 @@ def read_grammar(folder, lists):
             text = expand(body)
         except (KeyError, IndexError) as e:
             fail(f'{path}: plot {name}: no such slot, form, == block or character: {e}')
+        except RecursionError:
+            fail(f'{path}: plot {name}: a == block that leads back to itself')
         if re.search(r'[(){}|]', text):
             fail(f'{path}: plot {name}: a bracket without its partner in the plot or in a block that it uses')
         return name, '\n\n'.join(' '.join(paragraph.split()) for paragraph in re.split(r'\n\n+', text))

@@ -19,10 +19,13 @@ import hashlib
 import io
 import itertools
 import json
+import lzma
 import os
 import sqlite3
 import sys
+import tempfile
 import unicodedata
+import zlib
 
 # -----------------------------------------------------------------------------
 # stories
@@ -126,7 +129,7 @@ def texts_of(source):
                     else:
                         csv.field_size_limit(2**31 - 1)
                         yield from texts_in(csv.DictReader(f, delimiter='\t' if ending == '.tsv' else ','), path)
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as e:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as e:
             fail(f'{path}: {"not UTF-8" if isinstance(e, UnicodeDecodeError) else type(e).__name__}, {e}')
 
 
@@ -222,15 +225,15 @@ def encoded(tok, label):
 
 
 def trimmed(tok, folder):
-    """Trim a tokenizer to these stories -> (the trimmed one, a uint32 file of their old ids, new id of each old one)."""
-    path = os.path.join(folder, 'full-ids.tmp')
+    """Trim a tokenizer to these stories -> (the trimmed one, new id of each old one, a uint32 file of their old ids)."""
+    file = tempfile.TemporaryFile(dir=folder)  # gone with the program, however that ends
     used = np.zeros(tok.vocab_size, bool)
-    with open(path, 'wb') as f:
-        for _, ids in encoded(tok, 'finding the tokens in use'):
-            ids = np.array(list(itertools.chain.from_iterable(ids)), np.uint32)
-            used[ids] = True
-            f.write(ids.tobytes())
-    return *trim_tokenizer(tok, np.flatnonzero(used)), path
+    for _, ids in encoded(tok, 'finding the tokens in use'):
+        ids = np.array(list(itertools.chain.from_iterable(ids)), np.uint32)
+        used[ids] = True
+        file.write(ids.tobytes())
+    file.flush()
+    return *trim_tokenizer(tok, np.flatnonzero(used)), file
 
 
 def renyi(counts, alpha=2.5):
@@ -268,8 +271,8 @@ if tokenizer == 'train':
 else:
     tok = load(tokenizer)
     if trim:
-        tok, new_ids, full_path = trimmed(tok, folder)
-        full_ids = np.memmap(full_path, np.uint32, 'r') if os.path.getsize(full_path) else None
+        tok, new_ids, full_file = trimmed(tok, folder)
+        full_ids = np.memmap(full_file, np.uint32, 'r') if full_file.tell() else None
     elif tok.vocab_size > MAX_VOCAB_SIZE:
         fail(f'{tokenizer} has {tok.vocab_size:,} tokens and uint16 holds {MAX_VOCAB_SIZE:,}; leave --trim=True')
 
@@ -301,9 +304,6 @@ with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.repl
                 files[split].write(array.tobytes())
                 counts += np.bincount(array, minlength=tok.vocab_size)
                 n[split]['tokens'] += len(array)
-    if full_ids is not None:
-        del full_ids, old  # an open map cannot be removed on Windows
-        os.remove(full_path)
     if not n['train']['stories']:
         fail(f'{source}: no story in it')
     if os.path.exists(meta_path):

@@ -1,0 +1,137 @@
+"""The GPT against Hugging Face's own classes, and what generation promises."""
+
+import pytest
+import torch
+import transformers
+
+from model import GPT, LinearCrossEntropy, load_hf
+
+LLAMA = {'vocab_size': 300, 'hidden_size': 64, 'intermediate_size': 160, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'max_position_embeddings': 64}
+THEIRS = {
+    'llama': lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
+    'llama, tied, grouped queries': lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, num_key_value_heads=2, tie_word_embeddings=True)),
+    'qwen3': lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=16)),
+    'gpt2': lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=64)),
+}
+PROMPTS = [[5, 17, 200, 4, 9], [8, 1, 33, 7, 250, 11, 12, 90, 2], [42]]
+
+
+@pytest.fixture(params=THEIRS, scope='module')
+def pair(request, tmp_path_factory):
+    """One of Hugging Face's models, with weights that spread its logits, and ours of the same weights."""
+    torch.manual_seed(0)
+    theirs = THEIRS[request.param]().eval()
+    for p in theirs.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    folder = tmp_path_factory.mktemp('hf')
+    theirs.save_pretrained(folder)
+    return theirs, load_hf(str(folder)).eval()
+
+
+def stories(model, prompts, n=40, **settings):
+    """What generate yields, gathered by prompt."""
+    gathered = [[] for _ in prompts]
+    for new in model.generate(prompts, n, **settings):
+        for row, token in new:
+            gathered[row].append(token)
+    return gathered
+
+
+def their_stories(model, prompts, n=40, **settings):
+    return [model.generate(torch.tensor([p]), max_new_tokens=n, do_sample=False, eos_token_id=None, pad_token_id=0, **settings)[0, len(p):].tolist()
+            for p in prompts]
+
+
+def test_logits_equal(pair):
+    theirs, ours = pair
+    ids = torch.randint(300, (3, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize('ours_setting, their_setting', [
+    ({}, {}),
+    ({'repetition_penalty': 1.5}, {'repetition_penalty': 1.5}),
+    ({'no_repeat_ngram': 2}, {'no_repeat_ngram_size': 2}),
+])
+def test_greedy_stories_equal(pair, ours_setting, their_setting):
+    theirs, ours = pair
+    assert stories(ours, PROMPTS, temperature=0, **ours_setting) == their_stories(theirs, PROMPTS, **their_setting)
+
+
+def test_bad_words_equal(pair):
+    theirs, ours = pair
+    plain = stories(ours, PROMPTS, temperature=0)
+    words = [[plain[0][0]], [plain[1][2], plain[1][3]]]
+    assert stories(ours, PROMPTS, temperature=0, bad_words=words) == their_stories(theirs, PROMPTS, bad_words_ids=words)
+
+
+def test_a_story_does_not_depend_on_its_batch(pair):
+    _, ours = pair
+    eos = stories(ours, PROMPTS, temperature=0)[0][3]
+    for settings in ({}, {'temperature': 0.7, 'top_k': 50, 'top_p': 0.9, 'min_p': 0.01}):
+        together = stories(ours, PROMPTS * 3, n=150, seeds=range(9), eos=eos, **settings)  # far beyond block_size, with early ends
+        alone = [stories(ours, [p], n=150, seeds=[s], eos=eos, **settings)[0] for s, p in enumerate(PROMPTS * 3)]
+        assert together == alone
+        assert len({tuple(s) for s in together}) > 6
+
+
+def test_keys_and_values_change_nothing(pair):
+    """Cached generation is what one gets from reading the whole story again for every token."""
+    _, ours = pair
+    ids = list(PROMPTS[0])
+    with torch.no_grad():
+        for _ in range(30):
+            ids.append(ours(torch.tensor([ids]))[0, -1].argmax().item())
+    assert stories(ours, PROMPTS[:1], n=30, temperature=0)[0] == ids[5:]
+
+
+def test_sampling_follows_the_probabilities():
+    torch.manual_seed(0)
+    model = GPT(vocab_size=12, block_size=8, n_layer=1, n_head=2, n_embd=16).eval()
+    model.wte.weight.data *= 20
+    with torch.no_grad():
+        probs = model(torch.tensor([[3]]))[0, -1].softmax(-1)
+    first = torch.tensor([s[0] for s in stories(model, [[3]] * 4000, n=1, seeds=range(4000))])
+    share = torch.bincount(first, minlength=12) / 4000
+    assert (share - probs).abs().max() < 0.03
+    order = probs.argsort(descending=True)
+    top = torch.tensor([s[0] for s in stories(model, [[3]] * 500, n=1, seeds=range(500), top_k=3)])
+    assert set(top.tolist()) == set(order[:3].tolist())
+    p = float(probs[order[0]]) / 2  # less than the likeliest alone
+    assert {s[0] for s in stories(model, [[3]] * 200, n=1, seeds=range(200), top_p=p)} == {int(order[0])}
+    kept = {i for i in range(12) if probs[i] >= 0.5 * probs.max()}
+    assert {s[0] for s in stories(model, [[3]] * 800, n=1, seeds=range(800), min_p=0.5)} <= kept
+
+
+@pytest.mark.parametrize('n, v', [(7, 300), (1000, 4096)])
+def test_chunked_loss_and_gradients_equal_the_plain_ones(n, v):
+    torch.manual_seed(0)
+    x, w, t = torch.randn(n, 32, requires_grad=True), torch.randn(v, 32, requires_grad=True), torch.randint(v, (n,))
+    plain = torch.nn.functional.cross_entropy(x @ w.t(), t)
+    expected = torch.autograd.grad(plain * 3, (x, w))
+    ours = LinearCrossEntropy.apply(x, w, t)
+    assert torch.allclose(ours, plain, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(ours * 3, (x, w)), expected):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_nanogpt_shape():
+    """LayerNorm without biases, learned positions, exact GELU: a nanoGPT model, whose logits at the start are near uniform."""
+    model = GPT(vocab_size=100, block_size=16, n_layer=2, n_head=2, n_embd=32, norm='layernorm', position='learned', mlp='gelu')
+    assert not any(name.endswith('bias') for name, _ in model.named_parameters())
+    assert model.n_params() == 100 * 32 + 16 * 32 + 2 * (12 * 32 * 32 + 2 * 32) + 32
+    ids = torch.randint(100, (4, 16))
+    assert abs(model(ids, ids.roll(-1, 1)).item() - 4.605) < 0.1
+
+
+@pytest.mark.parametrize('wrong', [{'n_head': 3}, {'n_kv_head': 3}, {'n_layer': 0}, {'norm': 'batch'}, {'position': 'alibi'}, {'n_embd': 12, 'n_head': 4}])
+def test_impossible_shapes_are_refused(wrong):
+    with pytest.raises(SystemExit):
+        GPT(**{'vocab_size': 100, 'block_size': 16, 'n_layer': 2, 'n_head': 4, 'n_embd': 32} | wrong)
+
+
+def test_foreign_architectures_are_refused(tmp_path):
+    transformers.GPTNeoConfig(num_layers=1, attention_types=[[['global'], 1]]).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match='gpt_neo'):
+        load_hf(str(tmp_path))

@@ -1,0 +1,229 @@
+"""Training through its command line: what it leaves, what survives a kill, what two processes make of it."""
+
+import math
+import random
+import runpy
+import shutil
+import signal
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from model import load
+
+SMALL = ['--dataset=tiny', '--out_dir=out/tiny', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64', '--batch_size=4',
+         '--gradient_accumulation_steps=2', '--learning_rate=1e-2', '--max_iters=20', '--lr_decay_iters=20', '--warmup_iters=2', '--eval_interval=5',
+         '--eval_iters=8', '--log_interval=1', '--dtype=float32', '--device=cpu']
+
+
+@pytest.fixture
+def project(project, prepared):
+    shutil.copytree(prepared.path / 'data/tiny', project.path / 'data/tiny')
+    return project
+
+
+@pytest.fixture(scope='module')
+def reference(prepared):
+    """The log and the final checkpoint of a run that nothing disturbed."""
+    prepared.run('train.py', *SMALL, '--dropout=0.1')
+    return {row['step']: row['loss'] for row in prepared.jsonl('out/tiny/log.jsonl')}, torch.load(prepared.path / 'out/tiny/ckpt.pt', weights_only=True)
+
+
+def losses(project):
+    return {row['step']: row['loss'] for row in project.jsonl('out/tiny/log.jsonl')}
+
+
+def wait_for_step(project, process, step):
+    log = project.path / 'out/tiny/log.jsonl'
+    while not (log.exists() and log.read_bytes().count(b'\n') >= step):
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.01)
+
+
+def torchrun(n, *arguments):
+    return ['-m', 'torch.distributed.run', f'--nproc_per_node={n}', *arguments]
+
+
+def test_what_a_run_leaves(project):
+    out = project.run('train.py', *SMALL, '--eval_iters=0')
+    assert 'parameters' in out and 'done at step 20' in out
+    log = project.jsonl('out/tiny/log.jsonl')
+    assert [row['step'] for row in log] == list(range(1, 21))
+    assert log[-1]['tokens'] == 20 * 8 * 64 and log[-1]['loss'] < log[0]['loss'] - 0.5
+    assert all(math.isfinite(row[key]) for row in log for key in ('loss', 'lr', 'tokens_per_s', 'mfu', 'seconds'))
+    assert (project.path / 'out/tiny/loss.png').read_bytes().startswith(b'\x89PNG')
+
+    # the validation loss is that of all windows of val.bin, one after the other
+    model, tokenizer, checkpoint = load(str(project.path / 'out/tiny/ckpt.pt'))
+    ids = torch.from_numpy(np.fromfile(project.path / 'data/tiny/val.bin', '<u2').astype(np.int64))
+    n = (len(ids) - 1) // 64
+    with torch.no_grad():
+        loss = model(ids[:n * 64].view(n, 64), ids[1:n * 64 + 1].view(n, 64)).item()
+    meta = project.json('data/tiny/meta.json')
+    assert log[-1]['val_loss'] == pytest.approx(loss, abs=1e-5)
+    assert log[-1]['perplexity'] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert log[-1]['bits_per_byte'] == pytest.approx(loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val'], rel=1e-4)
+    assert checkpoint['step'] == 20 and checkpoint['config']['dataset'] == 'tiny' and tokenizer.vocab_size == meta['vocab_size']
+    assert not list((project.path / 'out/tiny').glob('*tmp*'))
+
+
+def test_every_story_once_an_epoch_in_an_order_of_seed_and_epoch(project, monkeypatch):
+    monkeypatch.chdir(project.path)
+    monkeypatch.setattr(sys, 'argv', ['train.py', *SMALL, '--max_iters=0'])
+    train = runpy.run_path('train.py')
+    stream, n, bos = train['stream'], train['n_tokens'], train['tokenizer'].bos
+    data = np.fromfile('data/tiny/train.bin', '<u2')
+
+    def stories(tokens):
+        return [tuple(s) for s in np.split(tokens, np.flatnonzero(tokens == bos)[1:])]
+
+    first, second = stories(stream(0, n)), stories(stream(n, 2 * n))
+    assert sorted(first) == sorted(second) == sorted(stories(data))
+    assert first != second and first != stories(data)
+    pieces = [stream(a, min(a + 777, 2 * n + 50)) for a in range(0, 2 * n + 50, 777)]  # whatever the pieces, across epochs too
+    assert np.array_equal(np.concatenate(pieces), stream(0, 2 * n + 50))
+
+
+def test_killed_and_resumed_is_the_same_to_the_last_bit(project, reference):
+    process = project.start('train.py', *SMALL, '--dropout=0.1')
+    wait_for_step(project, process, random.randint(6, 17))
+    process.kill()
+    process.communicate()
+    project.run('train.py', *SMALL, '--dropout=0.1', '--init_from=resume')
+    assert losses(project) == reference[0]
+    weights = torch.load(project.path / 'out/tiny/ckpt.pt', weights_only=True)['model']
+    assert all(torch.equal(weights[name], reference[1]['model'][name]) for name in weights)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_end_well(project, reference, number):
+    process = project.start('train.py', *SMALL, '--dropout=0.1', '--eval_interval=100')
+    wait_for_step(project, process, 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 0 and f'stopped by {number.name}' in out, err
+    project.run('train.py', *SMALL, '--dropout=0.1', '--init_from=resume', '--max_iters=15', '--eval_interval=100')
+    assert losses(project) == {step: loss for step, loss in reference[0].items() if step <= 15}
+
+
+def test_two_processes_equal_one_and_one_goes_on(project, prepared):
+    """Two gloo processes, at the same global batch, reach the losses of one; and one goes on where two stopped."""
+    prepared.run('train.py', *SMALL, '--out_dir=out/one')
+    one = {row['step']: row['loss'] for row in prepared.jsonl('out/one/log.jsonl')}
+    project.run(*torchrun(2, '--standalone', 'train.py', *SMALL, '--max_iters=10'), OMP_NUM_THREADS='1')
+    assert losses(project) == pytest.approx({step: one[step] for step in range(1, 11)}, abs=1e-4)
+    project.run('train.py', *SMALL, '--init_from=resume')
+    assert losses(project) == pytest.approx(one, abs=1e-4)
+
+
+def test_two_nodes(project, prepared):
+    """Two torchrun agents that meet on loopback, as on two machines; one sequence a process and no accumulation."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    small = [*SMALL, '--batch_size=2', '--gradient_accumulation_steps=1', '--max_iters=5']
+    nodes = [project.start(*torchrun(1, '--nnodes=2', f'--node_rank={i}', '--master_addr=127.0.0.1', f'--master_port={port}', 'train.py', *small),
+                           OMP_NUM_THREADS='1') for i in (0, 1)]
+    for node in nodes:
+        _, err = node.communicate(timeout=200)
+        assert node.returncode == 0, err[-2000:]
+    prepared.run('train.py', *small, '--out_dir=out/nodes')
+    assert losses(project) == pytest.approx({row['step']: row['loss'] for row in prepared.jsonl('out/nodes/log.jsonl')}, abs=1e-4)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_mixed_precision_and_muon_learn(project, reference, dtype):
+    project.run('train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--max_iters=12', '--eval_interval=6')
+    assert losses(project)[12] < losses(project)[1] - 0.3
+    project.run('train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--init_from=resume', '--max_iters=14')  # scaler and both optimizers come back
+    assert len(losses(project)) == 14
+
+
+def test_stops_when_told(project):
+    out = project.run('train.py', *SMALL, '--max_minutes=0.0001')
+    assert 'stopped by max_minutes at step 1' in out
+    assert (project.path / 'out/tiny/best.pt').exists()
+    out = project.run('train.py', *SMALL, '--init_from=resume', '--stop_at_val_loss=100.0')
+    assert 'stopped by stop_at_val_loss at step 5' in out
+    assert 'perplexity' in project.run('train.py', *SMALL, '--init_from=resume', '--eval_only=True')
+
+
+def test_starts_from_another_model(project, tmp_path):
+    """A Hugging Face folder, with its tokenizer kept whole, goes on training; with another tokenizer it is refused."""
+    import transformers
+
+    from tokenizer import load as load_tokenizer
+    folder = tmp_path / 'hf'
+    tokenizer = load_tokenizer(str(project.path / 'data/tiny/tokenizer.json'))
+    config = transformers.GPT2Config(vocab_size=tokenizer.vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=128)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save(str(folder))
+    project.run('train.py', *SMALL, f'--init_from={folder}')
+    assert losses(project)[20] < losses(project)[1] - 0.5
+    assert load(str(project.path / 'out/tiny'))[0].args['position'] == 'learned'
+    config.vocab_size += 1
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    assert '--trim=False' in project.refuses('train.py', *SMALL, f'--init_from={folder}', '--out_dir=out/other')
+
+
+def test_wandb_offline(project):
+    pytest.importorskip('wandb')
+    project.run('train.py', *SMALL, '--max_iters=5', '--wandb_log=True', '--wandb_run_name=a name', WANDB_MODE='offline', WANDB_SILENT='true')
+    runs = list((project.path / 'wandb').glob('offline-run-*/*.wandb'))
+    assert len(runs) == 1
+    assert b'bits_per_byte' in runs[0].read_bytes() and b'gradient_accumulation_steps' in runs[0].read_bytes()
+
+
+def broken(change):
+    """A change to data/tiny/meta.json."""
+    import json
+
+    def apply(project):
+        path = project.path / 'data/tiny/meta.json'
+        meta = json.loads(path.read_text(encoding='utf-8'))
+        change(meta)
+        path.write_text(json.dumps(meta), encoding='utf-8')
+    return apply
+
+
+def no_val(project):
+    (project.path / 'data/tiny/val.bin').write_bytes(b'')
+    broken(lambda meta: (meta['tokens'].update(val=0), meta['stories'].update(val=0)))(project)
+
+
+def foreign_checkpoint(project):
+    project.run('train.py', *SMALL, '--max_iters=1', '--n_embd=64')
+
+
+def garbage_checkpoint(project):
+    (project.path / 'out/tiny').mkdir(parents=True)
+    (project.path / 'out/tiny/ckpt.pt').write_bytes(b'not a checkpoint')
+
+
+@pytest.mark.parametrize('before, arguments, said', [
+    (None, ['--dataset=nothing'], 'prepare it first'),
+    (lambda project: (project.path / 'data/tiny/val.bin').unlink(), [], 'prepare it first'),
+    (lambda project: (project.path / 'data/tiny/train.bin').write_bytes(b'\0' * 99), [], 'not as long as meta.json says'),
+    (no_val, [], '--val_fraction'),
+    (None, ['--batch_size=4096'], 'lower batch_size'),
+    (None, ['--init_from=resume'], 'train first'),
+    (foreign_checkpoint, ['--init_from=resume'], 'another shape: n_embd 64, here 32'),
+    (foreign_checkpoint, [], '--init_from=resume goes on'),
+    (garbage_checkpoint, ['--init_from=resume'], 'not a checkpoint'),
+    (None, ['--init_from=no/such/place'], 'no checkpoint'),
+    (None, ['--learning_rate=1e30', '--grad_clip=0.0', '--decay_lr=False'], 'lower'),
+    (None, ['--n_head=3'], 'multiple of n_head'),
+    (None, ['--optimizer=sgd'], "'adamw' or 'muon'"),
+    (None, ['--dtype=int8'], 'float32'),
+    (None, ['--device=cuda'], 'no CUDA') if not torch.cuda.is_available() else (None, ['--device=tpu'], 'tpu'),
+    (None, ['--batch_size=0'], 'from 1'),
+    (None, ['--batchsize=8'], "did you mean 'batch_size'"),
+])
+def test_refusals(project, before, arguments, said):
+    if before:
+        before(project)
+    assert said.lower() in project.refuses('train.py', *SMALL, *arguments).lower()
