@@ -1,34 +1,26 @@
 # make        set up .venv, then the whole path: stories, tokens, a trained model, a story, a loss curve
 # make test   set up .venv, then the tests
-# Every step leaves files, and a step whose files are there is not done again; `make clean` forgets the demo.
+# make clean  forget the demo
+# Stopped half-way, `make` goes on where it was.
 
 PYTHON ?= python3
 PY = .venv/bin/python
-VENV = .venv/.installed
-DEMO = $(PY) -u
 
-demo: out/demo/loss.png
-	@echo
-	$(PY) sample.py config/sample_demo.py
+demo: env
+	$(PY) generate_data.py config/generate_demo.py
+	[ -f data/demo/meta.json ] || $(PY) prepare.py --source=data/demo/stories.jsonl --dataset=demo --vocab_size=2048
+	$(PY) train.py config/train_demo.py $$([ ! -f out/demo/ckpt.pt ] || echo --init_from=resume)
+	@echo; echo 'A story (the loss curve is out/demo/loss.png):'; echo
+	@$(PY) sample.py config/sample_demo.py
 
-env: $(VENV)
+env: .venv/installed
 
-$(VENV): requirements.txt requirements-dev.txt constraints.txt
+.venv/installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@
 
-data/demo/stories.jsonl: $(VENV)
-	$(PY) generate_data.py config/generate_demo.py
-
-data/demo/meta.json: data/demo/stories.jsonl
-	$(PY) prepare.py --source=data/demo/stories.jsonl --dataset=demo
-
-out/demo/loss.png: data/demo/meta.json
-	$(PY) train.py config/train_demo.py
-
-test: $(VENV)
+test: env
 	$(PY) -m pytest
 
 clean:

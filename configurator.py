@@ -75,6 +75,11 @@ def _configure(scope):
         print(*map(str.rstrip, lines), sep='\n')
         sys.exit(0)
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal or pipe of another encoding must not end a training
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(encoding='utf-8', errors='replace')
+    usual_hook = sys.excepthook
+    sys.excepthook = lambda kind, *rest: print('stopped', file=sys.stderr) if kind is KeyboardInterrupt else usual_hook(kind, *rest)
     in_notebook = 'launcher' in os.path.basename(sys.argv[0])  # the arguments are the notebook kernel's own
     for argument in [] if in_notebook else sys.argv[1:]:
         if argument in ('--help', '-h'):
@@ -85,7 +90,7 @@ def _configure(scope):
             key, text = argument[2:].split('=', 1)
             try:
                 value = text if isinstance(scope.get(key), str) else ast.literal_eval(text)
-            except (SyntaxError, ValueError):
+            except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
                 value = text
             override('command line', key, value)
         else:

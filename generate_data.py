@@ -26,6 +26,8 @@ total = 20000  # how many stories; with another total the first ones stay the sa
 out = ''  # where to: a .jsonl file, data/<language>/stories.jsonl when empty
 shard = '1/1'  # this run's part of the work: '2/8' is the second of eight, each with an `out` of its own
 seed = 1337  # another seed pairs the words in another order
+n_words = 0  # use only this many words of each list, 0: all; a small world is learned sooner
+n_characters = 0  # the same for the characters that may take a role in a plot
 dry_run = 0  # print this many prompts with their stories and write nothing
 # -----------------------------------------------------------------------------
 exec(open('configurator.py', encoding='utf-8').read())
@@ -37,6 +39,12 @@ import jsonl
 
 def fail(message):
     raise SystemExit(f'generate_data.py: {message}')
+
+
+def some_of(rows, n, first=0):
+    """n of these rows, evenly spread, beginning with the one numbered `first`; all of them when n is 0."""
+    n = min(n or len(rows), len(rows))
+    return [rows[(first + i * len(rows) // n) % len(rows)] for i in range(n)]
 
 
 def read_lines(path):
@@ -125,6 +133,7 @@ def read_grammar(folder, lists):
         name, _, roles = title.removeprefix('plot ').partition('|')
         roles = dict(pair.partition('=')[::2] for pair in f'{default_roles} {roles}'.split())
         cast = {role: [p for p in people if {*tags.split('+')} <= {*p['tags']}] for role, tags in roles.items()}
+        cast = {role: some_of(candidates, n_characters, number) for number, (role, candidates) in enumerate(cast.items())}  # two roles, two people
         plots.append((name.strip(), cast, body.strip()))
     if not plots:
         fail(f'{path} holds no plot')
@@ -193,9 +202,13 @@ PROVIDERS = {'grammar': grammar_provider}
 # -----------------------------------------------------------------------------
 if provider not in PROVIDERS:
     fail(f'there is no provider {provider!r}; there is: {", ".join(PROVIDERS)}')
+if out and not out.endswith('.jsonl'):
+    fail(f'out is {out!r}; it ends in .jsonl')
+if min(n_words, n_characters, dry_run) < 0:
+    fail('n_words, n_characters and dry_run are numbers from 0')
 folder = os.path.join('data', language)
 out = out or os.path.join(folder, 'stories.jsonl')
-lists = {kind: read_words(os.path.join(folder, f'{kind}s.txt')) for kind in ('noun', 'verb', 'adjective', 'feature')}
+lists = {kind: some_of(read_words(os.path.join(folder, f'{kind}s.txt')), n_words) for kind in ('noun', 'verb', 'adjective', 'feature')}
 n_prompts = math.prod(len(rows) for rows in lists.values())
 if not 0 < total <= n_prompts:
     fail(f'total is {total:,}; the word lists give from 1 to {n_prompts:,} prompts')
@@ -222,9 +235,9 @@ with jsonl.open_append(out) as f:
     done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
     n_done = 0
     for row in jsonl.read(out):
-        i = row.get('id')
+        i = row.get('id') if isinstance(row, dict) else None
         if i not in range(n_prompts) or row.get('noun') != seed_words(i, lists)['noun']['word']:
-            fail(f'{out} was written with another seed or other word lists (story {i}); name another --out')
+            fail(f'{out} holds another story than this seed and these word lists give (number {i}); name another --out')
         if i in ids:
             place = ids.index(i)
             n_done += not done[place // 8] >> place % 8 & 1

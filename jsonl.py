@@ -23,7 +23,7 @@ def read(path):
                 continue
             try:
                 yield json.loads(line.decode('utf-8-sig'))
-            except ValueError:  # wrong JSON and wrong UTF-8 alike
+            except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8, brackets without end
                 if line.endswith(b'\n'):
                     raise SystemExit(f'{path}, line {number}: not a line of JSON in UTF-8') from None
 
@@ -66,6 +66,8 @@ def replacing(path):
         with open(temporary, 'rb+') as f:
             os.fsync(f.fileno())  # or a power cut may leave the new name on an empty file
         os.replace(temporary, path)
+    except OSError as e:
+        raise SystemExit(f'{path} could not be written: {e}') from None
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)

@@ -45,7 +45,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2).split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
         if self.q_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q.type_as(self.q_norm.weight)), self.k_norm(k.type_as(self.k_norm.weight))
         if rope:
             q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
@@ -89,7 +89,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        rows = max(1, (2**26 if x.is_cuda else 2**19) // len(weight))
+        rows = max(1, min(2048, (2**26 if x.is_cuda else 2**19) // len(weight)))  # few, too, for sums in float16
         loss = torch.zeros((), device=x.device)
         dx, dweight = (torch.zeros_like(x), torch.zeros_like(weight)) if ctx.needs_input_grad[0] else (x, None)
         for some, dsome, target in zip(x.split(rows), dx.split(rows), targets.split(rows)):
@@ -146,7 +146,9 @@ class GPT(nn.Module):
             self.register_buffer('cos', angles.cos(), persistent=False)
             self.register_buffer('sin', angles.sin(), persistent=False)
         for name, p in self.named_parameters():  # as GPT-2: 0.02, and less where blocks add to the stream
-            if p.dim() > 1:
+            if name == 'wte.weight' and not tie_weights:
+                nn.init.normal_(p)
+            elif p.dim() > 1:
                 nn.init.normal_(p, std=0.02 / (2 * n_layer) ** 0.5 if name.endswith(('proj.weight', 'down.weight')) else 0.02)
             elif name.endswith('bias'):
                 nn.init.zeros_(p)
@@ -197,12 +199,12 @@ class GPT(nn.Module):
         cache, at, token = None, 0, None  # at: columns of the cache that are filled
         for step in range(max_new_tokens):
             if cache is None or at == block_size:  # read the prompts, or the last half of stories that filled the cache
-                begin = [b if len(story) - b < block_size else len(story) - (block_size // 2 or 1) for b, story in zip(begin, stories)]
+                begin = [b if len(story) - b <= block_size else len(story) - (block_size // 2 or 1) for b, story in zip(begin, stories)]
                 recent = [stories[row or 0][begin[row or 0]:] for row in rows]
                 at = max(map(len, recent))
                 pad = torch.tensor([at - len(story) for story in recent], device=device)
                 ids = torch.tensor([[0] * (at - len(story)) + story for story in recent], device=device)
-                cache = self.new_cache(len(rows))
+                cache = self.new_cache(len(rows), min(block_size, at + max_new_tokens - step))
                 positions, mask = self.columns(pad, 0, at)
                 x = self.hidden(ids, positions, mask, cache)[:, -1]
             else:
@@ -225,10 +227,10 @@ class GPT(nn.Module):
                 cache, pad, token = cache[:, :, alive], pad[alive], token[alive]
                 rows = [rows[i] for i in alive]
 
-    def new_cache(self, n):
-        """Keys and values for n stories: (n_layer, 2, n, n_kv_head, block_size, head size)."""
+    def new_cache(self, n, size):
+        """Keys and values of n stories: (n_layer, 2, n, n_kv_head, size, head size)."""
         a, like = self.args, self.blocks[0].attn.qkv.weight
-        return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], a['block_size'], a['n_embd'] // a['n_head'], dtype=like.dtype, device=like.device)
+        return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], size, a['n_embd'] // a['n_head'], dtype=like.dtype, device=like.device)
 
     def columns(self, pad, at, n):
         """Of n columns from `at` on, in rows with `pad` empty columns at their left: positions (B, n), mask (B, 1, n, at + n).
@@ -259,7 +261,7 @@ def restrain(logits, history, repetition_penalty, no_repeat_ngram, bad_words):
 
 def choose(logits, chance, temperature, top_k, top_p, min_p):
     """One token a row, by inverse transform sampling. logits: (B, vocab_size); chance: (B,) from [0, 1) -> (B,)"""
-    if temperature == 0:
+    if temperature < 1e-4:
         return logits.argmax(-1)
     probs, order = F.softmax(logits / temperature, dim=-1), None
     if top_k or top_p < 1:
@@ -284,8 +286,14 @@ def choose_device(device='', dtype=''):
     """
     if not device:
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if device.split(':')[0] not in ('cpu', 'cuda', 'mps'):
+        raise SystemExit(f"device is {device!r}; it is 'cpu', 'cuda', 'cuda:1' or 'mps'")
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise SystemExit(f'device is {device!r} but torch finds no CUDA here; leave --device out')
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise SystemExit(f'device {device!r}: {str(e).splitlines()[0]}') from None
     if device.startswith('cuda'):
         fast = 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float16'
     else:
@@ -293,10 +301,6 @@ def choose_device(device='', dtype=''):
         fast = 'bfloat16' if device == 'cpu' and cpu_has_it else 'float32'
     if dtype not in ('', 'float32', 'bfloat16', 'float16'):
         raise SystemExit(f"dtype is {dtype!r}; it is 'float32', 'bfloat16' or 'float16'")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise SystemExit(f'device {device!r}: {str(e).splitlines()[0]}') from None
     return device, dtype or fast
 
 
@@ -305,6 +309,7 @@ def matrix_rate(device, dtype, seconds=0.1):
     size = 4096 if device.startswith('cuda') else 1024
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     wait = {'cuda': torch.cuda.synchronize, 'mps': torch.mps.synchronize}.get(device.split(':')[0], lambda: None)
+    a @ a  # the first product takes as long as loading the library
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         wait()
@@ -324,42 +329,44 @@ def save_checkpoint(path, checkpoint):
         torch.save(checkpoint, temporary)
 
 
-def load_checkpoint(path, device='cpu'):
+def load_checkpoint(path):
     """Read a checkpoint without running any code from it."""
     if not os.path.exists(path):
         raise SystemExit(f'{path} is missing; train first, or name another --out_dir')
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a torn zip, a foreign pickle, a short read: torch raises as many kinds
         raise SystemExit(f'{path}: not a checkpoint that can be read ({str(e).splitlines()[0]})') from None
 
 
-def load(name, device='cpu', revision=None):
+def load(name, device='cpu'):
     """A trained model -> (GPT in eval mode, Tokenizer, checkpoint or {}).
 
     name: a checkpoint file, a folder with best.pt or ckpt.pt, or a Hugging Face folder or hub name of a Llama, Qwen3 or
-    GPT-2 class. revision: the hub's commit, branch or tag.
+    GPT-2 class.
     """
     path = name
     if os.path.isdir(name):
         path = next((p for file in ('best.pt', 'ckpt.pt') if os.path.exists(p := os.path.join(name, file))), name)
     if path.endswith('.pt'):
-        checkpoint = load_checkpoint(path, device)
-        model = GPT(**checkpoint['model_args']).to(device)
+        checkpoint = load_checkpoint(path)
+        if not isinstance(checkpoint, dict) or not {'model_args', 'model', 'tokenizer'} <= checkpoint.keys():
+            raise SystemExit(f'{path}: a checkpoint, but not one of train.py')
+        model = GPT(**checkpoint['model_args'])
         model.load_state_dict(checkpoint['model'])
-        return model.eval(), Tokenizer(**checkpoint['tokenizer']), checkpoint
+        return model.to(device).eval(), Tokenizer(**checkpoint['tokenizer']), checkpoint
     if not os.path.isdir(path):
-        path = download(name, revision)
+        path = download(name)
     return load_hf(path).to(device).eval(), from_folder(path, name), {}
 
 
-def download(name, revision=None):
+def download(name):
     """A model's files from the Hugging Face hub -> the folder where they are kept."""
     if name.startswith(('.', '/')) or name.count('/') > 1 or name.split('/')[0] in ('out', 'data'):
         raise SystemExit(f'{name} holds no checkpoint; train first, or name another folder')
     import huggingface_hub
     try:
-        return huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=['*.json', '*.safetensors', 'pytorch_model*.bin', '*.model'])
+        return huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.safetensors', 'pytorch_model*.bin', '*.model'])
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
         raise SystemExit(f'{name}: neither a folder here nor a model to be had from the Hugging Face hub ({type(e).__name__})') from None
 

@@ -77,8 +77,11 @@ def files_of(source):
         return [source]
     pattern = os.path.join(glob.escape(source), '**', '*') if os.path.isdir(source) else source
     found = sorted(path for path in glob.glob(pattern, recursive=True) if without_packing(path).lower().endswith(ENDINGS))
+    if os.path.isdir(source):  # word lists, bins' meta.json and tokenizer.json lie in a language's folder too
+        found = [path for path in found if not os.path.exists(os.path.join(os.path.dirname(path), 'nouns.txt')) or os.path.basename(path).startswith('stories')]
+        found = [path for path in found if os.path.basename(path) not in ('meta.json', 'tokenizer.json', 'tokenizer_config.json')]
     if not found:
-        fail(f'{source}: no file there that ends in {" ".join(ENDINGS)}')
+        fail(f'{source}: no stories there in files that end in {" ".join(ENDINGS)}')
     return found
 
 
@@ -261,8 +264,8 @@ if not source:
         fail(f'{folder} holds no bins yet; --source= names the stories to make them of')
     show(folder, decode)
     sys.exit(0)
-if not 0 <= val_fraction < 1:
-    fail(f'val_fraction is {val_fraction}; it is a share from 0 up to, but not including, 1')
+if not 0 <= val_fraction < 1 or not 0 <= seed < 2**63:
+    fail('val_fraction is a share from 0 to below 1, seed a number from 0 to below 2**63')
 os.makedirs(folder, exist_ok=True)
 
 full_ids = None

@@ -49,6 +49,10 @@ if min(num_samples, max_new_tokens, batch_size) < 1:
     fail('num_samples, max_new_tokens and batch_size are numbers from 1')
 if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and repetition_penalty > 0 and no_repeat_ngram >= 0):
     fail('temperature, top_k and no_repeat_ngram are numbers from 0, repetition_penalty above 0, top_p above 0 and up to 1, min_p from 0 to 1')
+if not 0 <= seed < 2**62 or not all(isinstance(word, str) for word in bad_words):
+    fail('seed is a number from 0 to below 2**62, bad_words a list of texts')
+if init_from == 'resume' and not os.path.isdir(out_dir):
+    fail(f'{out_dir} is no folder; train first, or name another --out_dir')
 if start.startswith('FILE:'):
     try:
         with open(start[5:], encoding='utf-8-sig') as f:
@@ -58,7 +62,7 @@ if start.startswith('FILE:'):
     if not prompts:
         fail(f'{start[5:]} has no line in it')
 else:
-    prompts = [start.strip()]
+    prompts = [start.strip().encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')]  # bytes that are no UTF-8 stay out
 
 import torch
 from tqdm import tqdm

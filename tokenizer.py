@@ -92,30 +92,31 @@ def train(texts, vocab_size):
     return Tokenizer(backend.to_str(), '<s>', '</s>')
 
 
-def load(name, revision=None):
-    """`tiktoken:gpt2`, a .json or .model file, a folder that holds one, or a name on the hub -> Tokenizer.
+def load(name):
+    """`tiktoken:gpt2`, a .json, .model or checkpoint file, a folder that holds one, or a name on the hub -> Tokenizer.
 
-    revision: the hub's commit, branch or tag. Ends the program with one line when there is no such tokenizer.
+    Ends the program with one line when there is no such tokenizer.
     """
     if name.startswith('tiktoken:'):
         return from_tiktoken(name.removeprefix('tiktoken:'))
     if os.path.isdir(name):
         return from_folder(name)
     if os.path.isfile(name):
-        return from_sentencepiece(name) if name.endswith('.model') else from_json(name)
+        return {'.model': from_sentencepiece, '.pt': from_checkpoint}.get(os.path.splitext(name)[1], from_json)(name)
     if name.endswith(('.json', '.model')) or name.startswith(('.', '/')) or name.count('/') > 1:
         raise SystemExit(f'{name}: there is no such tokenizer file or folder')
     import huggingface_hub
     try:
         return from_folder(huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json']), name)
+            name, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json']), name)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
         raise SystemExit(f'{name}: no tokenizer by this name could be had from the Hugging Face hub ({type(e).__name__})') from None
 
 
 def from_folder(folder, name=None):
-    """A Hugging Face folder: tokenizer.json, else a SentencePiece tokenizer.model."""
-    for file, read in (('tokenizer.json', from_json), ('tokenizer.model', from_sentencepiece), ('spiece.model', from_sentencepiece)):
+    """A Hugging Face folder (tokenizer.json, else a SentencePiece .model), or one of train.py's."""
+    for file, read in (('tokenizer.json', from_json), ('tokenizer.model', from_sentencepiece), ('spiece.model', from_sentencepiece),
+                       ('best.pt', from_checkpoint), ('ckpt.pt', from_checkpoint)):
         if os.path.exists(os.path.join(folder, file)):
             return read(os.path.join(folder, file))
     raise SystemExit(f'{name or folder}: holds neither a tokenizer.json nor a tokenizer.model')
@@ -129,9 +130,9 @@ def from_json(path):
         if os.path.exists(beside):
             with open(beside, encoding='utf-8') as f:
                 names.update({k: v['content'] if isinstance(v, dict) else v for k, v in json.load(f).items() if k in ('bos_token', 'eos_token') and v})
-    with open(path, encoding='utf-8') as f:
-        spec = f.read()
     try:
+        with open(path, encoding='utf-8') as f:
+            spec = f.read()
         special = {token['content'] for token in json.loads(spec)['added_tokens']}
         usual = {'bos_token': ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '<|endoftext|>', '[CLS]'),
                  'eos_token': ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[SEP]')}
@@ -140,6 +141,15 @@ def from_json(path):
         return Tokenizer(spec, bos, eos)
     except Exception as e:  # `tokenizers` raises nothing narrower for a file that it cannot read
         raise SystemExit(f'{path}: not a tokenizer.json that the package `tokenizers` can read ({e})') from None
+
+
+def from_checkpoint(path):
+    """The tokenizer in a checkpoint of train.py."""
+    import torch
+    try:
+        return Tokenizer(**torch.load(path, map_location='cpu', weights_only=True)['tokenizer'])
+    except Exception as e:  # torch raises as many kinds as files can be broken
+        raise SystemExit(f'{path}: no checkpoint with a tokenizer in it ({str(e).splitlines()[0]})') from None
 
 
 def from_tiktoken(name):

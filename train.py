@@ -6,7 +6,7 @@ Trains a GPT on the bins of prepare.py: data/<dataset>/*.bin -> <out_dir>/{ckpt.
     python train.py config/train_hindi.py --init_from=resume
     torchrun --nproc_per_node=4 train.py config/train_hindi.py
 
-On two nodes, the first one at 10.0.0.1, run on both (with --node_rank=0 and 1):
+On two nodes, the first one at 10.0.0.1, run on both, with --node_rank=0 and 1 (and out_dir where both can read it, to resume):
 
     torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 --master_port=29500 train.py config/train_hindi.py
 
@@ -64,7 +64,7 @@ beta2 = 0.95
 grad_clip = 1.0  # gradients' norm at most, 0.0: any
 decay_lr = True  # warm up, then cosine down to min_lr
 warmup_iters = 100
-lr_decay_iters = 5000  # steps until min_lr; max_iters as a rule
+lr_decay_iters = 0  # steps until min_lr, 0: max_iters
 min_lr = 1e-4
 # when to stop before max_iters
 max_minutes = 0.0  # end well after this long, 0.0: never
@@ -100,14 +100,20 @@ def fail(message):
 ddp = 'RANK' in os.environ
 rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
 master = rank == 0
+if ddp and device in ('', 'cuda') and torch.cuda.is_available():
+    if local_rank >= torch.cuda.device_count():
+        fail(f'--nproc_per_node asks for more processes than the {torch.cuda.device_count()} GPUs here')
+    device = f'cuda:{local_rank}'
+    torch.cuda.set_device(device)
 device, dtype = choose_device(device, dtype)
 if ddp:
-    if device == 'cuda':
-        device = f'cuda:{local_rank}'
-        torch.cuda.set_device(device)
+    if backend not in ('', 'nccl', 'gloo'):
+        fail(f"backend is {backend!r}; it is 'nccl' or 'gloo'")
     dist.init_process_group(backend or ('nccl' if 'cuda' in device else 'gloo'))
-if compile is None:
-    compile = device.startswith('cuda') and sys.platform == 'linux'
+if compile not in (True, False, None):
+    fail(f'compile is {compile!r}; it is True, False or None')
+if compile is None:  # Triton wants Linux and a card from V100 on
+    compile = device.startswith('cuda') and sys.platform == 'linux' and torch.cuda.get_device_capability(device) >= (7, 0)
 torch.manual_seed(seed)  # the same on every process
 torch.set_float32_matmul_precision('high')
 device_type = device.split(':')[0]
@@ -116,6 +122,12 @@ amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float
 sequences = batch_size * gradient_accumulation_steps  # a step, over all processes
 if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval) < 1:
     fail('batch_size, gradient_accumulation_steps, block_size, eval_interval and log_interval are numbers from 1')
+if not all(0 <= value < limit for value, limit in ((dropout, 1), (beta1, 1), (beta2, 1), (seed, 2**32), (grad_clip, math.inf), (weight_decay, math.inf),
+                                                   (eval_iters, math.inf), (learning_rate, math.inf), (min_lr, math.inf))):
+    fail('dropout, beta1 and beta2 are from 0 to below 1, seed from 0 to below 2**32, and no rate, norm or number is below 0')
+if eval_only and init_from == 'scratch':
+    fail('eval_only wants a model: --init_from=resume, or the name of one')
+lr_decay_iters = lr_decay_iters or max_iters
 rows = sequences // world_size  # a step, of this process
 micro_rows = min(batch_size, rows)
 if sequences % world_size or rows % micro_rows:
@@ -141,9 +153,9 @@ for split in ('train', 'val'):
         fail(f'{path} holds no story; prepare it again with a larger --val_fraction')
     data[split] = np.memmap(path, '<u2', 'r')
 starts = np.flatnonzero(data['train'] == meta['bos'])
-if meta['bos'] == meta['eos']:
-    starts = starts[:-1]  # the last one only ends
-lengths = np.diff(starts, append=len(data['train']))
+if meta['bos'] != meta['eos']:
+    starts = np.append(starts, len(data['train']))
+starts, lengths = starts[:-1], np.diff(starts)  # of each story; one token that is both bos and eos begins the next one
 n_tokens = int(lengths.sum())
 if n_tokens <= sequences * block_size:
     fail(f'{folder} has {n_tokens:,} tokens and one step wants {sequences * block_size:,}; '
@@ -201,19 +213,22 @@ if init_from == 'scratch':
     model = GPT(vocab_size=meta['vocab_size'], **shape)
 elif init_from == 'resume':
     state = load_checkpoint(ckpt_path)
-    model = GPT(vocab_size=meta['vocab_size'], **shape)
-    other = [f'{key} {value}, here {model.args[key]}' for key, value in state['model_args'].items() if key != 'dropout' and model.args[key] != value]
+    then = state['config']
+    other = [f'{key} {then[key]!r}, here {config[key]!r}' for key in (*shape, 'dataset', 'seed', 'optimizer') if key != 'dropout' and then[key] != config[key]]
+    if then['batch_size'] * then['gradient_accumulation_steps'] != sequences:
+        other.append(f'{then["batch_size"] * then["gradient_accumulation_steps"]} sequences a step, here {sequences}')
     if other:
-        fail(f'{ckpt_path} holds a model of another shape: {"; ".join(other)}')
+        fail(f'{ckpt_path} comes from a run with {"; ".join(other)}; go on with its settings, or begin anew in another --out_dir')
     if state['tokenizer'] != tokenizer.state():
-        fail(f'{ckpt_path} was trained with another tokenizer than that of {folder}; prepare the data with it: --tokenizer=')
+        fail(f'{ckpt_path} was trained with another tokenizer than that of {folder}; prepare the data with it: --tokenizer={ckpt_path} --trim=False')
+    model = GPT(**{**state['model_args'], 'dropout': dropout})
     model.load_state_dict(state['model'])
     step, best_val_loss = state['step'], state['best_val_loss']
 else:
     model, their_tokenizer, _ = load(init_from)
-    if their_tokenizer.vocab_size != meta['vocab_size'] or model.args['vocab_size'] != meta['vocab_size']:
-        fail(f'{init_from} has {model.args["vocab_size"]:,} tokens and {folder} {meta["vocab_size"]:,}; '
-             f'prepare the data with its tokenizer: --tokenizer={init_from} --trim=False')
+    if their_tokenizer.backend.get_vocab() != tokenizer.backend.get_vocab() or meta['vocab_size'] > model.args['vocab_size']:
+        fail(f'{init_from} ({model.args["vocab_size"]:,} tokens) does not have the tokenizer of {folder} ({meta["vocab_size"]:,}); '
+             f'prepare the data with it: --tokenizer={init_from} --trim=False')
     if block_size > model.args['block_size']:
         fail(f'{init_from} reads {model.args["block_size"]} tokens at most, block_size is {block_size}')
     weights = model.state_dict()
@@ -235,8 +250,12 @@ elif optimizer != 'adamw':
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 if state:
     for o, saved in zip(optimizers, state['optimizer']):
+        settings = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
         o.load_state_dict(saved)
-    scaler.load_state_dict(state['scaler'])
+        for group, setting in zip(o.param_groups, settings):
+            group.update(setting)  # those of this run's config
+    if state['scaler']:  # it is empty unless that run was in float16
+        scaler.load_state_dict(state['scaler'])
     del state
 
 net = torch.compile(model) if compile else model
@@ -333,7 +352,7 @@ def draw():
 log_path = os.path.join(out_dir, 'log.jsonl')
 log = None
 if master and not eval_only:
-    earlier = [row for row in jsonl.read(log_path) if row['step'] <= step] if step else []
+    earlier = [row for row in jsonl.read(log_path) if row['step'] <= step] if step and os.path.exists(log_path) else []
     with jsonl.replacing(log_path) as temporary, jsonl.open_append(temporary) as f:
         for row in earlier:  # what came after the checkpoint comes again
             jsonl.append(f, row)
@@ -356,12 +375,18 @@ def note(row):
             wandb.log(row, step=row['step'])
 
 
-stop = ''  # why to end before max_iters
+def lost(what):
+    bar.close()
+    fail(f'{what} at step {step}, too far gone to train on; the last good checkpoint stays in {out_dir}. Lower learning_rate, or set grad_clip=1.0')
+
+
+asked = ''  # the signal that asked this process to end
+stop = ''  # why all of them end before max_iters
 
 
 def on_signal(number, frame):
-    global stop
-    stop = signal.Signals(number).name
+    global asked
+    asked = signal.Signals(number).name
     signal.signal(number, signal.SIG_DFL)  # a second one ends at once
 
 
@@ -374,7 +399,7 @@ else:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
 
-bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not master, smoothing=0.05, dynamic_ncols=True)
+bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not master or eval_only, smoothing=0.05, dynamic_ncols=True)
 mark_time, mark_step = time.time(), step
 n_micro = rows // micro_rows
 batch = None
@@ -396,41 +421,45 @@ while step < max_iters and not stop:
         loss_sum += loss.detach()
     for o in optimizers:
         scaler.unscale_(o)
-    if grad_clip:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    overflow = dtype == 'float16' and not gradient_norm.isfinite()  # one optimizer's, maybe, but all must skip the step
     for o in optimizers:
-        scaler.step(o)
+        if not overflow:
+            scaler.step(o)
         o.zero_grad(set_to_none=True)
     scaler.update()
     step += 1
     bar.update()
 
-    evaluating = step % eval_interval == 0 or step == max_iters
-    if step % log_interval == 0 or evaluating or stop and not ddp:
+    # one process asked to stop is enough, and all must stop at the same step
+    out_of_time = master and max_minutes and time.time() - started > 60 * max_minutes
+    told = total((1 if asked else 0) + (1e6 if out_of_time else 0))
+    if told:
+        stop = 'max_minutes' if told >= 1e6 else asked or 'another process'
+    evaluating = step % eval_interval == 0 or step == max_iters or stop == 'max_minutes'
+    if step % log_interval == 0 or evaluating or stop:
         loss = total(loss_sum.item()) / world_size
-        if not math.isfinite(loss):
-            fail(f'the loss is {loss} at step {step}; the last good checkpoint stays in {out_dir}. Lower learning_rate, or set grad_clip=1.0')
+        if not math.isfinite(loss) or scaler.is_enabled() and scaler.get_scale() < 1e-3:
+            lost(f'the loss is {loss}')
         seconds = time.time() - mark_time
         speed = (step - mark_step) * sequences * block_size / max(seconds, 1e-9)
         row = {'step': step, 'tokens': step * sequences * block_size, 'loss': loss, 'lr': lr_at(step - 1), 'tokens_per_s': round(speed),
                'mfu': round(speed * flops_per_token / peak_flops, 4), 'seconds': round(time.time() - started, 2)}
         bar.set_postfix_str(f'loss {loss:.3f}, {speed:,.0f} tokens/s')
-        # one process told to stop is enough, and all must stop at the same step
-        told = total((1 if stop else 0) + (1e6 if master and max_minutes and time.time() - started > 60 * max_minutes else 0))
-        if told:
-            stop = 'max_minutes' if told >= 1e6 else stop or 'another process'
-        if evaluating or stop == 'max_minutes':
+        if evaluating:
             val_loss = evaluate()
+            if not math.isfinite(val_loss):
+                lost(f'the validation loss is {val_loss}')
             better, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
             row |= {'val_loss': val_loss, 'perplexity': math.exp(val_loss), 'bits_per_byte': bits_per_byte(val_loss)}
             if stop_at_val_loss and val_loss <= stop_at_val_loss:
                 stop = 'stop_at_val_loss'
         note(row)
-        if 'val_loss' in row and master:
-            tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, '
-                       f'bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
-        if master and ('val_loss' in row or stop):
-            save('val_loss' in row and better)
+        if master and (evaluating or stop):
+            save(evaluating and better)
+            if evaluating:
+                tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, '
+                           f'bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
             draw()
         mark_time, mark_step = time.time(), step
 bar.close()

@@ -1,5 +1,5 @@
 # A story by the model of the demo.
 
 out_dir = 'out/demo'
-start = 'एक दिन'
+start = 'रवि'
 temperature = 0.8

@@ -1,18 +1,20 @@
-# A model that tells coherent Hindi stories after some four minutes on two CPU cores.
+# A model that tells Hindi stories after some four minutes on two CPU cores.
 
 dataset = 'demo'
 out_dir = 'out/demo'
 
 n_layer = 4
-n_head = 3
+n_head = 6
 n_embd = 192
 block_size = 256
+qk_norm = True
+tie_weights = False
 
 optimizer = 'muon'
 batch_size = 8
-learning_rate = 4e-3
+learning_rate = 5e-3
 min_lr = 0.0
-max_iters = 800
+max_iters = 700
 lr_decay_iters = max_iters
 warmup_iters = 40
-eval_interval = 200
+eval_interval = 350

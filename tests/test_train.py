@@ -137,10 +137,10 @@ def test_two_nodes(project, prepared):
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_mixed_precision_and_muon_learn(project, reference, dtype):
-    project.run('train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--max_iters=12', '--eval_interval=6')
-    assert losses(project)[12] < losses(project)[1] - 0.3
-    project.run('train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--init_from=resume', '--max_iters=14')  # scaler and both optimizers come back
-    assert len(losses(project)) == 14
+    project.run('train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--max_iters=10', '--eval_interval=10')
+    assert losses(project)[10] < losses(project)[1] - 0.3
+    project.run('train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--init_from=resume', '--max_iters=12')  # scaler and both optimizers come back
+    assert len(losses(project)) == 12
 
 
 def test_stops_when_told(project):
@@ -157,6 +157,7 @@ def test_starts_from_another_model(project, tmp_path):
     import transformers
 
     from tokenizer import load as load_tokenizer
+    from tokenizer import train as train_tokenizer
     folder = tmp_path / 'hf'
     tokenizer = load_tokenizer(str(project.path / 'data/tiny/tokenizer.json'))
     config = transformers.GPT2Config(vocab_size=tokenizer.vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=128)
@@ -165,8 +166,7 @@ def test_starts_from_another_model(project, tmp_path):
     project.run('train.py', *SMALL, f'--init_from={folder}')
     assert losses(project)[20] < losses(project)[1] - 0.5
     assert load(str(project.path / 'out/tiny'))[0].args['position'] == 'learned'
-    config.vocab_size += 1
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    train_tokenizer(['एक दूसरी कहानी'] * 9, 270).save(str(folder))
     assert '--trim=False' in project.refuses('train.py', *SMALL, f'--init_from={folder}', '--out_dir=out/other')
 
 
@@ -211,7 +211,7 @@ def garbage_checkpoint(project):
     (no_val, [], '--val_fraction'),
     (None, ['--batch_size=4096'], 'lower batch_size'),
     (None, ['--init_from=resume'], 'train first'),
-    (foreign_checkpoint, ['--init_from=resume'], 'another shape: n_embd 64, here 32'),
+    (foreign_checkpoint, ['--init_from=resume'], 'n_embd 64, here 32'),
     (foreign_checkpoint, [], '--init_from=resume goes on'),
     (garbage_checkpoint, ['--init_from=resume'], 'not a checkpoint'),
     (None, ['--init_from=no/such/place'], 'no checkpoint'),
