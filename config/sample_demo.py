@@ -2,4 +2,4 @@
 
 out_dir = 'out/demo'
 start = 'रवि'
-temperature = 0.8
+temperature = 0.5

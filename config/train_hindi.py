@@ -14,6 +14,5 @@ gradient_accumulation_steps = 8  # × 32 × 512: 131 thousand tokens a step
 learning_rate = 1e-3
 min_lr = 1e-4
 max_iters = 5000
-lr_decay_iters = max_iters
 warmup_iters = 200
 eval_interval = 250
