@@ -11,6 +11,7 @@ A story depends on its prompt, its seed and the settings, not on the batch that 
 import json
 import os
 import sys
+import unicodedata
 
 # -----------------------------------------------------------------------------
 # the model
@@ -63,6 +64,8 @@ if start.startswith('FILE:'):
         fail(f'{start[5:]} has no line in it')
 else:
     prompts = [start.strip().encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')]  # bytes that are no UTF-8 stay out
+
+prompts = [unicodedata.normalize('NFC', prompt) for prompt in prompts]
 
 import torch
 from tqdm import tqdm

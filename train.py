@@ -283,9 +283,10 @@ def bits_per_byte(loss):
 
 def total(x):
     """The sum of a number over all processes."""
-    x = torch.tensor(x, dtype=torch.float64 if device_type != 'mps' else torch.float32, device=device)
-    if ddp:
-        dist.all_reduce(x)
+    if not ddp:
+        return x
+    x = torch.tensor(x, dtype=torch.float64, device=device)
+    dist.all_reduce(x)
     return x.item()
 
 
@@ -439,8 +440,8 @@ while step < max_iters and not stop:
     evaluating = step % eval_interval == 0 or step == max_iters or stop == 'max_minutes'
     if step % log_interval == 0 or evaluating or stop:
         loss = total(loss_sum.item()) / world_size
-        if not math.isfinite(loss) or scaler.is_enabled() and scaler.get_scale() < 1e-3:
-            lost(f'the loss is {loss}')
+        if not math.isfinite(loss) or (scaler.get_scale() < 1e-3 if scaler.is_enabled() else not gradient_norm.isfinite()):
+            lost(f'the loss is {loss}, the gradient {gradient_norm:.3g}')
         seconds = time.time() - mark_time
         speed = (step - mark_step) * sequences * block_size / max(seconds, 1e-9)
         row = {'step': step, 'tokens': step * sequences * block_size, 'loss': loss, 'lr': lr_at(step - 1), 'tokens_per_s': round(speed),
