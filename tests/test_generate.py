@@ -134,8 +134,8 @@ def test_a_finished_run_adds_nothing(project):
 def test_another_seed_for_the_same_file_is_refused(project):
     project.run('generate_data.py', '--total=30', '--out=s.jsonl')
     before = (project.path / 's.jsonl').read_bytes()
-    assert 'another seed or other word lists' in project.refuses('generate_data.py', '--total=30', '--out=s.jsonl', '--seed=1')
-    assert 'another seed or other word lists' in project.refuses('generate_data.py', '--total=30', '--out=s.jsonl', '--language=english')
+    assert 'another story than this seed and these word lists give' in project.refuses('generate_data.py', '--total=30', '--out=s.jsonl', '--seed=1')
+    assert 'another story than this seed and these word lists give' in project.refuses('generate_data.py', '--total=30', '--out=s.jsonl', '--language=english')
     assert (project.path / 's.jsonl').read_bytes() == before
 
 
