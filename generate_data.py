@@ -48,7 +48,7 @@ def some_of(rows, n, first=0):
 
 
 def read_lines(path):
-    """The lines of a text file of the language's folder, without comments and empty ones at the end."""
+    """The lines of a text file of the language's folder, without comments and the white space around them."""
     if not os.path.exists(path):
         fail(f'{path} is missing; a language is a folder under data/ with word lists, data/hindi shows which')
     with open(path, encoding='utf-8-sig') as f:
@@ -96,10 +96,7 @@ def permuted(i, n, key):
 
 def seed_words(i, lists):
     """Prompt number i -> {'noun': row, 'verb': row, …}; a different combination for every i below the lists' product."""
-    n = 1
-    for rows in lists.values():
-        n *= len(rows)
-    place = permuted(i, n, seed)
+    place = permuted(i, math.prod(map(len, lists.values())), seed)
     words = {}
     for kind, rows in lists.items():
         place, index = divmod(place, len(rows))
@@ -209,7 +206,7 @@ if min(n_words, n_characters, dry_run) < 0:
 folder = os.path.join('data', language)
 out = out or os.path.join(folder, 'stories.jsonl')
 lists = {kind: some_of(read_words(os.path.join(folder, f'{kind}s.txt')), n_words) for kind in ('noun', 'verb', 'adjective', 'feature')}
-n_prompts = math.prod(len(rows) for rows in lists.values())
+n_prompts = math.prod(map(len, lists.values()))
 if not 0 < total <= n_prompts:
     fail(f'total is {total:,}; the word lists give from 1 to {n_prompts:,} prompts')
 part, _, parts = shard.partition('/')
