@@ -2,38 +2,79 @@
 Writes children's stories: word lists -> prompts -> a provider -> stories.jsonl.
 
     python generate_data.py --language=hindi --total=20000
-    python generate_data.py --language=english --dry_run=3
-    python generate_data.py --language=hindi --total=100000000 --shard=2/8 --out=stories-2.jsonl
+    python generate_data.py config/generate_hindi.py --provider=mistral --num_workers=64 --max_cost=20
+    python generate_data.py config/generate_hindi.py --provider=mistral --dry_run=3
+    python generate_data.py config/generate_hindi.py --provider=mistral --shard=2/8 --out=stories-2.jsonl
 
 Prompt number i stands for one (noun, verb, adjective, feature) of data/<language>/*.txt, and no two numbers for the
 same one. The number is the story's id, so that stopping and starting again writes what is missing and nothing twice.
 
-The provider `grammar` needs no key and no network: it composes a story out of data/<language>/plots.txt and
-characters.txt, which say in their first lines how they are written.
+A chat API is asked for the stories, and only what passes every check below becomes one. The provider `grammar` needs no
+key and no network: it composes a story out of data/<language>/plots.txt and characters.txt, which say in their first
+lines how they are written.
 """
 
+import collections
+import functools
 import hashlib
+import html
 import math
 import os
 import random
 import re
+import unicodedata
 
 # -----------------------------------------------------------------------------
 # what to write
 language = 'hindi'  # the folder under data/ with the word lists
-provider = 'grammar'  # who writes the stories
-total = 20000  # how many stories; with another total the first ones stay the same
+total = 20000  # how many prompts; with another total the first ones stay the same
 out = ''  # where to: a .jsonl file, data/<language>/stories.jsonl when empty
 shard = '1/1'  # this run's part of the work: '2/8' is the second of eight, each with an `out` of its own
 seed = 1337  # another seed pairs the words in another order
+words = ['noun', 'verb', 'adjective', 'feature']  # a prompt takes a line of each: of nouns.txt, verbs.txt …
+epochs = 1  # how often each combination of them may come
 n_words = 0  # use only this many words of each list, 0: all; a small world is learned sooner
-n_characters = 0  # the same for the characters that may take a role in a plot
-dry_run = 0  # print this many prompts with their stories and write nothing
+n_characters = 0  # the grammar's: how many characters may take a role in a plot
+dry_run = 0  # print this many prompts, with the grammar's stories or a chat API's first reply, and write nothing
+push = ''  # user/dataset: put the finished file on the Hugging Face hub
+
+# who writes
+provider = 'grammar'  # or openai, mistral, gemini, groq, together, openrouter, sarvam, ollama, vllm, llama.cpp
+base_url = ''  # the address of any other API that speaks OpenAI's /chat/completions
+model = ''  # the provider's usual one when empty
+num_workers = 16  # requests in flight, fewer as long as the provider says that they are too many
+temperature = 1.0
+max_tokens = 1024  # of a reply
+extra = {}  # more fields of a request, such as {'reasoning_effort': 'minimal'}
+timeout = 120.0  # seconds to wait for a reply
+max_tries = 5  # tries of a prompt, then it goes to failed.jsonl
+max_cost = 0.0  # US dollars, 0: no limit; all runs on this `out` count
+price_in = -1.0  # US dollars a million tokens, for a model that the table in chat.py does not hold
+price_out = -1.0
+batch = False  # by the provider's Batch API: half the price, done within a day
+
+# what is asked for; config/generate_hindi.py fills these in
+template = ''  # the prompt; {noun} and the others stand for the words, {level} for levels[complexity]
+complexity = '2+'
+levels = {}  # what a prompt of each complexity asks for besides
+themes = []  # {theme} stands for one of these
+books = ''  # {books} stands for these
+examples = 0  # {examples} stands for this many lines of data/<language>/examples.txt
+items = 1  # how many a reply holds
+reply_format = 'json'  # {"story": "…"}, or 'html': <h1>headline</h1><p>text</p> as often as there are items
+
+# what passes
+min_words = 40
+max_words = 600
+min_script = 0.9  # share of the letters that are in the script of the word lists
+proper_nouns = True  # False: no capitals inside a sentence
 # -----------------------------------------------------------------------------
 exec(open('configurator.py', encoding='utf-8').read())
 
+import numpy as np
 from tqdm import tqdm
 
+import chat
 import jsonl
 
 
@@ -96,12 +137,29 @@ def permuted(i, n, key):
 
 def seed_words(i, lists):
     """Prompt number i -> {'noun': row, 'verb': row, …}; a different combination for every i below the lists' product."""
-    place = permuted(i, math.prod(map(len, lists.values())), seed)
-    words = {}
+    n = math.prod(map(len, lists.values()))
+    place = permuted(i % n, n, seed + (i // n << 32))  # each epoch has an order of its own
+    row = {}
     for kind, rows in lists.items():
         place, index = divmod(place, len(rows))
-        words[kind] = rows[index]
-    return words
+        row[kind] = rows[index]
+    return row
+
+
+def write_prompt(i):
+    """Prompt number i as messages of a chat: the template with its slots filled."""
+    rng = random.Random(seed << 40 | i)
+    slots = {kind: row['word'] for kind, row in seed_words(i, lists).items()} | {'language': language.capitalize(), 'items': str(items)}
+    slots |= {'books': books} | ({'theme': rng.choice(themes)} if themes else {})
+    if examples:
+        slots['examples'] = '\n'.join(rng.sample(example_lines, examples))
+
+    def fill(slot):
+        if slot[1] not in slots:
+            fail(f'the template has a slot {slot[0]}; there is: {", ".join(slots)}')
+        return slots[slot[1]]
+    text = re.sub(r'\{(\w+)\}', fill, template.replace('{level}', levels.get(complexity, '')))
+    return [{'role': 'user', 'content': text.strip()}]
 
 
 # -----------------------------------------------------------------------------
@@ -183,65 +241,257 @@ def read_grammar(folder, lists):
 
 
 # -----------------------------------------------------------------------------
-# providers: each a function from (id, words) to the fields that it adds to a story
+# replies: what passes becomes a story
 
-def grammar_provider(folder, lists):
-    tell = read_grammar(folder, lists)
-
-    def write(i, words):
-        plot, text = tell(words, random.Random(seed << 40 | i))
-        return {'text': text, 'plot': plot, 'model': 'grammar', 'prompt_tokens': 0, 'completion_tokens': 0}
-    return write
+@functools.cache
+def script_of(char):
+    """'DEVANAGARI' for म or ा, 'LATIN' for é, '' for what is not a letter or a sign on one."""
+    return unicodedata.name(char, '').split(' ')[0] if unicodedata.category(char)[0] in 'LM' else ''
 
 
-PROVIDERS = {'grammar': grammar_provider}
+def script_share(text, script):
+    """The share of the letters of `text` that are in this script."""
+    counts = collections.Counter()
+    for char, n in collections.Counter(text).items():
+        counts[script_of(char)] += n
+    del counts['']
+    return counts[script] / max(1, counts.total())
+
+
+class Seen:
+    """Stories so far, for finding one that came before, to the letter or nearly.
+
+    MinHash over shingles of three words, in bands of rows (Broder 1997, "On the resemblance and containment of
+    documents"; Leskovec et al., "Mining of Massive Datasets", chapter 3): two stories that share a part s of their
+    shingles meet in one of 6 bands of 5 rows with probability 1 - (1 - s^5)^6, which is 0.99 at 0.9, 0.67 at 0.7 and
+    0.01 at 0.3. A band is a table of fixed size in which a new story takes an old one's place, so that memory stays at
+    100 MB and among millions of stories the oldest fade.
+    """
+
+    def __init__(self, bands=6, rows=5, bits=22):
+        rng = np.random.default_rng(0)
+        self.shape, self.bits = (bands, rows), bits
+        self.factors = rng.integers(0, 1 << 63, (bands * rows, 1), np.uint64) * 2 + 1
+        self.mix = rng.integers(0, 1 << 63, (2, rows), np.uint64) * 2 + 1
+        self.tables = np.zeros((bands, 1 << bits), np.uint32)
+
+    def add(self, text):
+        """Remember a text -> the share of the bands in which one before it was the same: 1 for an exact copy."""
+        hashes = np.fromiter(map(hash, text.lower().split()), np.int64).view(np.uint64)
+        hashes = np.pad(hashes, (0, 2))
+        shingles = hashes[:-2] * self.mix[0, 0] + hashes[1:-1] * self.mix[0, 1] + hashes[2:] * self.mix[0, 2]
+        shingles ^= shingles >> 29
+        least = (shingles * self.factors).min(1).reshape(self.shape)
+        keys = (least * self.mix[1]).sum(1)
+        places, marks = keys >> (64 - self.bits), (keys & 0xffffffff).astype(np.uint32) | 1
+        bands = np.arange(len(keys))
+        same = self.tables[bands, places] == marks
+        self.tables[bands, places] = marks
+        return same.mean()
+
+
+def check(text):
+    """A story as it came -> as it is kept, or chat.Rejected with the reason."""
+    text = unicodedata.normalize('NFC', text).replace('\r\n', '\n')
+    text = re.sub(r'\n{2,}', '\n\n', '\n'.join(' '.join(line.split()) for line in text.strip().split('\n')))
+    n = len(text.split())
+    if re.search('[\ufffd\ud800-\udfff\x00-\x09\x0b-\x1f\x7f]', text):
+        raise chat.Rejected('broken characters')
+    if script_share(text, script) < min_script:
+        raise chat.Rejected(f'not in {script.lower()} script')
+    if refusals and refusals.search(text):
+        raise chat.Rejected('refusal or meta text')
+    if re.search(r'[*#<>{}\[\]|`_\\]|https?:', text):
+        raise chat.Rejected('markup')
+    if not min_words <= n <= max_words:
+        raise chat.Rejected('too short' if n < min_words else 'too long')
+    if not re.search(r'[.!?।॥…]["\'”’»)]*$|[.!?।॥…] »$|["”’»]$', text):
+        raise chat.Rejected('no end of a sentence')
+    if not proper_nouns and re.search(r'(?<![.!?:"“])(?<!^)\s["“(]?(?!I\b)[A-Z]', text):
+        raise chat.Rejected('proper noun')
+    return text
+
+
+def stories_in(reply):
+    """A reply -> [(headline or '', text)], those parts of it that can be read."""
+    if reply_format == 'json':
+        story = (chat.find_json(reply, 'story') or {}).get('story')
+        if isinstance(story, list) and all(isinstance(part, str) for part in story):
+            story = '\n\n'.join(story)
+        if not isinstance(story, str):
+            raise chat.Rejected('no JSON with a story')
+        return [('', story)]
+    def plain(part):
+        return ' '.join(html.unescape(re.sub(r'<[^>]*>?', ' ', part)).split())
+
+    parts = [re.split(r'</h1\s*>|<p\b', part, maxsplit=1, flags=re.I) for part in re.split(r'<h1\b[^>]*>', reply, flags=re.I)[1:]]
+    found = [(plain(part[0]), plain('<p' + part[1] if part[1][:1] in ' >' else part[1])) for part in parts if len(part) == 2]
+    found = [pair for pair in found if all(pair)]
+    if not found:
+        raise chat.Rejected('no <h1> and <p>')
+    return found
+
+
+def missing(words, text):
+    """The kinds of seed words that a text holds neither as listed nor in another form, as far as the beginnings of its words tell."""
+    text = text.lower()
+    begun = ' ' + ' '.join(re.split(r'[\s"“”‘’«»(—-]+', text))  # so that ' stem' is the beginning of a word
+
+    def there(word):
+        return all(' ' + part[:max(2, math.ceil(0.6 * len(part)))] in begun for part in word.lower().split())
+
+    def held(row):
+        forms = [form.lower() for column, form in row.items() if isinstance(form, str)]
+        return any(form in text for form in forms) or all(map(there, row['word'].split(', ')))  # a group of words is held when each is
+    return [kind for kind, row in words.items() if kind != 'feature' and not held(row)]  # a feature is said by the story, not named in it
+
+
+def accept(i, reply):
+    """A reply to prompt i -> its rows: those stories in it that pass."""
+    rows, reasons = [], collections.Counter()
+    seed_row = seed_words(i, lists)
+    for headline, text in stories_in(reply)[:items]:
+        try:
+            text = check(text)
+            if headline and (script_share(headline, script) < min_script or not 2 <= len(headline.split()) <= 30):
+                raise chat.Rejected('broken headline')
+            if (same := seen.add(text)) > 0:
+                raise chat.Rejected('duplicate' if same == 1 else 'near duplicate')
+        except chat.Rejected as e:
+            reasons[str(e)] += 1
+            continue
+        row = {'id': i * items + len(rows)} | {kind: row['word'] for kind, row in seed_row.items()}
+        row |= {'text': f'{headline} </h> {text}' if headline else text, 'missing': missing(seed_row, text)}
+        rows.append(row | ({'complexity': complexity} if levels else {}))
+    if not rows:
+        raise chat.Rejected(reasons.most_common(1)[0][0])
+    counts['parts of a reply left out'] += reasons.total()
+    counts['stories'] += len(rows)
+    counts['with all seed words'] += sum(not row['missing'] for row in rows)
+    return rows
+
+
+def upload(path, repo):
+    """Put the stories on the Hugging Face hub as a data set with a card; the token is the one of `hf auth login` or HF_TOKEN."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        fail('push wants huggingface_hub: pip install huggingface_hub')
+    codes = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
+    writers = collections.Counter(row['model'] for row in jsonl.read(path))
+    card = ['---', f'language: {codes[language]}' if language in codes else f'tags: [{language}]', 'task_categories: [text-generation]',
+            'configs: [{config_name: default, data_files: stories.jsonl}]', '---', f'# {repo.split("/")[-1]}', '',
+            f'{writers.total():,} short texts in {language.capitalize()}, written by {", ".join(writers)} for training small language models from scratch.',
+            f'Each came from a prompt with seed words ({", ".join(words)}), which stand beside its `text`.']
+    card += ['', 'The prompt' + (f', at complexity {complexity} of {", ".join(levels)}' if levels else '') + ':', '',
+             *('    ' + line for line in template.strip().replace('{level}', levels.get(complexity, '')).split('\n'))] * bool(template)
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(repo, repo_type='dataset', exist_ok=True)
+        api.upload_file(path_or_fileobj=path, path_in_repo='stories.jsonl', repo_id=repo, repo_type='dataset')
+        url = api.upload_file(path_or_fileobj='\n'.join([*card, '']).encode(), path_in_repo='README.md', repo_id=repo, repo_type='dataset')
+    except (OSError, ValueError, huggingface_hub.errors.HFValidationError, huggingface_hub.errors.LocalTokenNotFoundError) as e:  # HTTP errors are OSErrors
+        fail(f'{repo} was not uploaded: {" ".join(str(e).split())[:300]}; the same command tries again')
+    print(f'uploaded to {url.split("/blob/")[0] if isinstance(url, str) else repo}')
+
 
 # -----------------------------------------------------------------------------
-if provider not in PROVIDERS:
-    fail(f'there is no provider {provider!r}; there is: {", ".join(PROVIDERS)}')
+# the stages: what is asked for, what is there already, the rest
+
+if not base_url and provider not in ('grammar', *chat.PROVIDERS):
+    fail(f'there is no provider {provider!r}; there is: {", ".join(["grammar", *chat.PROVIDERS])}, and --base_url=http… for any other')
 if out and not out.endswith('.jsonl'):
     fail(f'out is {out!r}; it ends in .jsonl')
-if min(n_words, n_characters, dry_run) < 0:
-    fail('n_words, n_characters and dry_run are numbers from 0')
+if min(n_words, n_characters, dry_run, examples) < 0 or min(epochs, items) < 1:
+    fail('n_words, n_characters, dry_run and examples are numbers from 0, epochs and items from 1')
 folder = os.path.join('data', language)
 out = out or os.path.join(folder, 'stories.jsonl')
-lists = {kind: some_of(read_words(os.path.join(folder, f'{kind}s.txt')), n_words) for kind in ('noun', 'verb', 'adjective', 'feature')}
-n_prompts = math.prod(map(len, lists.values()))
+lists = {kind: some_of(read_words(os.path.join(folder, f'{kind}s.txt')), n_words) for kind in words}
+n_prompts = math.prod(map(len, lists.values())) * epochs
 if not 0 < total <= n_prompts:
-    fail(f'total is {total:,}; the word lists give from 1 to {n_prompts:,} prompts')
+    fail(f'total is {total:,}; the word lists give from 1 to {n_prompts:,} prompts' + (' in so many epochs' if epochs > 1 else ''))
 part, _, parts = shard.partition('/')
 if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
     fail(f'shard is {shard!r}; it is a part and the number of parts, such as 2/8')
-part, parts = int(part), int(parts)
-ids = range(part - 1, total, parts)
-write = PROVIDERS[provider](folder, lists)
+ids = range(int(part) - 1, total, int(parts))
+
+composed = provider == 'grammar' and not base_url
+if composed:
+    items = 1
+    tell = read_grammar(folder, lists)
+else:
+    if not template:
+        fail(f'a chat API wants a prompt template, which a config file holds: config/generate_{language}.py, or one like it')
+    if levels and complexity not in levels:
+        fail(f'complexity is {complexity!r}; there is: {", ".join(levels)}')
+    if reply_format not in ('json', 'html') or reply_format == 'json' and items > 1:
+        fail('reply_format is json, for one item, or html')
+    script = collections.Counter(map(script_of, ''.join(row['word'] for row in lists[words[0]]))).most_common(2)
+    script = next(name for name, _ in script if name)
+    refusals = os.path.join(folder, 'refusals.txt')
+    refusals = os.path.exists(refusals) and re.compile('|'.join(re.escape(line) for line in read_lines(refusals) if line), re.I)
+    example_lines = [line for line in read_lines(os.path.join(folder, 'examples.txt')) if line] if examples else []
+    if len(example_lines) < examples:
+        fail(f'{folder}/examples.txt holds {len(example_lines)} lines, and examples is {examples}')
+    seen, counts = Seen(), collections.Counter()
+    connect = functools.partial(chat.connect, '' if provider == 'grammar' else provider, base_url, model, temperature, max_tokens, extra,
+                                price_in, price_out, 'or write stories without one: --provider=grammar')
 
 
-def story(i):
-    words = seed_words(i, lists)
-    return {'id': i} | {kind: row['word'] for kind, row in words.items()} | write(i, words)
+def compose(i):
+    row = seed_words(i, lists)
+    plot, text = tell(row, random.Random(seed << 40 | i))
+    return {'id': i} | {kind: row[kind]['word'] for kind in lists} | {
+        'text': text, 'plot': plot, 'model': 'grammar', 'prompt_tokens': 0, 'completion_tokens': 0}
 
 
 if dry_run:
     for i in ids[:dry_run]:
-        row = story(i)
-        print(f"--- {i}: {', '.join(row[kind] for kind in lists)}\n{row['text']}\n")
+        print(f"--- {i}: {', '.join(row['word'] for row in seed_words(i, lists).values())}")
+        print(compose(i)['text'] if composed else write_prompt(i)[0]['content'], end='\n\n')
+    if not composed:
+        reply = chat.ask(connect(), write_prompt(ids[0]))
+        print(f'--- the reply to {ids[0]}\n{reply}\n')
+        try:
+            for row in accept(ids[0], reply):
+                print('--- passes, without the words for: ' + ', '.join(row['missing']) if row['missing'] else '--- passes, with all seed words')
+        except chat.Rejected as e:
+            print(f'--- does not pass: {e}')
     raise SystemExit
 
-with jsonl.open_append(out) as f:
-    done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
-    n_done = 0
-    for row in jsonl.read(out):
-        i = row.get('id') if isinstance(row, dict) else None
-        if i not in range(n_prompts) or row.get('noun') != seed_words(i, lists)['noun']['word']:
-            fail(f'{out} holds another story than this seed and these word lists give (number {i}); name another --out')
-        if i in ids:
-            place = ids.index(i)
-            n_done += not done[place // 8] >> place % 8 & 1
-            done[place // 8] |= 1 << place % 8
-    with tqdm(total=len(ids), initial=n_done, unit=' stories', desc=out, smoothing=0.1) as bar:
-        for place, i in enumerate(ids):
-            if not done[place // 8] >> place % 8 & 1:
-                jsonl.append(f, story(i))
-                bar.update()
-print(f'{len(ids):,} stories in {out}')
+api = None if composed else connect()
+done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
+n_done, spent = 0, [0, 0]
+for row in tqdm(chat.finished(out), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
+    i = row.get('id') if isinstance(row, dict) else None
+    i = i // items if isinstance(i, int) and 'reason' not in row else i  # a failed one has the prompt's number
+    if i not in range(n_prompts) or 'reason' not in row and row.get(words[0]) != seed_words(i, lists)[words[0]]['word']:
+        fail(f'{out} holds another story than this seed and these word lists give (number {i}); name another --out')
+    if i in ids:
+        place = ids.index(i)
+        n_done += not done[place // 8] >> place % 8 & 1
+        done[place // 8] |= 1 << place % 8
+    if not composed:
+        seen.add(row.get('text', ''))
+        spent = [spent[0] + row['prompt_tokens'], spent[1] + row['completion_tokens']]
+left = (i for place, i in enumerate(ids) if not done[place // 8] >> place % 8 & 1)
+
+complete = True
+if composed:
+    with jsonl.open_append(out) as f, tqdm(total=len(ids), initial=n_done, unit=' stories', desc=out, smoothing=0.1) as bar:
+        for i in left:
+            jsonl.append(f, compose(i))
+            bar.update()
+    print(f'{len(ids):,} stories in {out}')
+elif n_done < len(ids):
+    complete = chat.collect(api, left, write_prompt, accept, out, total=len(ids), n_done=n_done, spent=spent, unit='stories',
+                            num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch)
+    if counts['stories']:
+        print(f'{counts["with all seed words"] / counts["stories"]:.1%} of them with all seed words'
+              + (f'; {counts["parts of a reply left out"]:,} parts of replies left out' if items > 1 else ''))
+else:
+    print(f'all {len(ids):,} prompts are done in {out}')
+if not complete:
+    print('the same command goes on')
+elif push:
+    upload(out, push)

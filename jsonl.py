@@ -49,10 +49,14 @@ def open_append(path):
     return f
 
 
-def append(f, row):
-    """Write one object as one line and hand it to the operating system at once."""
-    f.write(json.dumps(row, ensure_ascii=False).encode('utf-8') + b'\n')
-    f.flush()
+def append(f, *rows):
+    """Write objects as a line each and hand them to the operating system at once, in one piece."""
+    text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+    try:
+        f.write(text.encode('utf-8', 'backslashreplace'))  # half a surrogate pair becomes its JSON escape
+        f.flush()
+    except OSError as e:
+        raise SystemExit(f'{f.name} could not be written: {e.strerror}; what stands in it is whole, the same command goes on') from None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,6 @@
+# The prompts of config/generate_hindi.py for French stories.
+
+exec(open('config/generate_hindi.py', encoding='utf-8').read())
+
+language = 'french'
+books = 'Babar, Le Petit Nicolas and the Contes du chat perché'

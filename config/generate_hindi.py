@@ -1,0 +1,36 @@
+# Hindi stories from a chat API, after the Regional TinyStories paper (https://arxiv.org/abs/2504.07989):
+#     python generate_data.py config/generate_hindi.py --provider=mistral --num_workers=64
+# The prompt is plain text to be edited. Words in braces are slots: {noun}, {verb}, {adjective} and {feature} are drawn for
+# each story, {language} is the folder's name, {theme} one of the themes, and {level} what the complexity asks for besides.
+
+language = 'hindi'
+total = 1_000_000
+complexity = '2+'  # 1, 2, 2+, 3, 4 or 5; the paper's stories, and ours, are written with 2+
+
+template = '''
+Write a short story in {language}, in its own script, for a child of five to seven. Use only words that such a child knows.
+
+The story uses the verb "{verb}", the noun "{noun}" and the adjective "{adjective}", in whatever form the grammar asks for, and it
+contains this: {feature}.
+{level}
+Begin the story in your own way, not with the usual opening of a fairy tale. Do not name the story, do not explain it and do not
+address the reader. Answer with JSON only: {"story": "the whole story, in {language}"}
+'''
+
+_length = 'It is 150 to 250 words long, in three to five paragraphs, with a clear beginning, middle and end.'
+_natural = _length + ' What it should contain shows in what the characters do and in how things turn out; it is not announced.'
+_dialogue = _natural + ' The characters talk with one another, in two to four short lines of dialogue.'
+_theme = _dialogue + ' At its heart is this: {theme}.'
+levels = {
+    '1': '',
+    '2': _length,
+    '2+': _natural,
+    '3': _dialogue,
+    '4': _theme,
+    '5': _theme + ' Let rain, wind, trees, rivers, stars or animals have a part in it, and give it the warmth and rhythm of well-loved '
+                  "children's books, such as {books}, without borrowing their characters.",
+}
+themes = ['friendship', 'courage in small things', 'telling the truth', 'sharing', 'patience', 'curiosity', 'being kind to animals', 'helping at home',
+          'trying again', 'saying sorry', 'being a little different', 'missing someone', 'a first time', 'looking after nature',
+          'working together', 'gratitude']
+books = 'the Panchatantra, the tales of Tenali Raman and those of Akbar and Birbal'

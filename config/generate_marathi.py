@@ -1,0 +1,6 @@
+# The prompts of config/generate_hindi.py for Marathi stories.
+
+exec(open('config/generate_hindi.py', encoding='utf-8').read())
+
+language = 'marathi'
+books = 'the Panchatantra, the Isapniti fables and the stories of Bokya Satbande'
