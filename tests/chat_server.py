@@ -45,7 +45,9 @@ def completion(content, finish='stop', **message):
 def reply_to(body, rng, kind):
     """-> status, headers, body: bytes or anything for JSON"""
     prompt = body['messages'][-1]['content']
-    as_json = lambda text: json.dumps({'story': text}, ensure_ascii=False)
+    def as_json(text):
+        return json.dumps({'story': text}, ensure_ascii=False)
+
     if options['reply'] is not None:
         return 200, {}, completion(options['reply'].replace('{prompt}', prompt).replace('{story}', story(rng, prompt)))
     good = as_json(story(rng, prompt))
@@ -165,8 +167,9 @@ async def connection(reader, writer):
                 break
             status, more, reply = result
             reply = reply if isinstance(reply, bytes) else json.dumps(reply, ensure_ascii=False).encode()
-            writer.write(f'HTTP/1.1 {status} X\r\nContent-Length: {len(reply)}\r\n'.encode()
-                         + ''.join(f'{name}: {value}\r\n' for name, value in more.items()).encode() + b'\r\n' + reply[:len(reply) // 2 if 'cut' in more else None])
+            more |= {'Content-Length': len(reply)}
+            head = f'HTTP/1.1 {status} X\r\n' + ''.join(f'{name}: {value}\r\n' for name, value in more.items())
+            writer.write(head.encode() + b'\r\n' + reply[:len(reply) // 2 if 'cut' in more else None])
             await writer.drain()
             if 'cut' in more:
                 break
