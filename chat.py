@@ -18,6 +18,7 @@ import queue
 import random
 import re
 import signal
+import sys
 import threading
 import time
 
@@ -258,6 +259,9 @@ class Run:
         hint = {401: '; is the key right?', 403: '; may this key do that?', 404: f'; is {self.api["model"]!r} the name of a model there?'}.get(status, '')
         return f'{self.api["provider"]} says {status}: {message}{hint}'
 
+    def say(self, line):
+        self.bar.write(line, file=sys.stderr)
+
     def show(self, what, force=False):
         """Refresh the bar, some five times a second."""
         if time.monotonic() - self.shown < 0.2 and not force:
@@ -295,26 +299,32 @@ def short(n):
 # live: many requests at a time
 
 class Pace:
-    """How many requests may be in flight, and from when on.
+    """How many requests may be in flight, and when the next may go.
 
-    Additive increase, multiplicative decrease, as in TCP (Chiu and Jain 1989): a rate-limited provider is kept busy
-    and not hammered. Replies to requests that were sent before the last cut do not cut again.
+    As TCP does it (Chiu and Jain 1989, "Analysis of the increase and decrease algorithms"): on a 429 the limit falls by a
+    quarter, with every reply it climbs a little. Replies to requests sent before the last cut do not cut again. Below the
+    full number of workers requests go evenly spaced, since a rate limit takes a burst amiss that it would have taken as a trickle.
     """
 
     def __init__(self, most):
         self.most = self.limit = most
-        self.cut_at = self.resume = 0.0
+        self.cut_at = self.next = self.seconds = 0.0  # seconds: a reply's time, averaged
 
-    def more(self):
-        self.limit = min(self.most, self.limit + max(1, self.most / 20) / self.limit)  # back from a half in ten round trips
+    def sent(self, now):
+        if self.limit < self.most:
+            self.next = max(self.next, now) + self.seconds / self.limit
+
+    def more(self, seconds):
+        self.seconds += (seconds - self.seconds) * (0.1 if self.seconds else 1)
+        self.limit = min(self.most, self.limit + max(0.5, self.limit / 20) / self.limit)  # by a twentieth in the time of a reply
 
     def less(self, sent, flight):
         if sent > self.cut_at:
-            self.limit = max(1, min(self.limit, flight) * 0.7)
+            self.limit = max(1, min(self.limit, flight) * 0.75)
             self.cut_at = time.monotonic()
 
     def pause(self, seconds):
-        self.resume = max(self.resume, time.monotonic() + seconds)
+        self.next = max(self.next, time.monotonic() + seconds)
 
 
 def seconds_to_wait(headers):
@@ -376,18 +386,18 @@ def collect_live(run, ids, body, num_workers, timeout):
         if stop:
             raise KeyboardInterrupt
         stop = True
-        run.bar.write(f'finishing the {flight} requests in flight; again to stop at once')
+        run.say(f'finishing the {flight} requests in flight; again to stop at once')
 
     in_main = threading.current_thread() is threading.main_thread()
     handlers = {sig: signal.signal(sig, interrupted) for sig in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
     try:
         while True:
             now = time.monotonic()
-            while flight < int(pace.limit) and now >= pace.resume and not stop:
+            while flight < int(pace.limit) and now >= pace.next and not stop:
                 if not run.affords(flight + 1):
                     if not flight:
                         stop = True
-                        run.bar.write(f'max_cost is reached, ${run.cost():,.2f} of ${run.max_cost:,.2f}')
+                        run.say(f'max_cost is reached, ${run.cost():,.2f} of ${run.max_cost:,.2f}')
                     break
                 if waiting and waiting[0][0] <= now:
                     job = heapq.heappop(waiting)[-1]
@@ -397,19 +407,20 @@ def collect_live(run, ids, body, num_workers, timeout):
                     exhausted = True
                     break
                 else:
-                    job = run.job(i)
+                    job = run.job(i) | {'since': now}
                 if flight >= workers:
                     threading.Thread(target=send_all, args=(run.api, timeout, inbox, outbox), daemon=True).start()
                     workers += 1
                 job |= {'body': body(job['id']), 'sent': now}
                 inbox.put(job)
+                pace.sent(now)
                 flight += 1
             if not flight and (stop or exhausted and not waiting):
                 break
             silence = now - last_answer
-            run.show(f'{flight} in flight' + (f', paused {pace.resume - now:.0f} s' if pace.resume > now else '')
+            run.show(f'{flight} in flight' + (f', paused {pace.next - now:.0f} s' if pace.next > now + 1 else '')
                      + (f', no answer for {silence:.0f} s ({problem})' if streak > 3 and silence > 5 else ''))
-            wake = min([now + 0.3] + [at for at in (pace.resume, waiting[0][0] if waiting else 0) if at > now])
+            wake = min([now + 0.3] + [at for at in (pace.next, waiting[0][0] if waiting else 0) if at > now])
             try:
                 job, status, headers, text = outbox.get(timeout=wake - now)
             except queue.Empty:
@@ -432,8 +443,10 @@ def collect_live(run, ids, body, num_workers, timeout):
                     if wait > PATIENCE and not stop:
                         stop, last_word = True, f'{run.api["provider"]} asks to wait {wait / 3600:.1f} hours; the same command goes on then'
             if status == 200:
+                if streak > many:  # an outage is over: what waits for its end need not wait longer
+                    waiting = [(0, n, other) for _, n, other in sorted(waiting)]
                 streak, answers, last_answer, job['errors'] = 0, answers + 1, time.monotonic(), 0
-                pace.more()
+                pace.more(last_answer - job['sent'])
                 if not run.answered(job, data, text):
                     run.retries += 1
                     heapq.heappush(waiting, (0, next(order), job))
@@ -452,10 +465,12 @@ def collect_live(run, ids, body, num_workers, timeout):
             job['reply'] = run.clean(text)
             if status == 429:  # is about the account, not about the prompt, and so no try of its own
                 pace.less(job['sent'], flight + 1)
-            elif streak > many:  # an outage, no prompt's fault
+            elif last_answer > job['since'] or exhausted and answers and streak <= many:  # others got through meanwhile: not an outage
+                job['since'] = now
+                if run.again(job, problem):
+                    continue
+            elif streak > many:
                 pace.less(job['sent'], 1)
-            elif answers and run.again(job, job['reason']):
-                continue
             pause = random.uniform(0, min(MAX_WAIT, 2 ** job['errors']))  # exponential backoff with full jitter
             heapq.heappush(waiting, (time.monotonic() + pause, next(order), job))
             if streak > many and (not answers or time.monotonic() - last_answer > PATIENCE) and not stop:
@@ -593,7 +608,7 @@ def collect_batches(run, ids, body):
                 wait = min(POLL, 1.5 * wait)
                 time.sleep(wait)
     except KeyboardInterrupt:
-        run.bar.write('the batches go on at the provider; the same command fetches them')
+        run.say('the batches go on at the provider; the same command fetches them')
         return False
     complete = not state['again'] and next(ids, ids) is ids
     if complete and os.path.exists(path):

@@ -277,8 +277,7 @@ class Seen:
 
     def add(self, text):
         """Remember a text -> the share of the bands in which one before it was the same: 1 for an exact copy."""
-        hashes = np.fromiter(map(hash, text.lower().split()), np.int64).view(np.uint64)
-        hashes = np.pad(hashes, (0, 2))
+        hashes = np.fromiter(map(hash, [*text.lower().split(), '', '']), np.int64).view(np.uint64)
         shingles = hashes[:-2] * self.mix[0, 0] + hashes[1:-1] * self.mix[0, 1] + hashes[2:] * self.mix[0, 2]
         shingles ^= shingles >> 29
         least = (shingles * self.factors).min(1).reshape(self.shape)
@@ -355,13 +354,14 @@ def accept(i, reply):
             text = check(text)
             if headline and (script_share(headline, script) < min_script or not 2 <= len(headline.split()) <= 30):
                 raise chat.Rejected('broken headline')
+            text = f'{headline} </h> {text}' if headline else text
             if (same := seen.add(text)) > 0:
                 raise chat.Rejected('duplicate' if same == 1 else 'near duplicate')
         except chat.Rejected as e:
             reasons[str(e)] += 1
             continue
         row = {'id': i * items + len(rows)} | {kind: row['word'] for kind, row in seed_row.items()}
-        row |= {'text': f'{headline} </h> {text}' if headline else text, 'missing': missing(seed_row, text)}
+        row |= {'text': text, 'missing': missing(seed_row, text)}
         rows.append(row | ({'complexity': complexity} if levels else {}))
     if not rows:
         raise chat.Rejected(reasons.most_common(1)[0][0])
@@ -472,7 +472,8 @@ for row in tqdm(chat.finished(out), desc=f'reading {out}', unit=' rows', leave=F
         n_done += not done[place // 8] >> place % 8 & 1
         done[place // 8] |= 1 << place % 8
     if not composed:
-        seen.add(row.get('text', ''))
+        if 'text' in row:
+            seen.add(row['text'])
         spent = [spent[0] + row['prompt_tokens'], spent[1] + row['completion_tokens']]
 left = (i for place, i in enumerate(ids) if not done[place // 8] >> place % 8 & 1)
 

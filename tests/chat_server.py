@@ -88,7 +88,6 @@ def limited():
 
 def serve_batches(method, path, body):
     """The Batch API in the manner of OpenAI's, or of Mistral's under /batch/jobs."""
-    rng = random.Random(f'{options["seed"]} {counts["requests"]}')
     if method == 'POST' and path == '/files':
         content = body.split(b'\r\n\r\n')[-1].rsplit(b'\r\n--', 1)[0]
         files[name := f'file-{len(files)}'] = content
@@ -106,7 +105,7 @@ def serve_batches(method, path, body):
         return 200, batches[name]
     batch = batches[path.rsplit('/', 1)[1]]
     if batch['status'] == 'in_progress' and time.monotonic() - batch['at'] > options['batch_seconds']:
-        lines = []
+        rng, lines = random.Random(f'{options["seed"]} {batch["id"]}'), []
         for line in files[batch['input_file_id']].decode().splitlines():
             request = json.loads(line)
             kind = rng.choice(['latin', '500', 'lost']) if rng.random() < options['faults'] else 'good'
@@ -166,7 +165,7 @@ async def connection(reader, writer):
             if result is None:
                 break
             status, more, reply = result
-            reply = reply if isinstance(reply, bytes) else json.dumps(reply, ensure_ascii=False).encode()
+            reply = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
             more |= {'Content-Length': len(reply)}
             head = f'HTTP/1.1 {status} X\r\n' + ''.join(f'{name}: {value}\r\n' for name, value in more.items())
             writer.write(head.encode() + b'\r\n' + reply[:len(reply) // 2 if 'cut' in more else None])

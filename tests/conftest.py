@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,33 @@ class Project:
 
     def jsonl(self, path):
         return [json.loads(line) for line in (self.path / path).read_text(encoding='utf-8').splitlines()]
+
+
+class ChatServer:
+    """tests/chat_server.py in a process of its own."""
+
+    def __init__(self, **options):
+        self.process = subprocess.Popen([sys.executable, PROJECT / 'tests' / 'chat_server.py', json.dumps(options)], stdout=subprocess.PIPE)
+        self.url = f'http://127.0.0.1:{int(self.process.stdout.readline())}'
+
+    def counts(self):
+        with urllib.request.urlopen(self.url + '/counts') as reply:
+            return json.load(reply)
+
+
+@pytest.fixture
+def chat_server():
+    """chat_server(faults=0.3, …) -> a ChatServer, ended with the test."""
+    servers = []
+
+    def start(**options):
+        servers.append(ChatServer(**options))
+        return servers[-1]
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+        server.process.stdout.close()
 
 
 @pytest.fixture

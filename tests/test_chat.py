@@ -1,0 +1,360 @@
+"""chat.py and generate_data.py against a chat API on loopback that misbehaves: nothing lost, nothing twice, nothing leaked."""
+
+import email.utils
+import json
+import random
+import re
+import signal
+import time
+
+import pytest
+
+import chat
+
+KEY = 'sk-secret-0123456789'
+ASK = ('generate_data.py', 'config/generate_hindi.py', '--out=out/stories.jsonl', '--model=tiny')
+
+
+def ids_in(project, name, folder='out'):
+    path = project.path / folder / name
+    return [row['id'] for row in project.jsonl(f'{folder}/{name}')] if path.exists() else []
+
+
+def everything(project):
+    """All that a run wrote, as one text."""
+    return ' '.join(path.read_text(encoding='utf-8', errors='replace') for path in project.path.rglob('*') if path.is_file() and path.suffix != '.pyc')
+
+
+def told(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+# -----------------------------------------------------------------------------
+# every id once, whatever happens
+
+def test_faults_of_all_kinds_and_kills(project, chat_server):
+    server = chat_server(faults=0.3, latency=0.05, stall=3)
+    command = (*ASK, f'--base_url={server.url}', '--total=400', '--num_workers=32', '--timeout=1', '--max_tries=3')
+    for _ in range(3):
+        process = project.start(*command)
+        time.sleep(1.6)
+        process.kill()
+        process.communicate()
+    done = len(ids_in(project, 'stories.jsonl'))
+    text = project.run(*command)
+    stories, failed = ids_in(project, 'stories.jsonl'), ids_in(project, 'failed.jsonl')
+    assert sorted(stories + failed) == list(range(400))
+    assert 0 < done < 400 and f'{len(stories) - done:,} stories added' in text and 'rejected: ' in text and 'tried again after: ' in text
+    rows = project.jsonl('out/stories.jsonl')
+    for row in rows:
+        assert re.fullmatch(r'[\u0900-\u097f\s!-]+[।!]', row['text']), row
+        assert row['model'] == 'tiny' and row['complexity'] == '2+'
+        assert row['completion_tokens'] % 300 == 0 and row['completion_tokens'] >= 300  # of all its tries
+    assert len({row['text'] for row in rows}) == len(rows)
+    assert sum(row['missing'] != [] for row in rows) <= 2  # only the one that the duplicates are of, and a near copy, hold no seed words
+    for row in project.jsonl('out/failed.jsonl') if failed else []:
+        assert row['out'] == 'stories.jsonl' and row['reason'] and isinstance(row['reply'], str)
+    counts = server.counts()
+    assert all(counts[kind] for kind in ('429', '500', 'stall', 'cut', 'reset', 'null', 'broken JSON', 'html', 'latin', 'near'))
+
+
+def test_two_shards_side_by_side(project, chat_server):
+    server = chat_server(latency=0.02, faults=0.2, stall=0.1)
+    commands = [(*ASK, f'--base_url={server.url}', '--total=101', f'--shard={part}/2', f'--out=out/{part}.jsonl', '--max_tries=2') for part in (1, 2)]
+    for process in [project.start(*command) for command in commands]:
+        assert told(process)[0] == 0
+    failed = ids_in(project, 'failed.jsonl')
+    assert sorted(ids_in(project, '1.jsonl') + ids_in(project, '2.jsonl') + failed) == list(range(101))
+    assert {row['out'] for row in project.jsonl('out/failed.jsonl')} <= {'1.jsonl', '2.jsonl'} if failed else True
+    before = everything(project)
+    project.run(*commands[0])  # those of failed.jsonl are done with
+    assert everything(project) == before
+
+
+@pytest.mark.parametrize('kind, reason', [
+    ('no choices', 'no choices'), ('null', 'empty reply'), ('broken JSON', 'broken reply'), ('html', 'broken reply'), ('latin', 'not in devanagari script'),
+    ('duplicate', 'duplicate'), ('near', 'near duplicate'), ('refusal', 'refused'), ('no JSON', 'no JSON with a story'), ('length', 'cut off at max_tokens'),
+    ('short', 'too short'), ('unended', 'no end of a sentence'), ('500', 'HTTP 500'), ('cut', 'connection cut'), ('stall', 'timeout')])
+def test_what_is_given_up_and_why(project, chat_server, kind, reason):
+    server = chat_server(faults=0.6, kinds=[kind], stall=1)
+    project.run(*ASK, f'--base_url={server.url}', '--total=40', '--max_tries=1', '--timeout=0.5', '--num_workers=20')
+    failed = project.jsonl('out/failed.jsonl')
+    assert {row['reason'] for row in failed} <= ({reason, 'duplicate'} if kind == 'near' else {reason}) and len(failed) > 5  # a near copy may be altered back
+    assert sorted(ids_in(project, 'stories.jsonl') + [row['id'] for row in failed]) == list(range(40))
+
+
+def test_ctrl_c_finishes_what_is_in_flight(project, chat_server):
+    server = chat_server(latency=1)
+    process = project.start(*ASK, f'--base_url={server.url}', '--total=1000', '--num_workers=20')
+    time.sleep(2.5)
+    process.send_signal(signal.SIGINT)
+    status, out, err = told(process)
+    assert status == 0 and re.search(r'finishing the \d+ requests in flight', err) and 'the same command goes on' in out and 'Traceback' not in err
+    assert len(ids_in(project, 'stories.jsonl')) == server.counts()['good'] == server.counts()['requests']
+
+
+def test_ctrl_c_twice_stops_at_once(project, chat_server):
+    server = chat_server(latency=60)
+    process = project.start(*ASK, f'--base_url={server.url}', '--total=1000')
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    status, _, err = told(process)
+    assert status and time.monotonic() - started < 3 and 'Traceback' not in err
+
+
+# -----------------------------------------------------------------------------
+# speed
+
+def test_many_workers_are_kept_busy(project, chat_server):
+    server = chat_server(latency=0.5)
+    text = project.start(*ASK, f'--base_url={server.url}', '--total=1500', '--num_workers=100')
+    status, _, err = told(text)
+    rate = max(int(n.replace(',', '')) for n in re.findall(r'([\d,]+) stories/min', err))
+    assert status == 0 and server.counts()['most in flight'] == 100
+    assert rate > 0.75 * 100 / 0.5 * 60  # 0.95 on an idle machine; RESULTS.md
+
+
+@pytest.mark.parametrize('retry_after', ['', '1'])
+def test_a_rate_limit_is_used_and_not_hammered(project, chat_server, retry_after):
+    server = chat_server(latency=0.3, rate=30, retry_after=retry_after)
+    started = time.monotonic()
+    project.run(*ASK, f'--base_url={server.url}', '--total=240', '--num_workers=64')
+    seconds, counts = time.monotonic() - started, server.counts()
+    assert len(ids_in(project, 'stories.jsonl')) == 240
+    assert seconds < 3 * 240 / 30
+    assert counts['limited'] < 0.6 * 240
+
+
+def test_an_outage_costs_no_prompt(project, chat_server):
+    server = chat_server(latency=0.05, down=[0.8, 4])
+    text = project.run(*ASK, f'--base_url={server.url}', '--total=600', '--num_workers=8', '--max_tries=3')
+    assert 'no connection' in text and server.counts()['down'] > 8
+    assert sorted(ids_in(project, 'stories.jsonl')) == list(range(600))
+
+
+def test_what_a_reply_asks_to_wait():
+    soon = email.utils.formatdate(time.time() + 30, usegmt=True)
+    for headers, low, high in [({}, 0, 0), ({'Retry-After': '7'}, 7, 7), ({'Retry-After': '0.5'}, 0.5, 0.5), ({'Retry-After': soon}, 28, 31),
+                               ({'Retry-After': 'later'}, 0, 0), ({'Retry-After': '-5'}, 0, 0), ({'Retry-After': 'nan'}, 0, 0),
+                               ({'x-ratelimit-remaining-requests': '0', 'x-ratelimit-reset-requests': '1m2.5s'}, 62.5, 62.5),
+                               ({'x-ratelimit-remaining-tokens': '0', 'x-ratelimit-reset-tokens': '20ms'}, 0.02, 0.02),
+                               ({'x-ratelimit-remaining-tokens': '5', 'x-ratelimit-reset-tokens': '20s'}, 0, 0),
+                               ({'x-ratelimit-remaining': '0', 'x-ratelimit-reset': f'{1000 * (time.time() + 9):.0f}'}, 8, 10)]:
+        assert low <= chat.seconds_to_wait(headers) <= high, headers
+
+
+# -----------------------------------------------------------------------------
+# money and keys
+
+def test_max_cost_counts_all_runs(project, chat_server):
+    server = chat_server(latency=0.05)
+    command = (*ASK, f'--base_url={server.url}', '--total=1000', '--price_in=1', '--price_out=10', '--max_cost=0.5', '--max_tokens=300')
+    text = project.run(*command)  # 100 tokens in and 300 out: $0.0031 a story
+    n = len(ids_in(project, 'stories.jsonl'))
+    assert 0.45 / 0.0031 < n <= 0.5 / 0.0031 and f'${n * 0.0031:.2f}' in text and 'the same command goes on' in text
+    assert '0 stories added' in project.run(*command)
+    assert len(ids_in(project, 'stories.jsonl')) == n
+    line = project.refuses(*ASK, '--provider=openai', '--max_cost=1', OPENAI_API_KEY=KEY)
+    assert 'max_cost needs the price of tiny' in line
+
+
+@pytest.mark.parametrize('status, error, says', [
+    (400, 'bad request', '400: bad request'), (401, f'Incorrect API key provided: {KEY}', '401: Incorrect API key provided: ***'), (402, 'no credit', '402'),
+    (403, 'forbidden', '403'), (404, 'no such model', "is 'tiny' the name of a model there?"), (429, 'insufficient quota', 'insufficient quota')])
+def test_a_provider_that_refuses_ends_the_run(project, chat_server, status, error, says):
+    server = chat_server(status=status, error=error)
+    process = project.start(*ASK, f'--base_url={server.url}', '--total=1000', CHAT_API_KEY=KEY)
+    code, out, err = told(process)
+    assert code == 1 and 'Traceback' not in err and says in err.rstrip().split('\n')[-1]
+    assert server.counts()['requests'] <= 32 and ids_in(project, 'stories.jsonl') == ids_in(project, 'failed.jsonl') == []
+    assert KEY not in out + err + everything(project)
+
+
+@pytest.mark.parametrize('kinds', [['500'], ['html', 'null', 'broken JSON'], ['stall', 'cut', 'reset'], ['no JSON', 'refusal', 'error in 200']])
+def test_the_key_is_nowhere(project, chat_server, kinds):
+    server = chat_server(key=KEY, faults=0.7, kinds=kinds, stall=1, usage=[1, 1])
+    process = project.start(*ASK, f'--base_url={server.url}', '--total=20', '--timeout=0.5', '--max_tries=2', CHAT_API_KEY=KEY)
+    _, out, err = told(process)
+    assert server.counts()['requests'] >= 20 and KEY not in out + err + everything(project)
+    echo = chat_server(reply=f'Your key is {KEY}.')
+    process = project.start(*ASK, f'--base_url={echo.url}', '--total=3', '--out=out/echo.jsonl', '--max_tries=1', CHAT_API_KEY=KEY)
+    _, out, err = told(process)
+    assert 'Your key is ***.' in everything(project) and KEY not in out + err + everything(project)
+
+
+@pytest.mark.parametrize('options, env, says', [
+    (['--provider=mistral'], {'MISTRAL_API_KEY': ''}, 'MISTRAL_API_KEY is not set; export MISTRAL_API_KEY=… with your key of mistral, or write stories'
+                                                      ' without one: --provider=grammar'),
+    (['--provider=openai'], {'OPENAI_API_KEY': f'{KEY} {KEY}'}, 'OPENAI_API_KEY holds something that is not a key'),
+    (['--base_url=https://me:secret@example.org/v1'], {}, 'base_url begins with http'), (['--base_url=ftp://example.org'], {}, 'base_url begins with http'),
+    (['--base_url=http://127.0.0.1:9'], {}, 'gives no answer (no connection'),
+    (['--provider=ollama', '--model='], {}, 'http://localhost:11434/v1 does not answer'),
+    (['--provider=mistral', '--template='], {'MISTRAL_API_KEY': KEY}, 'a chat API wants a prompt template'),
+    (['--provider=mistral', '--complexity=7'], {'MISTRAL_API_KEY': KEY}, "complexity is '7'; there is: 1, 2, 2+, 3, 4, 5"),
+    (['--provider=mistral', '--template=A {nuon}'], {'MISTRAL_API_KEY': KEY}, 'the template has a slot {nuon}; there is: noun, verb'),
+    (['--provider=mistral', '--num_workers=0'], {'MISTRAL_API_KEY': KEY}, 'num_workers'),
+    (['--provider=mistral', '--price_in=1'], {'MISTRAL_API_KEY': KEY}, 'go together'),
+    (['--provider=sarvam', '--batch=True'], {'SARVAM_API_KEY': KEY}, 'sarvam has no Batch API')])
+def test_refusals(project, options, env, says):
+    process = project.start(*ASK, '--total=50', *options, **env)
+    code, out, err = told(process)
+    line = err.replace('\r', '\n').rstrip().split('\n')[-1]
+    assert code == 1 and says in line and 'Traceback' not in err and KEY not in out + err + everything(project)
+    assert 'secret' not in out + err
+
+
+# -----------------------------------------------------------------------------
+# replies
+
+def verdict(project, chat_server, reply, *options):
+    """What generate_data.py thinks of this reply, as --dry_run tells."""
+    server = chat_server(reply=reply)
+    return project.run(*ASK[:2], *options, f'--base_url={server.url}', '--dry_run=1', '--min_words=3').rstrip().split('\n')[-1]
+
+
+HINDI = 'राधा ने बिल्ली को दूध दिया। बिल्ली खुश हुई। “कितनी अच्छी बिल्ली है!” माँ ने कहा।'
+
+
+@pytest.mark.parametrize('reply', [
+    '{"story": "%s"}', '```json\n{"story": "%s"}\n```', 'लीजिए:\n{"story": "%s"}\nशुभ दिन!', '{"story": "%s",}', '{"title": "दूध", "story": "%s"}',
+    '<think>{"story": "no"}</think>{"story": "%s"}', '{\n  "story":\n  "%s"\n}', '{"story": ["%s", "सब सो गए।"]}', '{ {"story": "%s"} }'])
+def test_a_story_is_found(project, chat_server, reply):
+    assert 'passes' in verdict(project, chat_server, reply % HINDI) and 'not' not in verdict(project, chat_server, reply % HINDI)
+    assert 'passes' in verdict(project, chat_server, reply % HINDI.replace('। ', '।\n\n', 1))  # raw line breaks inside a JSON string
+
+
+@pytest.mark.parametrize('language, text, says', [
+    ('hindi', HINDI, 'passes'), ('hindi', HINDI + ' बिल्ली ने "mew" कहा।', 'passes'), ('hindi', 'Radha gave milk to the cat.', 'not in devanagari'),
+    ('hindi', HINDI + ' **अंत**', 'markup'), ('hindi', 'यह रही कहानी। ' + HINDI, 'refusal or meta'), ('hindi', HINDI[:-1] + ' और', 'no end'),
+    ('hindi', HINDI + '\ufffd', 'broken characters'), ('hindi', HINDI.replace('राधा', '\ud83d'), 'broken characters'),
+    ('marathi', 'राधाने मांजरीला दूध दिले. मांजर खूश झाली.', 'passes'), ('marathi', 'রাধা বিড়ালকে দুধ দিল।', 'not in devanagari'),
+    ('bangla', 'রাধা বিড়ালকে দুধ দিল। বিড়াল খুশি হলো।', 'passes'), ('bangla', HINDI, 'not in bengali'), ('bangla', 'Radha gave milk to the cat.', 'not in bengali'),
+    ('english', 'Mia gave the cat some milk. “Good cat,” she said.', 'passes'), ('english', HINDI, 'not in latin'),
+    ('french', 'Léa donna du lait au chat. « Bon chat ! » dit-elle.', 'passes'), ('french', 'Le chat miaula : « Encore ! »', 'passes'),
+    ('french', 'Voici une histoire. Le chat dort.', 'refusal')])
+def test_what_passes_in_each_language(project, chat_server, language, text, says):
+    line = verdict(project, chat_server, json.dumps({'story': text}, ensure_ascii=False), f'config/generate_{language}.py')
+    assert says in line and (says != 'passes' or 'not' not in line.split('words')[0]), line
+
+
+def test_find_json_survives_anything():
+    for text in ['', '{', '{' * 5000, '{"a":' * 5000, '[' * 5000, '{"story": }', '{"story"', 'null', '"story"', '{"story": {"story": 1}}' * 3, '\\',
+                 '{"stor\\u0079": 1}']:
+        started = time.monotonic()
+        found = chat.find_json(text, 'story')
+        assert found is None or 'story' in found
+        assert time.monotonic() - started < 2
+    rng = random.Random(1)
+    whole = '```json\n{"title": "a, }", "story": "He said {no}, \\"yes\\"…", "n": [1, 2,],}\n```'
+    assert chat.find_json(whole, 'story')['n'] == [1, 2]
+    for _ in range(300):
+        cut = rng.randrange(len(whole))
+        chat.find_json(whole[:cut] + rng.choice(['', '{', '}', '"', '\\', ',']) + whole[cut + rng.randrange(2):], 'story')
+
+
+def test_near_duplicates(project):
+    source = (project.path / 'generate_data.py').read_text(encoding='utf-8')
+    import numpy as np
+    scope = {'np': np}
+    exec(source[source.index('class Seen:'):source.index('def check(')], scope)
+    seen, rng = scope['Seen'](), random.Random(1)
+    project.run('generate_data.py', '--language=english', '--total=400', '--out=s.jsonl')
+    words = sorted({word for row in project.jsonl('s.jsonl') for word in row['text'].split()})
+    stories = [[rng.choice(words) for _ in range(200)] for _ in range(300)]
+    assert sum(seen.add(' '.join(story)) > 0 for story in stories) == 0
+    assert all(seen.add(' '.join(story)) == 1 for story in stories)
+
+    def altered(story, n):
+        story = list(story)
+        for place in rng.sample(range(len(story)), n):
+            story[place] = rng.choice(words)
+        return ' '.join(story)
+    fresh = scope['Seen']()
+    assert all(fresh.add(' '.join(story)) == 0 for story in stories)
+    assert sum(fresh.add(altered(story, 4)) > 0 for story in stories) > 285  # some 0.9 of the shingles stay
+    assert sum(fresh.add(altered(story, 100)) > 0 for story in stories) < 30  # some 0.06 of them
+
+
+# -----------------------------------------------------------------------------
+# dry runs, batches, the hub
+
+def test_dry_run_asks_once_and_writes_nothing(project, chat_server):
+    server = chat_server()
+    before = sorted(path for path in project.path.rglob('*') if '__pycache__' not in path.parts)
+    text = project.run(*ASK, f'--base_url={server.url}', '--dry_run=3')
+    assert text.count('Write a short story in Hindi') == 3 and 'passes, with all seed words' in text
+    assert server.counts()['requests'] == 1
+    assert sorted(path for path in project.path.rglob('*') if '__pycache__' not in path.parts) == before
+
+
+def test_batches_survive_kills_and_cost_half(project, chat_server):
+    server = chat_server(faults=0.1, batch_seconds=3.5)
+    command = (*ASK, f'--base_url={server.url}', '--total=40', '--batch=True', '--price_in=1', '--price_out=10', '--max_tries=9')
+    for _ in range(3):
+        process = project.start(*command)
+        time.sleep(0.9)
+        process.kill()
+        process.communicate()
+    assert server.counts()['batches'] == 1  # begun once, looked for ever after
+    text = project.run(*command)
+    assert sorted(ids_in(project, 'stories.jsonl')) == list(range(40))
+    rows = project.jsonl('out/stories.jsonl')
+    cost = sum(row['prompt_tokens'] * 0.5 + row['completion_tokens'] * 5 for row in rows) / 1e6
+    spent = re.search(r'\$([\d.]+)', text.splitlines()[-2])
+    assert 'rejected: ' in text and abs(float(spent[1]) - cost) < 0.02
+    assert not (project.path / 'out' / 'stories.batches.json').exists()
+    assert server.counts()['batches'] > 1
+
+
+def test_batches_of_mistral(project, chat_server):
+    server = chat_server(key=KEY, batch_seconds=0)
+    project.run(*ASK, '--provider=mistral', f'--base_url={server.url}', '--total=30', '--batch=True', MISTRAL_API_KEY=KEY)
+    assert sorted(ids_in(project, 'stories.jsonl')) == list(range(30)) and KEY not in everything(project)
+
+
+def test_news_ten_a_reply(project, chat_server):
+    rng = random.Random(3)
+    nouns = [line.split('\t')[0] for line in (project.path / 'data/english/nouns.txt').read_text(encoding='utf-8').split('\n') if re.fullmatch(r'[a-z]+(\t.*)?', line)]
+    text = [' '.join(rng.choice(nouns) for _ in range(30)) for _ in range(9)]
+    server = chat_server(reply='Here are ten:\n' + '\n'.join([
+        f'<h1>Good one</h1><p>{text[0]}.</p>', f'<H1 class="x">Good two</H1>\n<p>{text[1]}.', f'<h1>Good &amp; three<p>{text[2]}.</p></h1>',
+        '<h1>No text</h1>', f'<h1></h1><p>{text[3]}.</p>', f'<h1>A name in it</h1><p>{text[4]} in Paris {text[5]}.</p>',
+        f'<h1>Good four</h1><p><b>{text[6]}</b>.</p><p>I {text[7]}.</p>', f'<h1>No end</h1><p>{text[8]}</p>']))
+    command = ('generate_data.py', 'config/generate_news.py', f'--base_url={server.url}', '--out=out/stories.jsonl', '--min_words=10', '--max_tries=1')
+    out = project.run(*command, '--total=1')
+    rows = project.jsonl('out/stories.jsonl')
+    assert [row['text'].split(' </h> ')[0] for row in rows] == ['Good one', 'Good two', 'Good & three', 'Good four']
+    assert [row['id'] for row in rows] == [0, 1, 2, 3] and all('<' not in row['text'].replace('</h>', '') for row in rows)
+    assert '4 stories added' in out and '2 parts of replies left out' in out  # a name, no end; the others could not be read
+    assert len(rows[0]['group'].split(', ')) == 4 and [row['completion_tokens'] for row in rows] == [300, 0, 0, 0]
+    assert '0 stories added' in project.run(*command, '--total=2')
+    assert [(row['id'], row['reason']) for row in project.jsonl('out/failed.jsonl')] == [(1, 'duplicate')]
+    prompts = project.run(*command, '--dry_run=500')
+    groups = re.findall(r'^--- \d+: (.*)$', prompts, flags=re.M)
+    assert len(groups) == len(set(groups)) == 500 and prompts.count('Write 10 short news bulletins') == 500 and prompts.count('<h1>') >= 1500
+
+
+@pytest.mark.parametrize('complexity', ['1', '2', '2+', '3', '4', '5'])
+def test_every_complexity_fills_its_slots(project, chat_server, complexity):
+    server = chat_server()
+    for language in ('hindi', 'french'):
+        command = ('generate_data.py', f'config/generate_{language}.py', f'--base_url={server.url}', '--dry_run=2', f'--complexity={complexity}')
+        text = project.run(*command, '--min_script=0')
+        assert not re.search(r'\{\w+\}', text.split('--- the reply')[0])
+        assert ('dialogue' in text) >= (complexity in '345') and ('Babar' in text) == (language == 'french' and complexity == '5')
+
+
+def test_another_language_is_a_folder(project, chat_server):
+    folder = project.path / 'data' / 'greek'
+    folder.mkdir()
+    for kind in ('nouns', 'verbs', 'adjectives', 'features'):
+        (folder / f'{kind}.txt').write_text('γάτα\nσκύλος\n', encoding='utf-8')
+    server = chat_server(reply=json.dumps({'story': 'Η γάτα ήπιε γάλα και κοιμήθηκε.'}))
+    text = project.run(*ASK[:2], '--language=greek', f'--base_url={server.url}', '--dry_run=1', '--min_words=3', '--total=4')
+    assert 'Write a short story in Greek' in text and '--- passes' in text
+    server = chat_server(reply=json.dumps({'story': HINDI}))
+    assert 'not in greek script' in project.run(*ASK[:2], '--language=greek', f'--base_url={server.url}', '--dry_run=1', '--min_words=3', '--total=4')
