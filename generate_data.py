@@ -354,7 +354,7 @@ def accept(i, reply):
             text = check(text)
             if headline and (script_share(headline, script) < min_script or not 2 <= len(headline.split()) <= 30):
                 raise chat.Rejected('broken headline')
-            text = f'{headline} </h> {text}' if headline else text
+            text = f'{headline}</h> {text}' if headline else text
             if (same := seen.add(text)) > 0:
                 raise chat.Rejected('duplicate' if same == 1 else 'near duplicate')
         except chat.Rejected as e:

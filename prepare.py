@@ -38,6 +38,7 @@ deduplicate = False  # drop stories that are the same to the letter
 dataset = 'hindi'  # the folder under data/
 tokenizer = 'train'  # 'train' one here, 'tiktoken:gpt2', a name on the Hugging Face hub, a folder, a .json or .model file
 vocab_size = 4096  # tokens of a tokenizer trained here
+special_tokens = []  # strings that get a token of their own, such as '</h>' behind the headline of news
 trim = True  # drop the tokens of a tokenizer from elsewhere that the stories do not use
 val_fraction = 0.05  # share of the stories set aside, chosen by a hash, so that adding stories moves none
 seed = 1337  # another seed sets other stories aside
@@ -266,13 +267,16 @@ if not source:
     sys.exit(0)
 if not 0 <= val_fraction < 1 or not 0 <= seed < 2**63:
     fail('val_fraction is a share from 0 to below 1, seed a number from 0 to below 2**63')
+if not all(isinstance(token, str) and token for token in special_tokens):
+    fail('special_tokens is a list of strings')
 os.makedirs(folder, exist_ok=True)
 
 full_ids = None
 if tokenizer == 'train':
-    tok = train((text for batch in batches('training the tokenizer') for split, text in batch if split == 'train'), vocab_size)
+    tok = train((text for batch in batches('training the tokenizer') for split, text in batch if split == 'train'), vocab_size, special_tokens)
 else:
     tok = load(tokenizer)
+    tok.add_tokens(special_tokens)
     if trim:
         tok, new_ids, full_file = trimmed(tok, folder)
         full_ids = np.memmap(full_file, np.uint32, 'r') if full_file.tell() else None

@@ -11,6 +11,7 @@ Whatever it comes from (trained here, the Hugging Face hub, tiktoken, a Sentence
 
 import json
 import os
+import re
 import unicodedata
 
 import numpy as np
@@ -59,6 +60,12 @@ class Tokenizer:
         """ids -> text; bos, eos and other special tokens are left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def add_tokens(self, tokens):
+        """Give each of these strings a token of its own wherever it stands in a text, such as </h> behind a headline."""
+        from tokenizers import AddedToken
+        self.backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+        self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
     def to_str(self):
         """The text of a tokenizer.json."""
         return self.backend.to_str()
@@ -75,21 +82,29 @@ class Tokenizer:
         return {'spec': self.to_str(), 'bos': self.bos_token, 'eos': self.eos_token}
 
 
-def train(texts, vocab_size):
-    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019 for the bytes) learned from an iterable of texts."""
+def train(texts, vocab_size, special_tokens=()):
+    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019 for the bytes) learned from an iterable of texts.
+
+    special_tokens: strings that get a token each, of the vocab_size.
+    """
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if not len(alphabet) + 2 <= vocab_size <= MAX_VOCAB_SIZE:
-        raise SystemExit(f'vocab_size is {vocab_size:,}; a tokenizer trained here has from {len(alphabet) + 2} to {MAX_VOCAB_SIZE:,} tokens')
+    least = len(alphabet) + 2 + len(special_tokens)
+    if not least <= vocab_size <= MAX_VOCAB_SIZE:
+        raise SystemExit(f'vocab_size is {vocab_size:,}; a tokenizer trained here has from {least} to {MAX_VOCAB_SIZE:,} tokens')
     backend = Backend(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), 'isolated'),
                                                      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=['<s>', '</s>'], initial_alphabet=sorted(alphabet), show_progress=False)
-    backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend.to_str(), '<s>', '</s>')
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(special_tokens), special_tokens=['<s>', '</s>'], initial_alphabet=sorted(alphabet),
+                                  show_progress=False)
+    marks = re.compile('|'.join(map(re.escape, special_tokens)) or '(?!)')  # (?!) matches nothing
+    backend.train_from_iterator((marks.sub(' ', text) for text in texts), trainer)
+    tok = Tokenizer(backend.to_str(), '<s>', '</s>')
+    tok.add_tokens(special_tokens)
+    return tok
 
 
 def load(name):

@@ -1,6 +1,6 @@
 # Short news bulletins from a chat API, after TinyNews: ten a reply, about ten things that a group of seed words suggests.
 #     python generate_data.py config/generate_news.py --provider=mistral --num_workers=64
-#     python prepare.py --source=data/news/stories.jsonl --dataset=news --lower_case=True --special_tokens='["</h>"]'
+#     python prepare.py config/prepare_news.py
 
 language = 'news'  # the folder; the language is English
 words = ['group']  # lines of data/news/groups.txt: each group comes once an epoch

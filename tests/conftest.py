@@ -1,5 +1,6 @@
 """Tests run the scripts as a person does: by their command lines, in a copy of the project, so that nothing here is touched."""
 
+import functools
 import json
 import os
 import shutil
@@ -53,31 +54,39 @@ class Project:
         return [json.loads(line) for line in (self.path / path).read_text(encoding='utf-8').splitlines()]
 
 
-class ChatServer:
-    """tests/chat_server.py in a process of its own."""
+class Server:
+    """A server of tests/ in a process of its own, which prints its port first."""
 
-    def __init__(self, **options):
-        self.process = subprocess.Popen([sys.executable, PROJECT / 'tests' / 'chat_server.py', json.dumps(options)], stdout=subprocess.PIPE)
+    def __init__(self, script, **options):
+        self.process = subprocess.Popen([sys.executable, PROJECT / 'tests' / script, json.dumps(options)], stdout=subprocess.PIPE)
         self.url = f'http://127.0.0.1:{int(self.process.stdout.readline())}'
 
-    def counts(self):
-        with urllib.request.urlopen(self.url + '/counts') as reply:
+    def get(self, path):
+        with urllib.request.urlopen(self.url + path) as reply:
             return json.load(reply)
+
+    def counts(self):
+        return self.get('/counts')
 
 
 @pytest.fixture
-def chat_server():
-    """chat_server(faults=0.3, …) -> a ChatServer, ended with the test."""
+def server():
+    """server('chat_server.py', faults=0.3, …) -> a Server, ended with the test."""
     servers = []
 
-    def start(**options):
-        servers.append(ChatServer(**options))
+    def start(script, **options):
+        servers.append(Server(script, **options))
         return servers[-1]
     yield start
-    for server in servers:
-        server.process.kill()
-        server.process.wait()
-        server.process.stdout.close()
+    for each in servers:
+        each.process.kill()
+        each.process.wait()
+        each.process.stdout.close()
+
+
+@pytest.fixture
+def chat_server(server):
+    return functools.partial(server, 'chat_server.py')
 
 
 @pytest.fixture

@@ -318,7 +318,8 @@ def test_batches_of_mistral(project, chat_server):
 
 def test_news_ten_a_reply(project, chat_server):
     rng = random.Random(3)
-    nouns = [line.split('\t')[0] for line in (project.path / 'data/english/nouns.txt').read_text(encoding='utf-8').split('\n') if re.fullmatch(r'[a-z]+(\t.*)?', line)]
+    lines = (project.path / 'data/english/nouns.txt').read_text(encoding='utf-8').split('\n')
+    nouns = [line.split('\t')[0] for line in lines if re.fullmatch(r'[a-z]+(\t.*)?', line)]
     text = [' '.join(rng.choice(nouns) for _ in range(30)) for _ in range(9)]
     server = chat_server(reply='Here are ten:\n' + '\n'.join([
         f'<h1>Good one</h1><p>{text[0]}.</p>', f'<H1 class="x">Good two</H1>\n<p>{text[1]}.', f'<h1>Good &amp; three<p>{text[2]}.</p></h1>',
@@ -327,7 +328,7 @@ def test_news_ten_a_reply(project, chat_server):
     command = ('generate_data.py', 'config/generate_news.py', f'--base_url={server.url}', '--out=out/stories.jsonl', '--min_words=10', '--max_tries=1')
     out = project.run(*command, '--total=1')
     rows = project.jsonl('out/stories.jsonl')
-    assert [row['text'].split(' </h> ')[0] for row in rows] == ['Good one', 'Good two', 'Good & three', 'Good four']
+    assert [row['text'].split('</h> ')[0] for row in rows] == ['Good one', 'Good two', 'Good & three', 'Good four']
     assert [row['id'] for row in rows] == [0, 1, 2, 3] and all('<' not in row['text'].replace('</h>', '') for row in rows)
     assert '4 stories added' in out and '2 parts of replies left out' in out  # a name, no end; the others could not be read
     assert len(rows[0]['group'].split(', ')) == 4 and [row['completion_tokens'] for row in rows] == [300, 0, 0, 0]
@@ -358,3 +359,16 @@ def test_another_language_is_a_folder(project, chat_server):
     assert 'Write a short story in Greek' in text and '--- passes' in text
     server = chat_server(reply=json.dumps({'story': HINDI}))
     assert 'not in greek script' in project.run(*ASK[:2], '--language=greek', f'--base_url={server.url}', '--dry_run=1', '--min_words=3', '--total=4')
+
+
+def test_push(project, server):
+    hub = server('hub_server.py')
+    command = ('generate_data.py', '--total=30', '--out=out/stories.jsonl', '--push=me/tales')
+    project.run(*command, HF_ENDPOINT=hub.url, HF_TOKEN='hf_test', HF_HUB_OFFLINE='0')
+    found = hub.get('/')
+    assert found['repos'][0]['name'] == 'tales' and found['repos'][0]['type'] == 'dataset'
+    assert found['files']['stories.jsonl'] == (project.path / 'out/stories.jsonl').read_text(encoding='utf-8')
+    card = found['files']['README.md']
+    assert card.startswith('---\nlanguage: hi\n') and '30 short texts in Hindi, written by grammar' in card
+    line = project.refuses(*command, HF_ENDPOINT=hub.url, HF_TOKEN='hf_wrong', HF_HUB_OFFLINE='0')
+    assert 'me/tales was not uploaded' in line and 'hf_wrong' not in line

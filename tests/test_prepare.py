@@ -340,6 +340,22 @@ def test_special_tokens_in_stories_are_text(home, elsewhere):
         assert found == {'train': texts, 'val': texts}
 
 
+def test_special_tokens_of_news(home, elsewhere):
+    texts = [f'Boats leave port{i}</h> The boats left at {i} in the morning.' for i in range(60)]
+    write_jsonl(home.path / 's.jsonl', [{'text': text} for text in texts])
+    for name in ('train', elsewhere):
+        folder = prepare(home, 's.jsonl', 't', 'config/prepare_news.py', '--source=s.jsonl', '--dataset=t', '--vocab_size=300',
+                         f'--tokenizer={name}', '--val_source=s.jsonl')
+        tok = tokenizer.load(str(folder))
+        assert (name != 'train' or tok.vocab_size <= 300) and stories_in(folder)['val'] == [text.lower() for text in texts]
+        mark, = tok.encode('</h>')
+        assert tok.encode('a</h> b').count(mark) == 1 and tok.decode([mark]) == '</h>'
+        assert (bins(folder)['train'] == mark).sum() == 60
+        from transformers import AutoTokenizer
+        assert AutoTokenizer.from_pretrained(folder).encode(texts[0], add_special_tokens=False) == tok.encode(texts[0])
+    assert 'special_tokens' in home.refuses('prepare.py', '--source=s.jsonl', '--dataset=t', '--special_tokens=[1]')
+
+
 def test_an_unknown_tokenizer_is_one_line(home):
     assert 'nowhere.json' in refuses(home, 's.jsonl', '--tokenizer=nowhere.json')
     assert 'nobody/nothing' in refuses(home, 's.jsonl', '--tokenizer=nobody/nothing')
