@@ -146,7 +146,7 @@ def finished(out):
         yield from jsonl.read(out)
     failed = os.path.join(os.path.dirname(out), 'failed.jsonl')
     if os.path.exists(failed):
-        yield from (row for row in jsonl.read(failed) if row.get('out') == os.path.basename(out))
+        yield from (row for row in jsonl.read(failed) if isinstance(row, dict) and row.get('out') == os.path.basename(out))
 
 
 def collect(api, ids, prompt, accept, out, *, total, n_done=0, spent=(0, 0), unit='stories', num_workers=16, timeout=120.0, max_tries=5,
@@ -182,7 +182,7 @@ def collect(api, ids, prompt, accept, out, *, total, n_done=0, spent=(0, 0), uni
 class Run:
     """What the live and the batch mode share: the files, the counts and what becomes of a reply.
 
-    A job is a dict: id, tries, errors (in a row), tokens [in, out], reason and reply of its last try.
+    A job is a dict: id, tries, errors (in a row), tokens [in, out] of all tries, reply of the last.
     """
 
     def __init__(self, api, accept, out, total, n_done, spent, unit, max_tries, max_cost, discount):
@@ -200,7 +200,7 @@ class Run:
                         bar_format='{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]')
 
     def job(self, i):
-        return {'id': i, 'tries': 0, 'errors': 0, 'tokens': [0, 0], 'reason': '', 'reply': ''}
+        return {'id': i, 'tries': 0, 'errors': 0, 'tokens': [0, 0], 'reply': ''}
 
     def cost(self):
         return self.tokens[0] * self.prices[0] + self.tokens[1] * self.prices[1]
@@ -239,7 +239,6 @@ class Run:
     def again(self, job, reason):
         """Count a try that came to nothing -> whether it was the last, and the job is in failed.jsonl."""
         job['tries'] += 1
-        job['reason'] = reason
         if job['tries'] < self.max_tries:
             return False
         if not self.failed_file:
@@ -301,14 +300,15 @@ def short(n):
 class Pace:
     """How many requests may be in flight, and when the next may go.
 
-    As TCP does it (Chiu and Jain 1989, "Analysis of the increase and decrease algorithms"): on a 429 the limit falls by a
-    quarter, with every reply it climbs a little. Replies to requests sent before the last cut do not cut again. Below the
-    full number of workers requests go evenly spaced, since a rate limit takes a burst amiss that it would have taken as a trickle.
+    As TCP does it: the limit climbs a little with every reply and falls on a 429, by half the share of 429s among the
+    latest replies (Alizadeh et al. 2010, "Data center TCP"), so that one now and then does not slow a run down, or by a
+    quarter where one asks to wait. Replies to requests sent before the last cut do not cut again. Below the full number
+    of workers requests go evenly spaced, since a rate limit takes a burst amiss that it would have taken as a trickle.
     """
 
     def __init__(self, most):
         self.most = self.limit = most
-        self.cut_at = self.next = self.seconds = 0.0  # seconds: a reply's time, averaged
+        self.refused = self.cut_at = self.next = self.seconds = 0.0  # refused: the share of 429s; seconds: a reply's time, averaged
 
     def sent(self, now):
         if self.limit < self.most:
@@ -316,11 +316,13 @@ class Pace:
 
     def more(self, seconds):
         self.seconds += (seconds - self.seconds) * (0.1 if self.seconds else 1)
-        self.limit = min(self.most, self.limit + max(0.5, self.limit / 20) / self.limit)  # by a twentieth in the time of a reply
+        self.refused *= 15 / 16
+        self.limit = min(self.most, self.limit + max(0.5, self.limit / 30) / self.limit)
 
-    def less(self, sent, flight):
+    def less(self, sent, wait):
+        self.refused += (1 - self.refused) / 16
         if sent > self.cut_at:
-            self.limit = max(1, min(self.limit, flight) * 0.75)
+            self.limit = max(1, self.limit * (1 - max(self.refused / 2, 0.25 * (wait > 0))))
             self.cut_at = time.monotonic()
 
     def pause(self, seconds):
@@ -371,117 +373,164 @@ def send_all(api, timeout, inbox, outbox):
         outbox.put((job, status, headers, text))
 
 
-def collect_live(run, ids, body, num_workers, timeout):
-    inbox, outbox = queue.SimpleQueue(), queue.SimpleQueue()
-    pace = Pace(num_workers)
-    waiting, order = [], itertools.count()  # jobs to be tried again: (when, a number that keeps jobs from being compared, job)
-    flight = workers = streak = answers = 0  # streak: errors since the last answer
-    many = 3 * (num_workers + 8)  # so many of them are an outage
-    last_answer = time.monotonic()
-    stop = exhausted = False
-    problem = last_word = ''
-
-    def interrupted(*_):
-        nonlocal stop
-        if stop:
-            raise KeyboardInterrupt
-        stop = True
-        run.say(f'finishing the {flight} requests in flight; again to stop at once')
-
-    in_main = threading.current_thread() is threading.main_thread()
-    handlers = {sig: signal.signal(sig, interrupted) for sig in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+def understood(status, text):
+    """A reply's status and JSON (None when it is none); a status of 200 with an error inside becomes the error's own."""
     try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return status, None
+    error = data.get('error') if isinstance(data, dict) else None
+    if status == 200 and error:  # OpenRouter passes on what went wrong behind it in a reply of its own
+        code = error.get('code') if isinstance(error, dict) else None
+        status = code if isinstance(code, int) and code >= 400 else 502
+    return status, data
+
+
+def ends_the_run(status, text):
+    """Whether a provider that answers so will not answer the other prompts either."""
+    if status == 400 and re.search(r'content.?(filter|policy|management)|safety', text, flags=re.I):
+        return False
+    if status == 429 and re.search(r'insufficient.(quota|balance|credit|fund)', text, flags=re.I):
+        return True
+    return 0 < status < 500 and status not in (408, 409, 425, 429)
+
+
+class Live:
+    """Many requests at a time: what is in flight, what waits to be tried again, and when to end."""
+
+    def __init__(self, run, ids, body, num_workers, timeout):
+        self.run, self.ids, self.body, self.num_workers, self.timeout = run, ids, body, num_workers, timeout
+        self.inbox, self.outbox = queue.SimpleQueue(), queue.SimpleQueue()
+        self.pace = Pace(num_workers)
+        self.waiting, self.order = [], itertools.count()  # a heap of (when, a number that keeps jobs from being compared, job)
+        self.flight = self.workers = self.answers = 0
+        self.streak, self.outage = 0, 3 * (num_workers + 8)  # errors since the last answer; so many are an outage, no prompt's fault
+        self.last_answer = time.monotonic()
+        self.exhausted = self.stopping = False
+        self.problem = self.last_word = ''
+
+    def stop(self, last_word=''):
+        """Hand nothing out any more; what is in flight is still taken."""
+        self.stopping = True
+        self.last_word = self.last_word or last_word
+
+    def interrupted(self, *_):
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stop()
+        self.run.say(f'finishing the {self.flight} requests in flight; again to stop at once')
+
+    def next_job(self, now):
+        """A job whose time to be tried again has come, else one of a new prompt, else None."""
+        if self.waiting and self.waiting[0][0] <= now:
+            return heapq.heappop(self.waiting)[-1]
+        if self.exhausted or len(self.waiting) > self.num_workers + 8:  # not ever more prompts begun when none gets an answer
+            return None
+        i = next(self.ids, self.ids)
+        self.exhausted = i is self.ids
+        return None if self.exhausted else self.run.job(i) | {'since': now}
+
+    def hand_out(self, now):
+        """Send what may go now."""
+        while self.flight < int(self.pace.limit) and now >= self.pace.next and not self.stopping:
+            if not self.run.affords(self.flight + 1):
+                if not self.flight:
+                    self.stop()
+                    self.run.say(f'max_cost is reached, ${self.run.cost():,.2f} of ${self.run.max_cost:,.2f}')
+                break
+            job = self.next_job(now)
+            if not job:
+                break
+            if self.flight >= self.workers:
+                threading.Thread(target=send_all, args=(self.run.api, self.timeout, self.inbox, self.outbox), daemon=True).start()
+                self.workers += 1
+            self.inbox.put(job | {'body': self.body(job['id']), 'sent': now})
+            self.pace.sent(now)
+            self.flight += 1
+
+    def take(self, job, status, headers, text):
+        """Decide what becomes of a job that came back."""
+        data, wait = None, seconds_to_wait(headers)
+        if status:
+            status, data = understood(status, text)
+        if wait > 0:
+            self.pace.pause(min(wait, PATIENCE))
+            if wait > PATIENCE:
+                self.stop(f'{self.run.api["provider"]} asks to wait {wait / 3600:.1f} hours; the same command goes on then')
+        if status == 200:
+            if self.streak > self.outage:  # it is over: what waits for its end need not wait longer
+                self.waiting = [(0, n, other) for _, n, other in self.waiting]
+                heapq.heapify(self.waiting)
+            self.streak, self.answers, self.last_answer = 0, self.answers + 1, time.monotonic()
+            self.pace.more(self.last_answer - job['sent'])
+            job['errors'] = 0
+            if not self.run.answered(job, data, text):
+                self.again(job, 0)
+        elif ends_the_run(status, text):
+            self.stop(self.run.refusal(status, text))
+        else:
+            self.failed(job, status, text, wait)
+
+    def failed(self, job, status, text, wait):
+        """An error that another try may not meet. Whether it counts as a try of this prompt depends on how others fare."""
+        self.problem = f'HTTP {status}' if status else text
+        self.run.errors[self.problem] += 1
+        self.streak += 1
+        job |= {'errors': job['errors'] + 1, 'reply': self.run.clean(text)}
+        if status == 429:  # is about the account, not about the prompt
+            self.pace.less(job['sent'], wait)
+        elif self.last_answer > job['since'] or self.exhausted and self.answers and self.streak <= self.outage:  # others got through
+            job['since'] = time.monotonic()
+            if self.run.again(job, self.problem):
+                return
+        elif self.streak > self.outage:
+            self.pace.limit = 1
+        self.again(job, random.uniform(0, min(MAX_WAIT, 2 ** job['errors'])))  # exponential backoff with full jitter
+        if self.streak > self.outage and (not self.answers or time.monotonic() - self.last_answer > PATIENCE):
+            self.stop(f'{self.run.api["url"]} gives no answer ({self.problem}, {self.streak} times in a row); the same command goes on once it does')
+
+    def again(self, job, seconds):
+        self.run.retries += 1
+        heapq.heappush(self.waiting, (time.monotonic() + seconds if seconds else 0, next(self.order), job))
+
+    def state(self, now):
+        """For the bar."""
+        silence, pause = now - self.last_answer, self.pace.next - now
+        return (f'{self.flight} in flight' + (f', paused {pause:.0f} s' if pause > 1 else '')
+                + (f', no answer for {silence:.0f} s ({self.problem})' if self.streak > 3 and silence > 5 else ''))
+
+    def collect(self):
+        """-> whether all is done"""
         while True:
             now = time.monotonic()
-            while flight < int(pace.limit) and now >= pace.next and not stop:
-                if not run.affords(flight + 1):
-                    if not flight:
-                        stop = True
-                        run.say(f'max_cost is reached, ${run.cost():,.2f} of ${run.max_cost:,.2f}')
-                    break
-                if waiting and waiting[0][0] <= now:
-                    job = heapq.heappop(waiting)[-1]
-                elif exhausted or len(waiting) > num_workers + 8:  # not ever more prompts begun when none gets an answer
-                    break
-                elif (i := next(ids, ids)) is ids:
-                    exhausted = True
-                    break
-                else:
-                    job = run.job(i) | {'since': now}
-                if flight >= workers:
-                    threading.Thread(target=send_all, args=(run.api, timeout, inbox, outbox), daemon=True).start()
-                    workers += 1
-                job |= {'body': body(job['id']), 'sent': now}
-                inbox.put(job)
-                pace.sent(now)
-                flight += 1
-            if not flight and (stop or exhausted and not waiting):
+            self.hand_out(now)
+            if not self.flight and (self.stopping or self.exhausted and not self.waiting):
                 break
-            silence = now - last_answer
-            run.show(f'{flight} in flight' + (f', paused {pace.next - now:.0f} s' if pace.next > now + 1 else '')
-                     + (f', no answer for {silence:.0f} s ({problem})' if streak > 3 and silence > 5 else ''))
-            wake = min([now + 0.3] + [at for at in (pace.next, waiting[0][0] if waiting else 0) if at > now])
+            self.run.show(self.state(now))
+            wake = min([now + 0.3] + [at for at in (self.pace.next, self.waiting[0][0] if self.waiting else 0) if at > now])
             try:
-                job, status, headers, text = outbox.get(timeout=wake - now)
+                job, status, headers, text = self.outbox.get(timeout=wake - now)
             except queue.Empty:
                 continue
-            flight -= 1
+            self.flight -= 1
             if isinstance(text, Exception):
                 raise text
-            data = None
-            if status:
-                try:
-                    data = json.loads(text)
-                except (ValueError, RecursionError):
-                    pass
-                error = data.get('error') if isinstance(data, dict) else None
-                if status == 200 and error:  # OpenRouter passes on what went wrong behind it in a reply of its own
-                    code = error.get('code') if isinstance(error, dict) else None
-                    status = code if isinstance(code, int) and code >= 400 else 502
-                if (wait := seconds_to_wait(headers)) > 0:
-                    pace.pause(min(wait, PATIENCE))
-                    if wait > PATIENCE and not stop:
-                        stop, last_word = True, f'{run.api["provider"]} asks to wait {wait / 3600:.1f} hours; the same command goes on then'
-            if status == 200:
-                if streak > many:  # an outage is over: what waits for its end need not wait longer
-                    waiting = [(0, n, other) for _, n, other in sorted(waiting)]
-                streak, answers, last_answer, job['errors'] = 0, answers + 1, time.monotonic(), 0
-                pace.more(last_answer - job['sent'])
-                if not run.answered(job, data, text):
-                    run.retries += 1
-                    heapq.heappush(waiting, (0, next(order), job))
-                continue
-            problem = job['reason'] = f'HTTP {status}' if status else text
-            filtered = status == 400 and re.search(r'content.?(filter|policy|management)|safety', text, flags=re.I)
-            broke = status == 429 and re.search(r'insufficient.(quota|balance|credit|fund)', text, flags=re.I)
-            if broke or status and status < 500 and status not in (408, 409, 425, 429) and not filtered:
-                if not last_word:
-                    stop, last_word = True, run.refusal(status, text)
-                continue
-            run.errors[job['reason']] += 1
-            run.retries += 1
-            streak += 1
-            job['errors'] += 1
-            job['reply'] = run.clean(text)
-            if status == 429:  # is about the account, not about the prompt, and so no try of its own
-                pace.less(job['sent'], flight + 1)
-            elif last_answer > job['since'] or exhausted and answers and streak <= many:  # others got through meanwhile: not an outage
-                job['since'] = now
-                if run.again(job, problem):
-                    continue
-            elif streak > many:
-                pace.less(job['sent'], 1)
-            pause = random.uniform(0, min(MAX_WAIT, 2 ** job['errors']))  # exponential backoff with full jitter
-            heapq.heappush(waiting, (time.monotonic() + pause, next(order), job))
-            if streak > many and (not answers or time.monotonic() - last_answer > PATIENCE) and not stop:
-                stop, last_word = True, f'{run.api["url"]} gives no answer ({problem}, {streak} times in a row); the same command goes on when it does'
+            self.take(job, status, headers, text)
+        self.run.show(self.state(now), force=True)
+        if self.last_word:
+            raise SystemExit(self.last_word)
+        return not self.stopping
+
+
+def collect_live(run, ids, body, num_workers, timeout):
+    live = Live(run, ids, body, num_workers, timeout)
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = {sig: signal.signal(sig, live.interrupted) for sig in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+    try:
+        return live.collect()
     finally:
         for sig, handler in handlers.items():
             signal.signal(sig, handler)
-        run.show(f'{flight} in flight', force=True)
-    if last_word:
-        raise SystemExit(last_word)
-    return not stop
 
 
 # -----------------------------------------------------------------------------

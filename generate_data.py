@@ -467,6 +467,8 @@ for row in tqdm(chat.finished(out), desc=f'reading {out}', unit=' rows', leave=F
     i = i // items if isinstance(i, int) and 'reason' not in row else i  # a failed one has the prompt's number
     if i not in range(n_prompts) or 'reason' not in row and row.get(words[0]) != seed_words(i, lists)[words[0]]['word']:
         fail(f'{out} holds another story than this seed and these word lists give (number {i}); name another --out')
+    if composed != (row.get('model', '') == 'grammar') and 'reason' not in row:
+        fail(f'{out} holds stories by {row.get("model")}; name another --out for those of another kind')
     if i in ids:
         place = ids.index(i)
         n_done += not done[place // 8] >> place % 8 & 1
@@ -474,7 +476,7 @@ for row in tqdm(chat.finished(out), desc=f'reading {out}', unit=' rows', leave=F
     if not composed:
         if 'text' in row:
             seen.add(row['text'])
-        spent = [spent[0] + row['prompt_tokens'], spent[1] + row['completion_tokens']]
+        spent = [spent[0] + row.get('prompt_tokens', 0), spent[1] + row.get('completion_tokens', 0)]
 left = (i for place, i in enumerate(ids) if not done[place // 8] >> place % 8 & 1)
 
 complete = True
