@@ -20,7 +20,7 @@ class Project:
 
     def __init__(self, path):
         self.path = path
-        for script in PROJECT.glob('*.py'):
+        for script in [*PROJECT.glob('*.py'), *PROJECT.glob('*.html')]:
             shutil.copy(script, path)
         shutil.copytree(PROJECT / 'config', path / 'config')
         shutil.copytree(PROJECT / 'data', path / 'data', ignore=shutil.ignore_patterns('*.bin', '*.json*'))
