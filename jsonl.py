@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import zlib
 
 
 def open_binary(path):
@@ -15,23 +16,35 @@ def open_binary(path):
 def read(path):
     """Yield the objects of a .jsonl file (.gz and .xz too), one line in memory at a time.
 
-    A last line that a kill tore is passed over. Any other line that is not JSON ends the program and is named.
+    A last line that a kill tore is passed over. Any other line that is not JSON ends the program and is named, and so does
+    a file that cannot be read.
     """
-    with open_binary(path) as f:
-        for number, line in enumerate(f, 1):
-            if line.isspace():
-                continue
-            try:
-                yield json.loads(line.decode('utf-8-sig'))
-            except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8, brackets without end
-                if line.endswith(b'\n'):
-                    raise SystemExit(f'{path}, line {number}: not a line of JSON in UTF-8') from None
+    for number, line in enumerate(read_lines(path), 1):
+        if line.isspace():
+            continue
+        try:
+            yield json.loads(line.decode('utf-8-sig'))
+        except (ValueError, RecursionError):  # wrong JSON, wrong UTF-8, brackets without end
+            if line.endswith(b'\n'):
+                raise SystemExit(f'{path}, line {number}: not a line of JSON in UTF-8') from None
+
+
+def read_lines(path):
+    """Yield the lines of a file, packed or not, as bytes."""
+    try:
+        with open_binary(path) as f:
+            yield from f
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
+        raise SystemExit(f'{path} could not be read: {e}') from None
 
 
 def open_append(path):
     """Open a .jsonl file for `append`, creating it and its folder; a line that a kill tore is cut first."""
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    f = open(path, 'ab+')
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        f = open(path, 'ab+')
+    except OSError as e:
+        raise SystemExit(f'{path} could not be opened: {e.strerror}') from None
     end = f.seek(0, os.SEEK_END)
     tail = b''
     while end and b'\n' not in tail:

@@ -27,7 +27,7 @@ class Project:
 
     def start(self, *command, **env):
         """Start `python script.py …`; -> the process, its output in pipes."""
-        env = os.environ | {'OMP_NUM_THREADS': '2', 'HF_HUB_OFFLINE': '1', 'PYTHONUNBUFFERED': '1'} | env
+        env = os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONUNBUFFERED': '1'} | env
         return subprocess.Popen([sys.executable, *map(str, command)], cwd=self.path, env=env, text=True, encoding='utf-8',
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
