@@ -543,7 +543,7 @@ def request(api, method, path, tries=8, **options):
             reply = requests.request(method, api['url'] + path, headers=api['headers'], timeout=(CONNECT_TIMEOUT, 600), allow_redirects=False,
                                      auth=lambda r: r, **options)  # an auth of our own keeps ~/.netrc from replacing the key
             if reply.status_code < 500 and reply.status_code not in (408, 409, 425, 429):
-                if reply.status_code != 200:
+                if not reply.ok:
                     message = ' '.join(reply.text.split())[:300]
                     raise SystemExit(f'{api["url"]}{path} says {reply.status_code}: ' + (message.replace(api['key'], '***') if api['key'] else message))
                 return reply.content if path.endswith('/content') else reply.json()

@@ -76,6 +76,7 @@ from tqdm import tqdm
 
 import chat
 import jsonl
+import measures
 
 
 def fail(message):
@@ -243,21 +244,6 @@ def read_grammar(folder, lists):
 # -----------------------------------------------------------------------------
 # replies: what passes becomes a story
 
-@functools.cache
-def script_of(char):
-    """'DEVANAGARI' for म or ा, 'LATIN' for é, '' for what is not a letter or a sign on one."""
-    return unicodedata.name(char, '').split(' ')[0] if unicodedata.category(char)[0] in 'LM' else ''
-
-
-def script_share(text, script):
-    """The share of the letters of `text` that are in this script."""
-    counts = collections.Counter()
-    for char, n in collections.Counter(text).items():
-        counts[script_of(char)] += n
-    del counts['']
-    return counts[script] / max(1, counts.total())
-
-
 class Seen:
     """Stories so far, for finding one that came before, to the letter or nearly.
 
@@ -296,7 +282,7 @@ def check(text):
     n = len(text.split())
     if re.search('[\ufffd\ud800-\udfff\x00-\x09\x0b-\x1f\x7f]', text):
         raise chat.Rejected('broken characters')
-    if script_share(text, script) < min_script:
+    if not measures.script_share(text, script) >= min_script:  # nor nan, where there is no letter
         raise chat.Rejected(f'not in {script.lower()} script')
     if refusals and refusals.search(text):
         raise chat.Rejected('refusal or meta text')
@@ -352,7 +338,7 @@ def accept(i, reply):
     for headline, text in stories_in(reply)[:items]:
         try:
             text = check(text)
-            if headline and (script_share(headline, script) < min_script or not 2 <= len(headline.split()) <= 30):
+            if headline and not (measures.script_share(headline, script) >= min_script and 2 <= len(headline.split()) <= 30):
                 raise chat.Rejected('broken headline')
             text = f'{headline}</h> {text}' if headline else text
             if (same := seen.add(text)) > 0:
@@ -426,8 +412,8 @@ else:
         fail(f'complexity is {complexity!r}; there is: {", ".join(levels)}')
     if reply_format not in ('json', 'html') or reply_format == 'json' and items > 1:
         fail('reply_format is json, for one item, or html')
-    script = collections.Counter(map(script_of, ''.join(row['word'] for row in lists[words[0]]))).most_common(2)
-    script = next(name for name, _ in script if name)
+    letters = measures.scripts_in(' '.join(row['word'] for row in lists[words[0]]))
+    script = max(letters, key=letters.get, default='')
     refusals = os.path.join(folder, 'refusals.txt')
     refusals = os.path.exists(refusals) and re.compile('|'.join(re.escape(line) for line in read_lines(refusals) if line), re.I)
     example_lines = [line for line in read_lines(os.path.join(folder, 'examples.txt')) if line] if examples else []
