@@ -372,3 +372,4 @@ def test_push(project, server):
     assert card.startswith('---\nlanguage: hi\n') and '30 short texts in Hindi, written by grammar' in card
     line = project.refuses(*command, HF_ENDPOINT=hub.url, HF_TOKEN='hf_wrong', HF_HUB_OFFLINE='0')
     assert 'me/tales was not uploaded' in line and 'hf_wrong' not in line
+    assert 'was not uploaded' in project.refuses(*command, HF_ENDPOINT='http://127.0.0.1:9', HF_TOKEN='hf_test', HF_HUB_OFFLINE='0')
