@@ -2,7 +2,8 @@
 The chat client: any number of prompts to an API that speaks OpenAI's /chat/completions, many at a time.
 
     api = chat.connect('mistral')                              # the key is read from MISTRAL_API_KEY, and shown nowhere
-    chat.collect(api, ids, prompt, accept, 'stories.jsonl')    # one row or more an id, appended as they come
+    with jsonl.open_append('stories.jsonl') as f:
+        chat.collect(api, ids, prompt, accept, f, total=1000)  # one row or more an id, appended as they come
 
 Worker threads send requests and do nothing else. The calling thread hands out the work, reads the replies, writes the
 rows and decides what is tried again, so that nothing needs a lock.
@@ -149,9 +150,9 @@ def finished(out):
         yield from (row for row in jsonl.read(failed) if isinstance(row, dict) and row.get('out') == os.path.basename(out))
 
 
-def collect(api, ids, prompt, accept, out, *, total, n_done=0, spent=(0, 0), unit='stories', num_workers=16, timeout=120.0, max_tries=5,
+def collect(api, ids, prompt, accept, file, *, total, n_done=0, spent=(0, 0), unit='stories', num_workers=16, timeout=120.0, max_tries=5,
             max_cost=0.0, batch=False):
-    """Ask for every id and append what comes to `out`: an id's rows in one write, each with model, prompt_tokens and
+    """Ask for every id and append what comes to a file of jsonl.open_append: an id's rows in one write, each with model, prompt_tokens and
     completion_tokens (of all its tries, in its first row). What is given up goes to failed.jsonl beside it, with the reason.
 
     ids: iterable of what is still to be asked, taken as needed. total, n_done: how many ids there are, and are done already.
@@ -168,7 +169,7 @@ def collect(api, ids, prompt, accept, out, *, total, n_done=0, spent=(0, 0), uni
         raise SystemExit(f'max_cost needs the price of {api["model"]}: --price_in=… --price_out=… in US dollars a million tokens')
     if batch and not (api['provider'] in BATCH_PROVIDERS or api['provider'] == api['url']):
         raise SystemExit(f'{api["provider"]} has no Batch API that is spoken here; there is: {", ".join(BATCH_PROVIDERS)}')
-    run = Run(api, accept, out, total, n_done, spent, unit, max_tries, max_cost, 0.5 if batch else 1.0)
+    run = Run(api, accept, file, total, n_done, spent, unit, max_tries, max_cost, 0.5 if batch else 1.0)
 
     def body(i):
         return api['fields'] | {'messages': prompt(i)}
@@ -185,18 +186,18 @@ class Run:
     A job is a dict: id, tries, errors (in a row), tokens [in, out] of all tries, reply of the last.
     """
 
-    def __init__(self, api, accept, out, total, n_done, spent, unit, max_tries, max_cost, discount):
-        self.api, self.accept, self.out, self.unit = api, accept, out, unit
+    def __init__(self, api, accept, file, total, n_done, spent, unit, max_tries, max_cost, discount):
+        self.api, self.accept, self.file, self.out, self.unit = api, accept, file, file.name, unit
         self.max_tries, self.max_cost = max_tries, max_cost
         self.prices = [price * discount / 1e6 for price in api['prices'] or (0, 0)]
         self.most = api['max_tokens'] * self.prices[1]  # what a request may cost, as long as none has come back
-        self.file, self.failed_file = jsonl.open_append(out), None
+        self.failed_file = None
         self.tokens, self.paid = list(spent), 0  # paid: replies of this run
         self.rows = self.failed = self.retries = 0
         self.rejected, self.errors = collections.Counter(), collections.Counter()
         self.started, self.shown = time.monotonic(), 0.0
         self.spent_before = self.cost()
-        self.bar = tqdm(total=total, initial=n_done, desc=out, smoothing=0.1, dynamic_ncols=True,
+        self.bar = tqdm(total=total, initial=n_done, desc=self.out, smoothing=0.1, dynamic_ncols=True,
                         bar_format='{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]')
 
     def job(self, i):
@@ -242,7 +243,7 @@ class Run:
         if job['tries'] < self.max_tries:
             return False
         if not self.failed_file:
-            self.failed_file = jsonl.open_append(os.path.join(os.path.dirname(self.out), 'failed.jsonl'))
+            self.failed_file = jsonl.open_append(os.path.join(os.path.dirname(self.out), 'failed.jsonl'), shared=True)
         jsonl.append(self.failed_file, {'id': job['id'], 'out': os.path.basename(self.out), 'reason': reason, 'reply': job['reply'][:10_000],
                                         'prompt_tokens': job['tokens'][0], 'completion_tokens': job['tokens'][1]})
         self.failed += 1
@@ -275,7 +276,6 @@ class Run:
 
     def close(self):
         self.bar.close()
-        self.file.close()
         if self.failed_file:
             self.failed_file.close()
         print(f'{self.rows:,} {self.unit} added to {self.out}' + (f', {self.failed:,} given up, see failed.jsonl beside it' if self.failed else ''))

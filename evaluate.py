@@ -302,6 +302,7 @@ def grade(sets):
             for story in stories:
                 again = repeat + (int(digest(story['prompt'], story['story'], story['copy']), 16) % 2**32) / 2**32  # so much beyond the first
                 wanted |= {grade_id(api['model'], story, number): (name, story, number) for number in range(1 + int(again))}
+        f = jsonl.open_append(grades_path)  # before it is read, so that no other run writes what this one takes to be missing
         done, spent = set(), [0, 0]
         for row in chat.finished(grades_path):
             done.add(row.get('id'))
@@ -319,7 +320,7 @@ def grade(sets):
             scores, notes = read_reply(reply)
             return [{'id': i, 'samples': name, 'sample': story['id'], 'repeat': number, 'judge': api['model'], 'scores': scores, 'notes': notes}]
 
-        return chat.collect(api, left, lambda i: write_prompt(wanted[i][1]), accept, grades_path, total=len(wanted), n_done=len(wanted) - len(left),
+        return chat.collect(api, left, lambda i: write_prompt(wanted[i][1]), accept, f, total=len(wanted), n_done=len(wanted) - len(left),
                             spent=spent, unit='grades', num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch)
 
 

@@ -447,7 +447,7 @@ if dry_run:
             print(f'--- does not pass: {e}')
     raise SystemExit
 
-api = None if composed else connect()
+f = jsonl.open_append(out)  # before it is read, so that no other run writes what this one takes to be missing
 done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
 n_done, spent = 0, [0, 0]
 for row in tqdm(chat.finished(out), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
@@ -469,13 +469,13 @@ left = (i for place, i in enumerate(ids) if not done[place // 8] >> place % 8 & 
 
 complete = True
 if composed:
-    with jsonl.open_append(out) as f, tqdm(total=len(ids), initial=n_done, unit=' stories', desc=out, smoothing=0.1) as bar:
+    with tqdm(total=len(ids), initial=n_done, unit=' stories', desc=out, smoothing=0.1) as bar:
         for i in left:
             jsonl.append(f, compose(i))
             bar.update()
     print(f'{len(ids):,} stories in {out}')
 elif n_done < len(ids):
-    complete = chat.collect(api, left, write_prompt, accept, out, total=len(ids), n_done=n_done, spent=spent, unit='stories',
+    complete = chat.collect(connect(), left, write_prompt, accept, f, total=len(ids), n_done=n_done, spent=spent, unit='stories',
                             num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch)
     if counts['stories']:
         print(f'{counts["with all seed words"] / counts["stories"]:.1%} of them with all seed words'

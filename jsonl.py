@@ -1,6 +1,7 @@
 """Files that survive a kill: append-only JSONL, and files that appear whole or not at all."""
 
 import contextlib
+import errno
 import gzip
 import json
 import lzma
@@ -38,13 +39,18 @@ def read_lines(path):
         raise SystemExit(f'{path} could not be read: {e}') from None
 
 
-def open_append(path):
-    """Open a .jsonl file for `append`, creating it and its folder; a line that a kill tore is cut first."""
+def open_append(path, shared=False):
+    """Open a .jsonl file for `append`, creating it and its folder; a line that a kill tore is cut first.
+
+    Unless it is shared, a second run on the same file is refused for as long as this one lives.
+    """
     try:
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         f = open(path, 'ab+')
     except OSError as e:
         raise SystemExit(f'{path} could not be opened: {e.strerror}') from None
+    if not shared:
+        lock(f, path)
     end = f.seek(0, os.SEEK_END)
     tail = b''
     while end and b'\n' not in tail:
@@ -60,6 +66,21 @@ def open_append(path):
         except ValueError:
             f.truncate(f.seek(0, os.SEEK_END) - len(tail))
     return f
+
+
+def lock(f, path):
+    """Keep other processes from locking the same file; the operating system unlocks it when this one ends, however it ends."""
+    try:
+        if os.name == 'nt':
+            import msvcrt
+            f.seek(1 << 40)  # far behind the end, so that others may read
+            msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # another says that the file system has no locks
+            raise SystemExit(f'{path} is being written by another run') from None
 
 
 def append(f, *rows):

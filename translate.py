@@ -251,6 +251,7 @@ def own_fields(row):
 
 
 # Both files are read once before the work, and the source a second time for it; only the ids stay in memory, 150 MB a million.
+f = None if dry_run else jsonl.open_append(out)  # before it is read, so that no other run writes what this one takes to be missing
 done, first, spent = set(), None, [0, 0]
 for row in tqdm([] if dry_run else chat.finished(out), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
     translation = isinstance(row, dict) and row.get('language') == target_language
@@ -299,7 +300,7 @@ if chatting:
                 print(accept(i, chat.ask(api, write_prompt(i)))[0]['text'], end='\n\n')
             except chat.Rejected as e:
                 print(f'does not pass: {e}\n')
-    elif not chat.collect(api, ids(), write_prompt, accept, out, total=total, n_done=n_done, spent=spent, unit='stories', num_workers=num_workers,
+    elif not chat.collect(api, ids(), write_prompt, accept, f, total=total, n_done=n_done, spent=spent, unit='stories', num_workers=num_workers,
                           timeout=timeout, max_tries=max_tries, max_cost=max_cost):
         print('the same command goes on')
     raise SystemExit
@@ -334,7 +335,7 @@ if dry_run:
 
 unfinished = 0
 bar_format = '{desc}: {percentage:3.0f}% {n:,.0f}/{total:,} [{elapsed}<{remaining}, {rate_fmt}]'
-with jsonl.open_append(out) as f, tqdm(total=total, initial=n_done, desc=out, unit=' stories', smoothing=0.1, bar_format=bar_format) as bar:
+with tqdm(total=total, initial=n_done, desc=out, unit=' stories', smoothing=0.1, bar_format=bar_format) as bar:
     while stories := list(itertools.islice(todo, 4 * batch_size)):  # enough to sort by length; a kill costs those that are being translated
         rows = list(translated(stories, bar))
         jsonl.append(f, *rows)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 OPTIONS = {'latency': 0.0, 'faults': 0.0, 'kinds': None, 'seed': 1, 'key': '', 'rate': 0, 'retry_after': '', 'status': 0, 'error': '', 'stall': 5.0,
-           'reply': None, 'usage': [100, 300], 'down': [0, 0], 'batch_seconds': 0.2}
+           'reply': None, 'usage': [100, 300], 'down': [0, 0.0], 'batch_seconds': 0.2}  # down: after so many requests for so many seconds
 KINDS = ['429', '429 after', '429 date', '500', '503', 'stall', 'cut', 'reset', 'no choices', 'null', 'broken JSON', 'html', 'error in 200',
          'latin', 'duplicate', 'near', 'refusal', 'no JSON', 'length', 'short', 'unended']
 NOUNS = [line.split('\t')[0] for line in (Path(__file__).parent.parent / 'data/hindi/nouns.txt').read_text(encoding='utf-8').split('\n')[2:] if line]
@@ -28,7 +28,7 @@ counts = collections.Counter()
 files, batches = {}, {}
 flight = 0
 tokens, refilled = 1.0, time.monotonic()  # of the rate limit's bucket
-started = time.monotonic()
+down_since = None
 
 
 def story(rng, prompt=''):
@@ -120,7 +120,7 @@ def serve_batches(method, path, body):
 
 async def answer(method, path, headers, body):
     """-> status, headers, body (bytes, or anything for JSON), or None to cut the connection"""
-    global flight
+    global flight, down_since
     if path == '/counts':
         return 200, {}, dict(counts)
     if options['key'] and headers.get('authorization') != f'Bearer {options["key"]}':
@@ -132,8 +132,10 @@ async def answer(method, path, headers, body):
     counts['requests'] += 1
     rng = random.Random(f'{options["seed"]} {counts["requests"]}')
     kind = rng.choice(options['kinds'] or KINDS) if rng.random() < options['faults'] else 'good'
-    since, until = options['down']
-    if since <= time.monotonic() - started < until:
+    after, seconds = options['down']
+    if seconds and counts['requests'] > after:
+        down_since = down_since or time.monotonic()
+    if down_since and time.monotonic() < down_since + seconds:
         counts['down'] += 1
         return None
     if limited():

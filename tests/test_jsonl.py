@@ -3,8 +3,11 @@
 import gzip
 import json
 import lzma
+import subprocess
+import sys
 
 import pytest
+from conftest import PROJECT
 
 import jsonl
 
@@ -121,3 +124,15 @@ def test_replacing_makes_the_folder(tmp_path):
     with jsonl.replacing(tmp_path / 'a' / 'b.txt') as temporary, open(temporary, 'w', encoding='utf-8') as f:
         f.write('text')
     assert (tmp_path / 'a' / 'b.txt').read_text(encoding='utf-8') == 'text'
+
+
+def test_a_second_run_on_a_file_is_refused(tmp_path):
+    path = str(tmp_path / 'a.jsonl')
+    code = f'import jsonl; f = jsonl.open_append({path!r}); jsonl.append(f, 1)'
+    with jsonl.open_append(path):
+        second = subprocess.run([sys.executable, '-c', code], cwd=PROJECT, capture_output=True, text=True)
+        assert second.returncode == 1 and second.stderr.strip() == f'{path} is being written by another run'
+        shared = subprocess.run([sys.executable, '-c', code.replace(f'({path!r})', f'({path!r}, shared=True)')], cwd=PROJECT, capture_output=True, text=True)
+        assert shared.returncode == 0
+    assert subprocess.run([sys.executable, '-c', code], cwd=PROJECT).returncode == 0
+    assert list(jsonl.read(path)) == [1, 1]
