@@ -67,7 +67,7 @@ def _configure(scope):
             comment = comments[line].string.lstrip('#- ') if line in comments else ''
             if line in nodes:
                 node = nodes[line]
-                default = ast.get_source_segment(source, node.value).split('\n')[0][:40]
+                default = ' '.join(ast.get_source_segment(source, node.value).split())[:40]
                 end = comments.get(node.end_lineno)
                 lines.append(f'  {node.targets[0].id} = {default}'.ljust(40) + ('  ' + end.string.lstrip('# ') if end else ''))
             elif comment and comments[line].start[1] == 0 and line > tree.body[0].end_lineno:

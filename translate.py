@@ -53,7 +53,7 @@ with simple words, as one tells a story to a child of five to seven. Leave nothi
 Answer with JSON only: {"translation": "the whole story, in {target_language}"}
 
 {text}
-'''
+'''  # what it is asked
 # -----------------------------------------------------------------------------
 exec(open('configurator.py', encoding='utf-8').read())
 

@@ -165,7 +165,7 @@ def keys_of(source):
     """{key: (its default as written, its comment)} of the config block."""
     block = source.split('\nexec(open(')[0]
     comments = {token.start[0]: token.string for token in tokenize.generate_tokens(io.StringIO(block).readline) if token.type == tokenize.COMMENT}
-    return {node.targets[0].id: (ast.get_source_segment(block, node.value), comments.get(node.end_lineno, '#').lstrip('# '))
+    return {node.targets[0].id: (' '.join(ast.get_source_segment(block, node.value).split()), comments.get(node.end_lineno, '#').lstrip('# '))
             for node in ast.parse(block).body if isinstance(node, ast.Assign)}
 
 
