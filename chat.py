@@ -129,7 +129,7 @@ def text_of(data):
 def find_json(text, key):
     """The first JSON object in `text` that has `key`, or None; code fences, prose, raw line breaks and trailing commas are passed over."""
     decoder = json.JSONDecoder(strict=False)  # strict would refuse line breaks inside strings
-    text = re.sub(r'<think>.*?</think>', '', text, flags=re.S)
+    text = text.rpartition('</think>')[2]
     for candidate in (text, re.sub(r',(?=\s*[}\]])', '', text)):
         for brace in itertools.islice(re.finditer(r'\{', candidate), 200):
             try:
@@ -338,7 +338,7 @@ def seconds_to_wait(headers):
     elif after:
         try:
             waits.append(email.utils.parsedate_to_datetime(after).timestamp() - time.time())
-        except ValueError:
+        except (ValueError, OverflowError):
             pass  # neither form of the standard: as if it were not there
     for kind in ('', '-requests', '-tokens'):
         if headers.get(f'x-ratelimit-remaining{kind}', '').strip() in ('0', '0.0'):
@@ -486,7 +486,7 @@ class Live:
         elif self.streak > self.outage:
             self.pace.limit = 1
         self.again(job, random.uniform(0, min(MAX_WAIT, 2 ** job['errors'])))  # exponential backoff with full jitter
-        if self.streak > self.outage and (not self.answers or time.monotonic() - self.last_answer > PATIENCE):
+        if self.streak > self.outage and (not self.answers and status != 429 or time.monotonic() - self.last_answer > PATIENCE):
             self.stop(f'{self.run.api["url"]} gives no answer ({self.problem}, {self.streak} times in a row); the same command goes on once it does')
 
     def again(self, job, seconds):
@@ -544,8 +544,8 @@ def request(api, method, path, tries=8, **options):
                                      auth=lambda r: r, **options)  # an auth of our own keeps ~/.netrc from replacing the key
             if reply.status_code < 500 and reply.status_code not in (408, 409, 425, 429):
                 if not reply.ok:
-                    message = ' '.join(reply.text.split())[:300]
-                    raise SystemExit(f'{api["url"]}{path} says {reply.status_code}: ' + (message.replace(api['key'], '***') if api['key'] else message))
+                    message = reply.text.replace(api['key'], '***') if api['key'] else reply.text
+                    raise SystemExit(f'{api["url"]}{path} says {reply.status_code}: ' + ' '.join(message.split())[:300])
                 return reply.content if path.endswith('/content') else reply.json()
             problem, wait = f'HTTP {reply.status_code}', seconds_to_wait(reply.headers)
         except ValueError:
@@ -554,7 +554,7 @@ def request(api, method, path, tries=8, **options):
             problem, wait = type(e).__name__, 0
             if isinstance(e, requests.ConnectionError) and attempt == 2 and method == 'GET':
                 break
-        time.sleep(max(wait, random.uniform(0, min(MAX_WAIT, 2 ** attempt))))
+        time.sleep(max(min(wait, MAX_WAIT), random.uniform(0, min(MAX_WAIT, 2 ** attempt))))
     raise SystemExit(f'{api["url"]} does not answer ({problem}); is it running, and is the address right?')
 
 

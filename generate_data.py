@@ -417,7 +417,7 @@ else:
     script = max(letters, key=letters.get, default='')
     path = os.path.join(folder, 'refusals.txt')
     phrases = [re.escape(line) for line in read_lines(path) if line] if os.path.exists(path) else []
-    refusals = re.compile('|'.join(phrases) or '(?!)', re.I)  # (?!) is in no text
+    refusals = re.compile(rf'(?<!\w)(?:{"|".join(phrases) or "(?!)"})(?!\w)', re.I)  # (?!) is in no text
     example_lines = [line for line in read_lines(os.path.join(folder, 'examples.txt')) if line] if examples else []
     if len(example_lines) < examples:
         fail(f'{folder}/examples.txt holds {len(example_lines)} lines, and examples is {examples}')

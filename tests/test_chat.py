@@ -131,7 +131,7 @@ def test_a_rate_limit_is_used_and_not_hammered(project, chat_server, retry_after
 
 def test_an_outage_costs_no_prompt(project, chat_server):
     server = chat_server(latency=0.05, down=[100, 3])
-    text = project.run(*ASK, f'--base_url={server.url}', '--total=600', '--num_workers=8', '--max_tries=3')
+    text = project.run(*ASK, f'--base_url={server.url}', '--total=600', '--num_workers=8')
     assert 'no connection' in text and server.counts()['down'] > 8
     assert sorted(ids_in(project, 'stories.jsonl')) == list(range(600))
 
