@@ -65,7 +65,7 @@ max_tokens = 2048  # of a reply
 extra = {}  # more fields of a request, such as {'reasoning_effort': 'minimal'}
 timeout = 120.0  # seconds to wait for a reply
 max_tries = 5  # tries of a story, then it goes to failed.jsonl
-max_cost = 0.0  # US dollars, 0: no limit; all grades of this judge in out_dir count
+max_cost = 0.0  # US dollars, 0: no limit; all grades in out_dir count
 price_in = -1.0  # US dollars a million tokens, for a model that the table in chat.py does not hold
 price_out = -1.0
 batch = False  # by the provider's Batch API: half the price, done within a day
@@ -303,12 +303,8 @@ def grade(sets):
                 again = repeat + (int(digest(story['prompt'], story['story'], story['copy']), 16) % 2**32) / 2**32  # so much beyond the first
                 wanted |= {grade_id(api['model'], story, number): (name, story, number) for number in range(1 + int(again))}
         f = jsonl.open_append(grades_path)  # before it is read, so that no other run writes what this one takes to be missing
-        done, spent = set(), [0, 0]
-        for row in chat.finished(grades_path):
-            done.add(row.get('id'))
-            if row.get('judge', api['model']) == api['model']:
-                spent = [spent[0] + row.get('prompt_tokens', 0), spent[1] + row.get('completion_tokens', 0)]
-        done |= finished_elsewhere.keys()
+        spent = [0, 0, 0]
+        done = {row.get('id') for row in chat.finished(grades_path, spent)} | finished_elsewhere.keys()
         # first grades before repeats, else in an order of chance: what max_cost leaves undone is a fair sample
         left = sorted(wanted.keys() - done, key=lambda i: (wanted[i][2], i))
         if not left:
@@ -624,7 +620,7 @@ complete = grade(sets) if judging else True
 
 graded, failed = dict(finished_elsewhere), set()
 with prefixed():
-    for row in chat.finished(grades_path):
+    for row in chat.finished(grades_path, [0, 0, 0]):
         if 'reason' in row:
             failed.add(row['id'])
         else:

@@ -449,8 +449,8 @@ if dry_run:
 
 f = jsonl.open_append(out)  # before it is read, so that no other run writes what this one takes to be missing
 done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
-n_done, spent = 0, [0, 0]
-for row in tqdm(chat.finished(out), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
+n_done, spent = 0, [0, 0, 0]
+for row in tqdm(chat.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
     i = row.get('id') if isinstance(row, dict) else None
     i = i // items if isinstance(i, int) and 'reason' not in row else i  # a failed one has the prompt's number
     if i not in range(n_prompts) or 'reason' not in row and row.get(words[0]) != seed_words(i, lists)[words[0]]['word']:
@@ -464,7 +464,6 @@ for row in tqdm(chat.finished(out), desc=f'reading {out}', unit=' rows', leave=F
     if not composed:
         if 'text' in row:
             seen.add(row['text'])
-        spent = [spent[0] + row.get('prompt_tokens', 0), spent[1] + row.get('completion_tokens', 0)]
 left = (i for place, i in enumerate(ids) if not done[place // 8] >> place % 8 & 1)
 
 complete = True
@@ -476,7 +475,7 @@ if composed:
     print(f'{len(ids):,} stories in {out}')
 elif n_done < len(ids):
     complete = chat.collect(connect(), left, write_prompt, accept, f, total=len(ids), n_done=n_done, spent=spent, unit='stories',
-                            num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch)
+                            num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch, whole=reply_format == 'json')
     if counts['stories']:
         print(f'{counts["with all seed words"] / counts["stories"]:.1%} of them with all seed words'
               + (f'; {counts["parts of a reply left out"]:,} parts of replies left out' if items > 1 else ''))

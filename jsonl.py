@@ -39,18 +39,17 @@ def read_lines(path):
         raise SystemExit(f'{path} could not be read: {e}') from None
 
 
-def open_append(path, shared=False):
+def open_append(path, wait=False):
     """Open a .jsonl file for `append`, creating it and its folder; a line that a kill tore is cut first.
 
-    Unless it is shared, a second run on the same file is refused for as long as this one lives.
+    Until it is closed another run on the same file is refused, or waits.
     """
     try:
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         f = open(path, 'ab+')
     except OSError as e:
         raise SystemExit(f'{path} could not be opened: {e.strerror}') from None
-    if not shared:
-        lock(f, path)
+    lock(f, path, wait)
     end = f.seek(0, os.SEEK_END)
     tail = b''
     while end and b'\n' not in tail:
@@ -68,16 +67,16 @@ def open_append(path, shared=False):
     return f
 
 
-def lock(f, path):
-    """Keep other processes from locking the same file; the operating system unlocks it when this one ends, however it ends."""
+def lock(f, path, wait):
+    """Keep others from locking the same file; the operating system unlocks it when it is closed or this process ends, however it ends."""
     try:
         if os.name == 'nt':
             import msvcrt
             f.seek(1 << 40)  # far behind the end, so that others may read
-            msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(f.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as e:
         if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # another says that the file system has no locks
             raise SystemExit(f'{path} is being written by another run') from None

@@ -247,13 +247,13 @@ def read_source():
 
 def own_fields(row):
     """What a story's row and its translation's have in common: id, seed words and so on."""
-    return {key: row[key] for key in row if key not in ('text', 'language', 'model', 'prompt_tokens', 'completion_tokens', 'unfinished')}
+    return {key: row[key] for key in row if key not in ('text', 'language', 'model', 'prompt_tokens', 'completion_tokens', 'cost', 'unfinished')}
 
 
 # Both files are read once before the work, and the source a second time for it; only the ids stay in memory, 150 MB a million.
 f = None if dry_run else jsonl.open_append(out)  # before it is read, so that no other run writes what this one takes to be missing
-done, first, spent = set(), None, [0, 0]
-for row in tqdm([] if dry_run else chat.finished(out), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
+done, first, spent = set(), None, [0, 0, 0]
+for row in tqdm([] if dry_run else chat.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
     translation = isinstance(row, dict) and row.get('language') == target_language
     given_up = isinstance(row, dict) and 'reason' in row and 'language' not in row
     if not translation and not given_up:
@@ -261,7 +261,6 @@ for row in tqdm([] if dry_run else chat.finished(out), desc=f'reading {out}', un
     if given_up and not chatting:
         continue  # what a chat API failed at, a model here may do
     done.add(row.get('id'))
-    spent = [spent[0] + row.get('prompt_tokens', 0), spent[1] + row.get('completion_tokens', 0)]
     first = first or (own_fields(row) if translation else None)
 seen, total, n_done = set(), 0, 0
 for mine, row in tqdm(read_source(), desc=f'reading {source}', unit=' rows', leave=False, delay=1):

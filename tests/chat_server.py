@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 OPTIONS = {'latency': 0.0, 'faults': 0.0, 'kinds': None, 'seed': 1, 'key': '', 'rate': 0, 'retry_after': '', 'status': 0, 'error': '', 'stall': 5.0,
-           'reply': None, 'usage': [100, 300], 'down': [0, 0.0], 'batch_seconds': 0.2}  # down: after so many requests for so many seconds
+           'reply': None, 'usage': [100, 300], 'down': [0, 0.0], 'batch_seconds': 0.2, 'poison': ['', 0], 'trickle': 0.0, 'models': {'data': [{'id': 'tiny'}]},
+           'batch_down': [0, 0.0], 'batch_limit': 0}  # down: after so many requests for so many seconds; poison: prompts with this get that status
 KINDS = ['429', '429 after', '429 date', '500', '503', 'stall', 'cut', 'reset', 'no choices', 'null', 'broken JSON', 'html', 'error in 200',
          'latin', 'duplicate', 'near', 'refusal', 'no JSON', 'length', 'short', 'unended']
 NOUNS = [line.split('\t')[0] for line in (Path(__file__).parent.parent / 'data/hindi/nouns.txt').read_text(encoding='utf-8').split('\n')[2:] if line]
@@ -38,8 +39,8 @@ def story(rng, prompt=''):
 
 
 def completion(content, finish='stop', **message):
-    usage = {'prompt_tokens': options['usage'][0], 'completion_tokens': options['usage'][1]}
-    return {'choices': [{'index': 0, 'finish_reason': finish, 'message': {'role': 'assistant', 'content': content} | message}], 'usage': usage}
+    usage = {'usage': dict(zip(('prompt_tokens', 'completion_tokens'), options['usage']))} if options['usage'] else {}
+    return {'choices': [{'index': 0, 'finish_reason': finish, 'message': {'role': 'assistant', 'content': content} | message}]} | usage
 
 
 def reply_to(body, rng, kind):
@@ -54,6 +55,7 @@ def reply_to(body, rng, kind):
     good = rng.choice([good, f'```json\n{good}\n```', f'Here it is:\n{good}', good[:-1] + ',}', good.replace('। ', '।\n', 1)])
     fixed = story(random.Random(0))
     return {
+        '400': (400, {}, {'error': {'message': 'no such field'}}),
         '429': (429, {}, {'error': {'message': 'slow down'}}),
         '429 after': (429, {'Retry-After': '0.2'}, {'error': {'message': 'slow down'}}),
         '429 date': (429, {'Retry-After': email.utils.formatdate(time.time() + 1, usegmt=True)}, {'error': {'message': 'slow down'}}),
@@ -86,6 +88,17 @@ def limited():
     return False
 
 
+def is_down(name, n):
+    global down_since
+    after, seconds = options[name]
+    if seconds and n > after:
+        down_since = down_since or time.monotonic()
+        if time.monotonic() < down_since + seconds:
+            counts['down'] += 1
+            return True
+    return False
+
+
 def serve_batches(method, path, body):
     """The Batch API in the manner of OpenAI's, or of Mistral's under /batch/jobs."""
     if method == 'POST' and path == '/files':
@@ -104,15 +117,19 @@ def serve_batches(method, path, body):
         batches[name] = {'id': name, 'input_file_id': file, 'input_files': [file], 'status': 'in_progress', 'at': time.monotonic()}
         return 200, batches[name]
     batch = batches[path.rsplit('/', 1)[1]]
+    if options['batch_limit'] and files[batch['input_file_id']].count(b'\n') >= options['batch_limit']:
+        return 200, batch | {'status': 'failed', 'errors': {'data': [{'code': 'token_limit_exceeded', 'message': 'Enqueued token limit reached'}]}}
     if batch['status'] == 'in_progress' and time.monotonic() - batch['at'] > options['batch_seconds']:
         rng, lines = random.Random(f'{options["seed"]} {batch["id"]}'), []
         for line in files[batch['input_file_id']].decode().splitlines():
             request = json.loads(line)
-            kind = rng.choice(['latin', '500', 'lost']) if rng.random() < options['faults'] else 'good'
+            kind = rng.choice(options['kinds'] or ['latin', '500', 'lost', 'garbage']) if rng.random() < options['faults'] else 'good'
             counts['batch ' + kind] += 1
-            if kind != 'lost':
+            if kind == 'garbage':
+                lines.append('{"custom_id": ' + '[' * 20)
+            elif kind != 'lost':
                 status, _, reply = reply_to(request['body'], rng, kind)
-                lines.append(json.dumps({'custom_id': request['custom_id'], 'response': {'status_code': status, 'body': reply if status == 200 else {}}}))
+                lines.append(json.dumps({'custom_id': request['custom_id'], 'response': {'status_code': status, 'body': reply if isinstance(reply, dict) else {}}}))
         files[name := f'file-{len(files)}'] = '\n'.join(lines).encode()
         batch |= {'status': 'completed', 'output_file_id': name, 'error_file_id': None}
     return 200, batch
@@ -120,24 +137,24 @@ def serve_batches(method, path, body):
 
 async def answer(method, path, headers, body):
     """-> status, headers, body (bytes, or anything for JSON), or None to cut the connection"""
-    global flight, down_since
+    global flight
     if path == '/counts':
         return 200, {}, dict(counts)
     if options['key'] and headers.get('authorization') != f'Bearer {options["key"]}':
         return 401, {}, {'error': {'message': f'Incorrect API key provided: {headers.get("authorization")}'}}
     if path == '/models':
-        return 200, {}, {'data': [{'id': 'tiny'}]}
+        return 200, {}, options['models']
     if not path.startswith('/chat/completions'):
-        return (lambda status, reply: (status, {}, reply))(*serve_batches(method, path, body))
+        counts['calls'] += 1
+        return None if is_down('batch_down', counts['calls']) else (lambda status, reply: (status, {}, reply))(*serve_batches(method, path, body))
     counts['requests'] += 1
     rng = random.Random(f'{options["seed"]} {counts["requests"]}')
     kind = rng.choice(options['kinds'] or KINDS) if rng.random() < options['faults'] else 'good'
-    after, seconds = options['down']
-    if seconds and counts['requests'] > after:
-        down_since = down_since or time.monotonic()
-    if down_since and time.monotonic() < down_since + seconds:
-        counts['down'] += 1
+    if is_down('down', counts['requests']):
         return None
+    if options['poison'][0] and options['poison'][0] in body.decode():
+        counts['poison'] += 1
+        return options['poison'][1], {}, {'error': {'message': 'flagged'}}
     if limited():
         counts['limited'] += 1
         return 429, {'Retry-After': options['retry_after']} if options['retry_after'] else {}, {'error': {'message': 'rate limit'}}
@@ -170,7 +187,13 @@ async def connection(reader, writer):
             reply = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
             more |= {'Content-Length': len(reply)}
             head = f'HTTP/1.1 {status} X\r\n' + ''.join(f'{name}: {value}\r\n' for name, value in more.items())
-            writer.write(head.encode() + b'\r\n' + reply[:len(reply) // 2 if 'cut' in more else None])
+            writer.write(head.encode() + b'\r\n')
+            if options['trickle'] and path.startswith('/chat'):
+                for byte in reply:
+                    writer.write(bytes([byte]))
+                    await asyncio.sleep(options['trickle'])
+            else:
+                writer.write(reply[:len(reply) // 2 if 'cut' in more else None])
             await writer.drain()
             if 'cut' in more:
                 break

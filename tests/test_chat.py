@@ -10,6 +10,7 @@ import time
 import pytest
 
 import chat
+import jsonl
 
 KEY = 'sk-secret-0123456789'
 ASK = ('generate_data.py', 'config/generate_hindi.py', '--out=out/stories.jsonl', '--model=tiny')
@@ -136,6 +137,65 @@ def test_an_outage_costs_no_prompt(project, chat_server):
     assert sorted(ids_in(project, 'stories.jsonl')) == list(range(600))
 
 
+def word_of(project, i):
+    """The noun of prompt i, which no other of the first ten has."""
+    project.run('generate_data.py', 'config/generate_hindi.py', '--provider=grammar', '--template=', '--total=10', '--out=out/grammar.jsonl')
+    nouns = [row['noun'] for row in project.jsonl('out/grammar.jsonl')]
+    assert nouns.count(nouns[i]) == 1
+    return nouns[i]
+
+
+@pytest.mark.parametrize('status', [422, 403, 400, 302])
+def test_a_prompt_that_is_refused_costs_only_itself(project, chat_server, status):
+    server = chat_server(poison=[json.dumps(f'"{word_of(project, 9)}"')[1:-1], status])
+    command = (*ASK, f'--base_url={server.url}', '--num_workers=4')
+    project.run(*command, '--total=9')
+    text = project.run(*command, '--total=10')  # nothing but the one that is refused
+    assert sorted(ids_in(project, 'stories.jsonl')) == list(range(9)) and server.counts()['poison'] == 5
+    row, = project.jsonl('out/failed.jsonl')
+    assert row['id'] == 9 and f'says {status}: flagged' in row['reason'] and f'5 HTTP {status}' in text
+
+
+def test_a_prompt_that_always_fails_alone_is_given_up(tmp_path, chat_server, monkeypatch):
+    monkeypatch.setattr(chat, 'MAX_WAIT', 0.02)
+    server = chat_server(status=500)
+    api = chat.connect(base_url=server.url, model='tiny')
+    with jsonl.open_append(str(tmp_path / 'a.jsonl')) as f:
+        assert chat.collect(api, [7], lambda i: [{'role': 'user', 'content': 'x'}], None, f, total=10, n_done=9, num_workers=1)
+    row, = jsonl.read(str(tmp_path / 'failed.jsonl'))
+    assert row['id'] == 7 and row['reason'] == 'HTTP 500' and 10 < server.counts()['requests'] < 20
+
+
+def test_after_an_outage_half_the_requests_go_at_once():
+    pace = chat.Pace(64)
+    for _ in range(5):
+        pace.outage()
+    assert pace.limit == 1
+    pace.over()
+    assert pace.limit == 32
+
+
+def test_a_trickle_is_no_way_around_the_timeout(project, chat_server):
+    server = chat_server(trickle=0.05)
+    started = time.monotonic()
+    process = project.start(*ASK, f'--base_url={server.url}', '--total=2', '--timeout=1', '--max_tries=1', '--num_workers=2')
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, out, err = told(process)
+    assert 'timeout' in out and time.monotonic() - started < 20 and 'Traceback' not in err
+
+
+@pytest.mark.parametrize('models, says', [([{'id': 'tiny'}], ''), ({'data': 'x'}, 'lists no model'), ([], 'lists no model'), ({'data': [{}]}, 'lists no model')])
+def test_lists_of_models(project, chat_server, models, says):
+    server = chat_server(models=models)
+    command = ('generate_data.py', 'config/generate_hindi.py', '--out=out/stories.jsonl', f'--base_url={server.url}', '--total=1')
+    if says:
+        assert says in project.refuses(*command)
+    else:
+        project.run(*command)
+        assert project.jsonl('out/stories.jsonl')[0]['model'] == 'tiny'
+
+
 def test_what_a_reply_asks_to_wait():
     soon = email.utils.formatdate(time.time() + 30, usegmt=True)
     for headers, low, high in [({}, 0, 0), ({'Retry-After': '7'}, 7, 7), ({'Retry-After': '0.5'}, 0.5, 0.5), ({'Retry-After': soon}, 28, 31),
@@ -143,6 +203,7 @@ def test_what_a_reply_asks_to_wait():
                                ({'x-ratelimit-remaining-requests': '0', 'x-ratelimit-reset-requests': '1m2.5s'}, 62.5, 62.5),
                                ({'x-ratelimit-remaining-tokens': '0', 'x-ratelimit-reset-tokens': '20ms'}, 0.02, 0.02),
                                ({'x-ratelimit-remaining-tokens': '5', 'x-ratelimit-reset-tokens': '20s'}, 0, 0),
+                               ({'x-ratelimit-remaining': '0', 'x-ratelimit-reset': '2099-12-01T00:00:00Z'}, 0, 0),
                                ({'x-ratelimit-remaining': '0', 'x-ratelimit-reset': f'{1000 * (time.time() + 9):.0f}'}, 8, 10)]:
         assert low <= chat.seconds_to_wait(headers) <= high, headers
 
@@ -160,6 +221,30 @@ def test_max_cost_counts_all_runs(project, chat_server):
     assert len(ids_in(project, 'stories.jsonl')) == n
     line = project.refuses(*ASK, '--provider=openai', '--max_cost=1', OPENAI_API_KEY=KEY)
     assert 'max_cost needs the price of tiny' in line
+
+
+def test_what_was_left_unfinished_is_paid_for(project, chat_server):
+    server = chat_server(faults=0.5, kinds=['latin'], latency=0.1, rate=40)
+    command = (*ASK, f'--base_url={server.url}', '--total=2000', '--num_workers=64', '--price_in=1', '--price_out=10')
+    process = project.start(*command)
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, out, _ = told(process)
+    served = server.counts()['good'] + server.counts()['latin']
+    assert f'{served * 100:,} tokens in, {served * 300:,} out: ${served * 0.0031:.2f}' in out
+    assert f'{served * 100:,} tokens in, {served * 300:,} out: ${served * 0.0031:.2f}' in project.run(*command, '--max_cost=0.01')
+
+
+def test_no_usage_costs_the_most(project, chat_server):
+    server = chat_server(usage=None)
+    text = project.run(*ASK, f'--base_url={server.url}', '--total=200', '--price_in=0', '--price_out=10', '--max_tokens=1000', '--max_cost=0.5', '--num_workers=4')
+    assert len(ids_in(project, 'stories.jsonl')) == 50 and '$0.50' in text and 'the same command goes on' in text
+
+
+def test_a_mere_word_is_no_key(project, chat_server):
+    server = chat_server(key='na', reply='banana')
+    project.run(*ASK, f'--base_url={server.url}', '--total=3', '--max_tries=1', CHAT_API_KEY='na')
+    assert {row['reply'] for row in project.jsonl('out/failed.jsonl')} == {'banana'}
 
 
 @pytest.mark.parametrize('status, error, says', [
@@ -314,6 +399,51 @@ def test_batches_of_mistral(project, chat_server):
     server = chat_server(key=KEY, batch_seconds=0)
     project.run(*ASK, '--provider=mistral', f'--base_url={server.url}', '--total=30', '--batch=True', MISTRAL_API_KEY=KEY)
     assert sorted(ids_in(project, 'stories.jsonl')) == list(range(30)) and KEY not in everything(project)
+
+
+def test_batches_that_are_too_large_are_made_smaller(project, chat_server):
+    server = chat_server(batch_limit=40)
+    process = project.start(*ASK, f'--base_url={server.url}', '--total=100', '--batch=True')
+    status, _, err = told(process)
+    assert status == 0 and 'Enqueued token limit reached' in err and 'going on with batches of 25' in err
+    assert sorted(ids_in(project, 'stories.jsonl')) == list(range(100)) and server.counts()['batches'] == 6  # of 100, 50, and 25 each
+
+
+def test_batches_outlast_an_outage(project, chat_server):
+    server = chat_server(batch_down=[3, 15])
+    project.run(*ASK, f'--base_url={server.url}', '--total=30', '--batch=True')
+    assert sorted(ids_in(project, 'stories.jsonl')) == list(range(30)) and server.counts()['down'] > 3 and server.counts()['batches'] == 1
+
+
+def test_open_batches_are_neither_forgotten_nor_mixed(project, chat_server):
+    server = chat_server(batch_seconds=8)
+    command = (*ASK, f'--base_url={server.url}', '--total=10')
+    process = project.start(*command, '--batch=True')
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    status, out, err = told(process)
+    assert status == 0 and 'the same command fetches them' in err and 'the same command goes on' in out
+    assert '1 batches for out/stories.jsonl are open and paid for; --batch=True fetches them' in project.refuses(*command)
+    status, _, err = told(project.start(*command, '--batch=True', '--model=other'))
+    assert status == 1 and 'holds open batches of' in err
+    project.run(*command, '--batch=True')
+    assert sorted(ids_in(project, 'stories.jsonl')) == list(range(10)) and server.counts()['batches'] == 1
+
+
+def test_a_batch_that_is_refused_whole_ends_the_run(project, chat_server):
+    server = chat_server(faults=1, kinds=['400'])
+    status, _, err = told(project.start(*ASK, f'--base_url={server.url}', '--total=30', '--batch=True'))
+    assert status == 1 and err.endswith('says 400: no such field\n')
+    assert ids_in(project, 'stories.jsonl') == ids_in(project, 'failed.jsonl') == []
+
+
+def test_max_cost_holds_for_batches(project, chat_server):
+    server = chat_server()
+    command = (*ASK, f'--base_url={server.url}', '--total=100', '--batch=True', '--price_in=1', '--price_out=10', '--max_tokens=300', '--max_cost=0.05')
+    process = project.start(*command)  # $0.00155 a story
+    status, out, err = told(process)
+    assert status == 0 and 'max_cost is reached' in err and 'the same command goes on' in out
+    assert 0.8 * 0.05 / 0.00155 < len(ids_in(project, 'stories.jsonl')) <= 0.05 / 0.00155
 
 
 def test_news_ten_a_reply(project, chat_server):
