@@ -4,7 +4,7 @@ Writes children's stories: word lists -> prompts -> a provider -> stories.jsonl.
     python generate_data.py --language=hindi --total=20000
     python generate_data.py config/generate_hindi.py --provider=mistral --dry_run=3
     python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --num_workers=64 --max_cost=20
-    python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --shard=2/8 --out=part2.jsonl
+    python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --shard=2/8 --out=chat2.jsonl
 
 Prompt number i stands for one (noun, verb, adjective, feature) of data/<language>/*.txt, and no two numbers for the
 same one. The number is the story's id, so that stopping and starting again writes what is missing and nothing twice.
@@ -382,6 +382,9 @@ def stories_in(reply):
     return found
 
 
+LIGHT = re.compile('(कर|दे|ले|हो|जा)ना|(कर|दे|घे|हो|जा)णे|(কর|দেওয়|নেওয়|হওয়|যাওয়|পাওয়)া')  # verbs that say little beside a noun, and are irregular
+
+
 def missing(words, text):
     """The kinds of seed words that a text does not hold, as far as the beginnings of its words tell.
 
@@ -402,13 +405,13 @@ def missing(words, text):
 
     def held(kind, form):
         parts = [part for part in words_in(form) if part not in ('s', 'se')]  # se cacher: il s'est caché
-        if kind == 'verb' and len(parts) > 1 and parts[-1][-1] in measures.MARKS:  # मदद करना: मदद की
+        if kind == 'verb' and len(parts) > 1 and LIGHT.fullmatch(parts[-1]):  # मदद करना: मदद की
             parts.pop()
         return all(there(part, kind == 'verb') for part in parts)
 
     begun = set(words_in(text))
     return [kind for kind, row in words.items() if kind != 'feature' and not any(
-        held(kind, form) for column, forms in row.items() if isinstance(forms, str) and column != 'tags' for form in forms.split(', '))]
+        held(kind, form) for forms in row.values() if isinstance(forms, str) for form in forms.split(', '))]
 
 
 def accept(i, reply):

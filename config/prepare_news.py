@@ -1,6 +1,6 @@
 # The bulletins of config/generate_news.py as tokens: all in lower case, and </h> behind a headline as one token.
 
-source = 'data/news/stories.jsonl'
+source = 'data/news/chat.jsonl'
 dataset = 'news'
 lower_case = True
 special_tokens = ['</h>']
