@@ -347,7 +347,7 @@ def check_headline(text):
     if not 2 <= len(text.split()) <= 30:
         raise chat.Rejected('broken headline')
     long = [word for word in re.findall(r'\w+', text)[1:] if len(word) > 3]
-    in_title_case = sum(word[0].isupper() for word in long) > len(long) * 2 / 3  # which Says Nothing about Names
+    in_title_case = len(long) > 1 and sum(word[0].isupper() for word in long) > len(long) * 2 / 3  # which Says Nothing about Names
     if not proper_nouns and not in_title_case and NAME.search(text):
         raise chat.Rejected('proper noun')
     return text
