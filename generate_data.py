@@ -2,9 +2,9 @@
 Writes children's stories: word lists -> prompts -> a provider -> stories.jsonl.
 
     python generate_data.py --language=hindi --total=20000
-    python generate_data.py config/generate_hindi.py --provider=mistral --num_workers=64 --max_cost=20
     python generate_data.py config/generate_hindi.py --provider=mistral --dry_run=3
-    python generate_data.py config/generate_hindi.py --provider=mistral --shard=2/8 --out=stories-2.jsonl
+    python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --out=data/hindi/chat.jsonl --max_cost=20
+    python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --shard=2/8 --out=data/hindi/chat2.jsonl
 
 Prompt number i stands for one (noun, verb, adjective, feature) of data/<language>/*.txt, and no two numbers for the
 same one. The number is the story's id, so that stopping and starting again writes what is missing and nothing twice.
@@ -45,7 +45,7 @@ model = ''  # the provider's usual one when empty
 num_workers = 16  # requests in flight, fewer as long as the provider says that they are too many
 temperature = 1.0
 max_tokens = 1024  # of a reply
-extra = {}  # more fields of a request, such as {'reasoning_effort': 'minimal'}
+extra = {}  # more fields of a request, such as {'reasoning_effort': 'low'} for a model that thinks first, billed as output
 timeout = 120.0  # seconds to wait for a reply
 max_tries = 5  # tries of a prompt, then it goes to failed.jsonl
 max_cost = 0.0  # US dollars, 0: no limit; all runs on this `out` count
@@ -275,24 +275,80 @@ class Seen:
         return same.mean()
 
 
-def check(text):
-    """A story as it came -> as it is kept, or chat.Rejected with the reason."""
-    text = unicodedata.normalize('NFC', text).replace('\r\n', '\n')
-    text = re.sub(r'\n{2,}', '\n\n', '\n'.join(' '.join(line.split()) for line in text.strip().split('\n')))
-    n = len(text.split())
-    if re.search('[\ufffd\ud800-\udfff\x00-\x09\x0b-\x1f\x7f]', text):
+INVISIBLE = re.compile('[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]')  # soft hyphens, marks of direction and the like
+BROKEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\uf8ff\ufff9-\uffff]')  # control characters, halves of pairs, private ones, U+FFFD
+SIGNS = rf'\w{measures.MARKS}'  # what words are made of, for a class of characters; \w alone has no vowel signs
+VIRAMAS = ''.join(c for c in measures.MARKS if unicodedata.combining(c) == 9)
+JOINERS = re.compile(rf'(?<![{SIGNS}])[\u200c\u200d]+|(?<![{VIRAMAS}])[\u200c\u200d]+(?![{SIGNS}])')  # those that join nothing
+END = r'[.!?।॥…](?: ?[»)]|["\'”’])*$'  # of a sentence
+# A capital inside a sentence, inside a word, after a title or before the dot of an abbreviation, and a single word in quotation marks.
+NAME = re.compile(r'(?<!^)(?<![.!?…:])(?<![.!?…:]["”’)])(?<![.!?…:]["”’)]["”’)])\s\(?(?!I\b)[A-ZÀ-ÖØ-Þ]'
+                  r'|[\w/-][A-ZÀ-ÖØ-Þ]|\b(?:Mrs?|Ms|Dr)\b|\b[A-HJ-Z]\.|(?<=\s)["“][A-Z][\w’\'-]*["”]')
+
+
+def read_refusals(path):
+    """The phrases of a language's refusals.txt -> a function that says whether a text holds one; the file's first lines say how it is written."""
+    def plain_marks(text):
+        return text.replace('’', "'").replace('‘', "'").replace(' :', ':')
+
+    found = {'^': [], '$': [], '': []}
+    for line in filter(None, read_lines(path) if os.path.exists(path) else []):
+        where = '^' if line[0] == '^' else '$' if line[-1] == '$' else ''
+        phrase = re.escape(plain_marks(line.strip('^$')))
+        found[where].append(phrase + rf'(?![{SIGNS}])' * bool(re.match(rf'[{SIGNS}]', phrase[-1])))
+    begins = r'(?:^|(?<=[.!?।॥…:\n])|(?<=[.!?।॥…:)"”»] ))\(?'  # a sentence, and not one in quotation marks, which somebody in the story says
+    start, end, anywhere = (re.compile(before + f'(?:{"|".join(found[where]) or "(?!)"})', re.I)  # (?!) is in no text
+                            for where, before in (('^', begins), ('$', begins), ('', rf'(?<![{SIGNS}])')))
+
+    def refuses(text):
+        text = plain_marks(text)
+        ends = [match.start() for match in end.finditer(text)]
+        return bool(anywhere.search(text) or start.search(text[:100]) or ends and ends[-1] >= len(text) - 200)
+    return refuses
+
+
+def clean(text):
+    """A text as it came -> the same with white space, joiners and dandas in order, or chat.Rejected where it is no plain text in the language."""
+    if BROKEN.search(text):
         raise chat.Rejected('broken characters')
+    text = INVISIBLE.sub('', unicodedata.normalize('NFC', text)).replace('\r\n', '\n')
+    text = re.sub(r'\n{2,}', '\n\n', '\n'.join(' '.join(line.split()) for line in JOINERS.sub('', text).strip().split('\n')))
+    if script in ('DEVANAGARI', 'BENGALI', 'GURMUKHI', 'ORIYA'):  # | is on every keyboard, the danda is not
+        text = re.sub(r'(?<=[^\s|]) ?(\|\|?)(?=[\s"\'”’»)]|$)', lambda match: '।॥'[len(match[1]) - 1], text)
+        text = re.sub(r' +(?=[।॥])', '', text)
+    title, _, rest = text.partition('\n\n' if '\n\n' in text else '\n')
+    if len(title) <= 60 and not re.search(r'\n|[,;:—–-]["”’»)]*$|' + END, title) and re.search(END, rest.partition('\n')[0]):
+        text = rest  # a paragraph with no end of a sentence above one with an end; in verse neither has one
     if not measures.script_share(text, script) >= min_script:  # nor nan, where there is no letter
         raise chat.Rejected(f'not in {script.lower()} script')
-    if refusals.search(text):
+    if refuses(text):
         raise chat.Rejected('refusal or meta text')
-    if re.search(r'[*#<>{}\[\]|`_\\]|https?:', text):
+    if re.search(r'[*#<>{}\[\]|`_\\]|https?:|^[-–—=~ ]+$', text, flags=re.M):
         raise chat.Rejected('markup')
+    return text
+
+
+def check(text):
+    """A story as it came -> as it is kept, or chat.Rejected with the reason."""
+    text = clean(text)
+    n = len(text.split())
     if not min_words <= n <= max_words:
         raise chat.Rejected('too short' if n < min_words else 'too long')
-    if not re.search(r'[.!?।॥…]["\'”’»)]*$|[.!?।॥…] »$|["”’»]$', text):
+    if not re.search(END + '|["”’»]$', text):
         raise chat.Rejected('no end of a sentence')
-    if not proper_nouns and re.search(r'(?<![.!?:"“])(?<!^)\s["“(]?(?!I\b)[A-Z]', text):
+    if not proper_nouns and NAME.search(text):
+        raise chat.Rejected('proper noun')
+    return text
+
+
+def check_headline(text):
+    """The same for a headline."""
+    text = clean(text)
+    if not 2 <= len(text.split()) <= 30:
+        raise chat.Rejected('broken headline')
+    long = [word for word in re.findall(r'\w+', text)[1:] if len(word) > 3]
+    in_title_case = len(long) > 1 and sum(word[0].isupper() for word in long) > len(long) * 2 / 3  # which Says Nothing about Names
+    if not proper_nouns and not in_title_case and NAME.search(text):
         raise chat.Rejected('proper noun')
     return text
 
@@ -310,26 +366,52 @@ def stories_in(reply):
     def plain(part):
         return ' '.join(html.unescape(re.sub(r'<[^>]*>?', ' ', part)).split())
 
-    parts = [re.split(r'</h1\s*>|<p\b', part, maxsplit=1, flags=re.I) for part in re.split(r'<h1\b[^>]*>', reply, flags=re.I)[1:]]
-    found = [(plain(part[0]), plain('<p' + part[1] if part[1][:1] in ' >' else part[1])) for part in parts if len(part) == 2]
+    reply = reply.rpartition('</think>')[2].partition('<think>')[0]
+    parts = re.split(r'<h1\b[^>]*>', reply, flags=re.I)[1:]
+    found = []
+    for number, part in enumerate(parts, 1):
+        headline, _, text = [*re.split(r'(</h1\s*>|(?=<p\b))', part, maxsplit=1, flags=re.I), '', ''][:3]
+        closed = re.fullmatch(r'(.*)</p\s*>(.*)', text, flags=re.I | re.S)
+        if number == len(parts) and (not closed or '<p' in closed[2].lower()):  # where the reply was cut
+            continue
+        text = closed[1] if closed else re.sub(r'\n\W*\d*\W*$', '', text)  # without the number of the next
+        found.append((plain(headline), plain(text)))
     found = [pair for pair in found if all(pair)]
     if not found:
         raise chat.Rejected('no <h1> and <p>')
     return found
 
 
+LIGHT = re.compile('(कर|दे|ले|हो|जा)ना|(कर|दे|घे|हो|जा)णे|(কর|দেওয়|নেওয়|হওয়|যাওয়|পাওয়)া')  # verbs that say little beside a noun, and are irregular
+
+
 def missing(words, text):
-    """The kinds of seed words that a text holds neither as listed nor in another form, as far as the beginnings of its words tell."""
-    text = text.lower()
-    begun = ' ' + ' '.join(re.split(r'[\s"“”‘’«»(—-]+', text))  # so that ' stem' is the beginning of a word
+    """The kinds of seed words that a text does not hold, as far as the beginnings of its words tell.
 
-    def there(word):
-        return all(' ' + part[:max(2, math.ceil(0.6 * len(part)))] in begun for part in word.lower().split())
+    Of a group of words one will do: the prompt asks for some. A feature is said by the story, not named in it.
+    """
+    def words_in(text):  # without accents, which come and go (léger, légère)
+        text = re.sub('[\u0300-\u036f]', '', unicodedata.normalize('NFD', text.lower()))
+        return measures.WORD.findall(unicodedata.normalize('NFC', text))
 
-    def held(row):
-        forms = [form.lower() for column, form in row.items() if isinstance(form, str)]
-        return any(form in text for form in forms) or all(map(there, row['word'].split(', ')))  # a group of words is held when each is
-    return [kind for kind, row in words.items() if kind != 'feature' and not held(row)]  # a feature is said by the story, not named in it
+    def there(word, is_verb):
+        """Whether a word of the text begins as this one does without its ending, and is not much longer."""
+        stem = re.sub(r'(?<=..)(ना|णे|নো|া|er|ir|re)$', '', word) if is_verb else word.rstrip(measures.MARKS)
+        if stem == word and word.islower() and len(word) > 4:  # a script with lower case
+            stem = word[:-1]
+        longest = len(word) + (max(0, min(3, len(word) - 2)) if word.islower() else 5)  # cats, not caterpillars; the others put more behind a word
+        bare = '' if is_verb or stem == word else stem  # कल is not the कली without its ending
+        return any(other.startswith(stem) and len(other) <= longest and other != bare or other == word for other in begun)
+
+    def held(kind, form):
+        parts = [part for part in words_in(form) if part not in ('s', 'se')]  # se cacher: il s'est caché
+        if kind == 'verb' and len(parts) > 1 and LIGHT.fullmatch(parts[-1]):  # मदद करना: मदद की
+            parts.pop()
+        return all(there(part, kind == 'verb') for part in parts)
+
+    begun = set(words_in(text))
+    return [kind for kind, row in words.items() if kind != 'feature' and not any(
+        held(kind, form) for forms in row.values() if isinstance(forms, str) for form in forms.split(', '))]
 
 
 def accept(i, reply):
@@ -338,10 +420,7 @@ def accept(i, reply):
     seed_row = seed_words(i, lists)
     for headline, text in stories_in(reply)[:items]:
         try:
-            text = check(text)
-            if headline and not (measures.script_share(headline, script) >= min_script and 2 <= len(headline.split()) <= 30):
-                raise chat.Rejected('broken headline')
-            text = f'{headline}</h> {text}' if headline else text
+            text = f'{check_headline(headline)}</h> {check(text)}' if headline else check(text)
             if (same := seen.add(text)) > 0:
                 raise chat.Rejected('duplicate' if same == 1 else 'near duplicate')
         except chat.Rejected as e:
@@ -392,6 +471,7 @@ if out and not out.endswith('.jsonl'):
 if min(n_words, n_characters, dry_run, examples) < 0 or min(epochs, items) < 1:
     fail('n_words, n_characters, dry_run and examples are numbers from 0, epochs and items from 1')
 folder = os.path.join('data', language)
+composed = provider == 'grammar' and not base_url
 out = out or os.path.join(folder, 'stories.jsonl')
 lists = {kind: some_of(read_words(os.path.join(folder, f'{kind}s.txt')), n_words) for kind in words}
 n_prompts = math.prod(map(len, lists.values())) * epochs
@@ -402,8 +482,9 @@ if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts))
     fail(f'shard is {shard!r}; it is a part and the number of parts, such as 2/8')
 ids = range(int(part) - 1, total, int(parts))
 
-composed = provider == 'grammar' and not base_url
 if composed:
+    if template:
+        fail('a prompt template is for a chat API: --provider=mistral or another; the grammar takes none: python generate_data.py --language=hindi')
     items = 1
     tell = read_grammar(folder, lists)
 else:
@@ -415,15 +496,13 @@ else:
         fail('reply_format is json, for one item, or html')
     letters = measures.scripts_in(' '.join(row['word'] for row in lists[words[0]]))
     script = max(letters, key=letters.get, default='')
-    path = os.path.join(folder, 'refusals.txt')
-    phrases = [re.escape(line) for line in read_lines(path) if line] if os.path.exists(path) else []
-    refusals = re.compile(rf'(?<!\w)(?:{"|".join(phrases) or "(?!)"})(?!\w)', re.I)  # (?!) is in no text
+    refuses = read_refusals(os.path.join(folder, 'refusals.txt'))
     example_lines = [line for line in read_lines(os.path.join(folder, 'examples.txt')) if line] if examples else []
     if len(example_lines) < examples:
         fail(f'{folder}/examples.txt holds {len(example_lines)} lines, and examples is {examples}')
     seen, counts = Seen(), collections.Counter()
     connect = functools.partial(chat.connect, '' if provider == 'grammar' else provider, base_url, model, temperature, max_tokens, extra,
-                                price_in, price_out, 'or write stories without one: --provider=grammar')
+                                price_in, price_out, 'or write stories without one: --provider=grammar and no config file')
 
 
 def compose(i):
@@ -449,7 +528,8 @@ if dry_run:
 
 f = jsonl.open_append(out)  # before it is read, so that no other run writes what this one takes to be missing
 done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
-n_done, spent = 0, [0, 0, 0]
+n_done = n_failed = 0
+spent = [0, 0, 0]
 for row in tqdm(chat.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
     i = row.get('id') if isinstance(row, dict) else None
     i = i // items if isinstance(i, int) and 'reason' not in row else i  # a failed one has the prompt's number
@@ -459,7 +539,9 @@ for row in tqdm(chat.finished(out, spent), desc=f'reading {out}', unit=' rows', 
         fail(f'{out} holds stories by {row.get("model")}; name another --out for those of another kind')
     if i in ids:
         place = ids.index(i)
-        n_done += not done[place // 8] >> place % 8 & 1
+        first = not done[place // 8] >> place % 8 & 1
+        n_done += first
+        n_failed += first and 'reason' in row
         done[place // 8] |= 1 << place % 8
     if not composed:
         if 'text' in row:
@@ -480,7 +562,8 @@ elif n_done < len(ids):
         print(f'{counts["with all seed words"] / counts["stories"]:.1%} of them with all seed words'
               + (f'; {counts["parts of a reply left out"]:,} parts of replies left out' if items > 1 else ''))
 else:
-    print(f'all {len(ids):,} prompts are done in {out}')
+    print(f'all {len(ids):,} prompts are done in {out}' + (
+        f', but {n_failed:,} of them failed: see failed.jsonl beside it, and delete it to have them tried again' if n_failed else ''))
 if not complete:
     print('the same command goes on')
 elif push:

@@ -1,5 +1,5 @@
 # Hindi stories from a chat API, after the Regional TinyStories paper (https://arxiv.org/abs/2504.07989):
-#     python generate_data.py config/generate_hindi.py --provider=mistral --num_workers=64
+#     python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --out=data/hindi/chat.jsonl
 # The prompt is plain text to be edited. Words in braces are slots: {noun}, {verb}, {adjective} and {feature} are drawn for
 # each story, {language} is the folder's name, {theme} one of the themes, and {level} what the complexity asks for besides.
 
@@ -13,16 +13,18 @@ Write a short story in {language}, in its own script, for a child of five to sev
 The story uses the verb "{verb}", the noun "{noun}" and the adjective "{adjective}", in whatever form the grammar asks for, and it
 contains this: {feature}.
 {level}
-Begin the story in your own way, not with the usual opening of a fairy tale. Do not name the story, do not explain it and do not
-address the reader. Answer with JSON only: {"story": "the whole story, in {language}"}
+Begin in your own way, not with the usual opening of a fairy tale. Write nothing but the story itself: no title, no moral spelled out, no
+closing line such as "The End", no word to the reader. Put what the characters say between “ and ”, never between straight quotation marks.
+Answer with JSON only: {"story": "the whole story, in {language}"}
 '''
 
-_length = 'It is 150 to 250 words long, in three to five paragraphs, with a clear beginning, middle and end.'
-_natural = _length + ' What it should contain shows in what the characters do and in how things turn out; it is not announced.'
+_words = 'It is 150 to 250 words long.'
+_length = _words[:-1] + ', in three to five paragraphs, with a clear beginning, middle and end.'
+_natural = _length + ' Weave what it contains into the events, so that the reader finds it in what the characters do and feels, and never name it.'
 _dialogue = _natural + ' The characters talk with one another, in two to four short lines of dialogue.'
 _theme = _dialogue + ' At its heart is this: {theme}.'
 levels = {
-    '1': '',
+    '1': _words,
     '2': _length,
     '2+': _natural,
     '3': _dialogue,

@@ -1,5 +1,5 @@
 # Short news bulletins from a chat API, after TinyNews: ten a reply, about ten things that a group of seed words suggests.
-#     python generate_data.py config/generate_news.py --provider=mistral --num_workers=64
+#     python generate_data.py config/generate_news.py --provider=mistral --total=1000 --num_workers=64
 #     python prepare.py config/prepare_news.py
 
 language = 'news'  # the folder; the language is English
@@ -19,11 +19,11 @@ Write {items} short news bulletins in plain English, every one about something e
 
 A bulletin is a headline and a text of 50 to 90 words in three to five plain sentences, which say what happened, where, to whom and what comes
 next. Invent everything. Use no proper nouns whatever: no names of people, places, companies, countries, months or days, and no abbreviations.
-Write "the mayor", "a coastal town" or "last week". No capital letter stands inside a sentence, and none in a headline but its first.
+Write "the mayor", "a coastal town" or "last week" instead. No capital letter stands inside a sentence, and none in a headline but its first.
 
 Three bulletins, as examples of the form:
 
 {examples}
 
-Answer with {items} bulletins in that form, <h1>headline</h1><p>text</p>, one after the other, and nothing else.
+Answer with {items} bulletins in that form, <h1>headline</h1><p>text</p>, one after the other, and nothing else: no numbers, no remarks.
 '''

@@ -1,8 +1,10 @@
-"""generate_data.py: numbers to prompts, shards, kills and restarts, the word lists and the grammar's stories."""
+"""generate_data.py: numbers to prompts, shards, kills and restarts, the word lists, the grammar's stories and what becomes of a chat API's replies."""
 
 import ast
 import collections
 import hashlib
+import json
+import os
 import random
 import re
 import time
@@ -10,6 +12,9 @@ import unicodedata
 
 import pytest
 from conftest import PROJECT
+
+import chat
+import measures
 
 LANGUAGES = ('hindi', 'marathi', 'bangla', 'english', 'french')
 KINDS = ('noun', 'verb', 'adjective', 'feature')
@@ -257,3 +262,222 @@ def test_the_stories_of_the_grammar(project, language, total):
         text = row['text']
         assert text == text.strip() and not re.search(r'[{}()|_<>]|  | [.,!?।]|\n\n\n|(?<!\n)\n(?!\n)', text), text
         assert unicodedata.is_normalized('NFC', text)
+
+
+# -----------------------------------------------------------------------------
+# replies
+
+@pytest.fixture
+def judge(monkeypatch):
+    """judge('hindi') -> a dict with the functions that a reply goes through, for stories of from 3 words in that language."""
+    monkeypatch.chdir(PROJECT)
+    source = (PROJECT / 'generate_data.py').read_text(encoding='utf-8')
+
+    def functions(language, **settings):
+        scripts = {'marathi': 'DEVANAGARI', 'hindi': 'DEVANAGARI', 'bangla': 'BENGALI'}
+        scope = {'re': re, 'os': os, 'unicodedata': unicodedata, 'measures': measures, 'chat': chat, 'script': scripts.get(language, 'LATIN'),
+                 'min_script': 0.9, 'min_words': 3, 'max_words': 600, 'proper_nouns': True} | settings
+        exec(source[source.index('def read_lines('):source.index('def read_words(')], scope)
+        exec(source[source.index('INVISIBLE ='):source.index('def stories_in(')], scope)
+        exec(source[source.index('LIGHT ='):source.index('def accept(')], scope)
+        scope['refuses'] = scope['read_refusals'](f'data/{language}/refusals.txt')
+        return scope
+    return functions
+
+
+def reason(function, text):
+    """Why it rejects a text, '' when it does not."""
+    try:
+        function(text)
+    except chat.Rejected as e:
+        return str(e)
+    return ''
+
+
+STORY = {
+    'hindi': 'राधा ने बिल्ली को दूध दिया। बिल्ली खुश हुई। दोनों खेलते रहे।', 'marathi': 'राधाने मांजरीला दूध दिले. मांजर खूश झाली. दोघी खेळत राहिल्या.',
+    'bangla': 'রাধা বিড়ালকে দুধ দিল। বিড়াল খুশি হলো। তারা খেলতে লাগল।', 'english': 'Mia gave the cat some milk. The cat was happy. They played all day.',
+    'french': 'Léa donna du lait au chat. Le chat était content. Ils jouèrent longtemps.'}
+
+
+@pytest.mark.parametrize('language, before, behind', [
+    ('english', ['I’m sorry, but I can’t help with that. ', 'Sure! ', 'Here is the story: ', "Here's a short story.\n\n", 'As an AI, I write: '],
+     [' The End.', '\n\nThe end.', ' Moral: Be kind.', '\n\nMoral of the story: be kind.', ' (Word count: 180).', ' I hope you like this story.']),
+    ('french', ['Bien sûr ! ', 'Voici une histoire : ', 'Je suis désolé, mais je ne peux pas. '],
+     [' Fin.', '\n\nFin.', ' Morale : il faut partager.', '\n\nLa morale de cette histoire est simple.', ' J’espère que cette histoire vous plaira.']),
+    ('hindi', ['यह रही कहानी। ', 'ज़रूर! यह रही आपकी कहानी: ', 'क्षमा करें, मैं यह नहीं कर सकती। '],
+     [' सीख: बाँटना अच्छा है।', ' सीख : बाँटो।', '\n\nइस कहानी से हमें सीख मिलती है कि बाँटना अच्छा है।', ' तात्पर्य: बाँटो।', ' समाप्त।', ' शब्द संख्या 180।']),
+    ('marathi', ['ही घ्या गोष्ट: ', 'सादर आहे गोष्ट. ', 'नक्कीच! '],
+     [' तात्पर्य: वाटून खावे.', '\n\nबोध: वाटून खावे.', ' या गोष्टीतून आपण वाटायला शिकतो.', ' समाप्त.']),
+    ('bangla', ['এখানে একটি গল্প দেওয়া হলো। ', 'অবশ্যই! ', 'এই নিন আপনার গল্প: '],
+     [' নীতিকথা: ভাগ করে খাও।', '\n\nএই গল্প থেকে আমরা শিখি ভাগ করতে।', ' শিক্ষা: ভাগ করো।', ' সমাপ্ত।'])])
+def test_talk_about_the_task_is_rejected(judge, language, before, behind):
+    check = judge(language)['check']
+    assert reason(check, STORY[language]) == ''
+    for text in [text + STORY[language] for text in before] + [STORY[language] + text for text in behind]:
+        assert reason(check, text) == 'refusal or meta text', text
+
+
+@pytest.mark.parametrize('language, inside', [
+    ('english', ['“Here is a story,” said Grandma.', 'I hope you like it here, she wrote.', '“Sure!” said Mia.', 'It was the end.',
+                 '“I can’t write this!” he cried.', 'At the end of the day, they slept.']),
+    ('french', ['« Voici une histoire », dit mamie.', 'Il était désolé.', 'Le roi refusa cette demande.', 'Il compta le nombre de mots.',
+                'Ce fut la fin.']),
+    ('hindi', ['“यहाँ एक कहानी है,” दादी बोलीं।', 'उसने किताब का शीर्षक पढ़ा।', 'राजा ने इस अनुरोध को मान लिया।', 'उसने बहुत कुछ सीखा।', 'खेल समाप्त हुआ।']),
+    ('marathi', ['“इथे एक गोष्ट आहे,” आजी म्हणाली.', 'तिने शीर्षक वाचले.', 'बाईंनी क्रियापद शिकवले.', 'खेळ समाप्त झाला.']),
+    ('bangla', ['“এখানে একটি গল্প আছে,” দিদা বললেন।', 'রাজা এই অনুরোধ রাখলেন।', 'সে বইয়ের শিরোনাম পড়ল।', 'খেলা শেষ।'])])
+def test_what_people_say_in_stories_passes(judge, language, inside):
+    check = judge(language)['check']
+    for sentence in inside:
+        for text in (f'{sentence} {STORY[language]}', f'{STORY[language]} {sentence}', f'{STORY[language]} {sentence} {STORY[language]}'):
+            assert reason(check, text) == '', text
+
+
+def test_a_title_is_cut_off(judge):
+    for language, title in [('english', 'The Cat, the Milk and Mia'), ('english', 'Title: “The Kind Girl”'), ('hindi', 'राधा और बिल्ली'),
+                            ('hindi', 'शीर्षक: राधा और बिल्ली'), ('bangla', 'রাধার বিড়াল'), ('french', 'Léa et le chat'), ('english', '**The Kind Girl**')]:
+        for gap in ('\n', '\n\n'):
+            assert judge(language)['check'](title + gap + STORY[language]) == STORY[language]
+    check = judge('english')['check']
+    for text in ['“Come here!”\n' + STORY['english'], 'He said:\n\n“' + STORY['english'] + '”',
+                 'The moon is high\nThe stars are bright\nAnd all the world\nIs full of light.',
+                 'One day\na cat came.\n\n' + STORY['english']]:
+        assert check(text) == text
+
+
+def test_signs_that_nobody_sees(judge):
+    check = judge('hindi')['check']
+    text = STORY['hindi']
+    for sign in '\u200b\ufeff\u2060\u00ad\u200e':
+        assert check(sign + text[:4] + sign + text[4:] + sign) == text
+    for joiner in '\u200c\u200d':
+        assert check(f'{text}{joiner}') == check(f'{text[:-1]} {joiner}।') == text
+        word = f'क्{joiner}ष'
+        assert word in check(f'{word} {text}')
+    assert 'হঠাত্\u200d ' in judge('bangla')['check'](f'হঠাত্\u200d {STORY["bangla"]}')  # an old way to write ৎ
+    for sign in '\x00\x0b\x7f\x85\x9f\ue000\ufffd\uffff':
+        assert reason(check, text[:9] + sign + text[9:]) == 'broken characters', repr(sign)
+    assert reason(check, f'{text}\n\n---\n\n{text}') == 'markup'
+
+
+def test_a_bar_is_a_danda_in_indic_scripts(judge):
+    for language in ('hindi', 'bangla'):
+        check = judge(language)['check']
+        for bar in ('|', ' |', ' ।'):
+            assert check(STORY[language].replace('।', bar)) == STORY[language]
+        assert check(f'{STORY[language][:-1]}||') == f'{STORY[language][:-1]}॥'
+        assert reason(check, f'| {STORY[language]} |') == 'markup'
+    assert reason(judge('english')['check'], STORY['english'].replace('.', ' |')) == 'markup'
+
+
+NEWS = 'The mayor opened the bridge on a windy morning. '
+
+
+@pytest.mark.parametrize('text, says', [
+    ('She said, “We waited long.” The crowd cheered.', ''), ('She said, "We waited long." The crowd cheered.', ''),
+    ('The crowd said “It is ours” and left.', ''),
+    ('They waited (for hours). Then I came.', ''), ('“Is it safe?” she asked. “Yes.” “Then I’m going.”', ''), ('The rule is simple: Nobody enters.', ''),
+    ('He paused… Then he left.', ''), ('He came to Paris.', 'proper noun'),
+    ('She said, “We like Paris.”', 'proper noun'), ('The group (Unesco) paid.', 'proper noun'),
+    ('The ship "Hope" sank.', 'proper noun'), ('Mr. Smith came.', 'proper noun'), ('NATO met.', 'proper noun'), ('In mid-July it opened.', 'proper noun'),
+    ('U.S. farmers met.', 'proper noun'), ('The town of Évry slept.', 'proper noun')])
+def test_names_in_news(judge, text, says):
+    assert reason(judge('news', proper_nouns=False)['check'], NEWS + text) == says
+    assert reason(judge('news')['check'], NEWS + text) == ''
+
+
+@pytest.mark.parametrize('headline, says', [
+    ('Mayor opens bridge', ''), ('Mayor Opens New Bridge after Long Delay', ''), ('Mayor visits Paris', 'proper noun'), ('Fire in London', 'proper noun'),
+    ('“We won,” says coach', ''), ('Mayor visits South Korea', 'proper noun'), ('**Mayor** opens bridge', 'markup'), ('Bridge', 'broken headline')])
+def test_headlines(judge, headline, says):
+    assert reason(judge('news', proper_nouns=False)['check_headline'], headline) == says
+
+
+def item(n, end='</p>'):
+    return f'<h1>Bulletin {" ".join(["more"] * n)} ends well</h1><p>' + ' '.join(f'{word}{"x" * n}' for word in NEWS.lower()[:-2].split() * 3) + '.' + end
+
+
+@pytest.mark.parametrize('reply, kept', [
+    (item(1) + '\n2. ' + item(2) + '\n\n3) ' + item(3), [1, 2, 3]), ('```html\n' + item(1) + '\n' + item(2) + '\n```', [1, 2]),
+    (item(1) + item(2) + '\nI hope that these will do. Shall I write more?', [1, 2]),
+    ('<think>First ' + item(4) + '</think>' + item(1), [1]), (item(1) + '<think>' + item(2), [1]), (item(1) + item(2, ''), [1]), (item(1) + item(2)[:-9], [1]),
+    (item(1) + item(2, '') + '\n3. ' + item(3), [1, 2, 3]), (item(1) + item(2) + '<p>and the', [1]), (item(1) + '<h1>Half a', [1])])
+def test_bulletins_of_a_reply(project, chat_server, reply, kept):
+    server = chat_server(reply=reply)
+    project.run('generate_data.py', 'config/generate_news.py', f'--base_url={server.url}', '--total=1', '--max_tries=1', '--min_words=10')
+    rows = project.jsonl('data/news/stories.jsonl')
+    assert [row['text'].split('</h> ')[0].count('more') for row in rows] == kept
+    assert all(row['text'].endswith('x.') and not re.search(r'[\d`<]|hope', row['text'].replace('</h>', '')) for row in rows)
+
+
+@pytest.mark.parametrize('language, kind, word, text, held', [
+    ('hindi', 'verb', 'मदद करना', 'उसने माँ की मदद की।', True), ('hindi', 'verb', 'कूदना', 'बंदर कूदा।', True), ('hindi', 'verb', 'कूदना', 'बंदर सोया।', False),
+    ('hindi', 'noun', 'कान', 'वह मकान में था।', False), ('hindi', 'noun', 'घोड़ा', 'घोड़ों ने घास खाई।', True), ('hindi', 'noun', 'कली', 'वह कल आया।', False),
+    ('english', 'noun', 'cat', 'The caterpillar ate.', False), ('english', 'noun', 'cat', 'Two cats ate.', True),
+    ('english', 'adjective', 'heart-shaped', 'A heart shaped box.', True), ('marathi', 'verb', 'मदत करणे', 'तिने मदत केली.', True),
+    ('marathi', 'noun', 'घर', 'ती घराच्या मागे गेली.', True), ('bangla', 'verb', 'রান্না করা', 'মা রান্না করলেন।', True),
+    ('bangla', 'noun', 'কুকুর', 'কুকুরটি দৌড়াল।', True), ('bangla', 'verb', 'দৌড়ানো', 'কুকুরটি দৌড়াল।', True), ('french', 'verb', 'se cacher', 'Il s’est caché.', True),
+    ('french', 'adjective', 'léger', 'Une plume légère.', True), ('french', 'noun', 'chat', 'Le château brille.', False),
+    ('french', 'noun', 'arc-en-ciel', 'Un arc-en-ciel !', True),
+    ('news', 'group', 'storm, roof, wind', 'The roofs were new.', True), ('news', 'group', 'storm, roof, wind', 'The cows were new.', False)])
+def test_which_seed_words_are_missing(judge, language, kind, word, text, held):
+    word, text = unicodedata.normalize('NFC', word), unicodedata.normalize('NFC', text)
+    assert judge(language)['missing']({kind: {'word': word, 'tags': []}}, text) == ([] if held else [kind])
+
+
+def test_irregular_verbs_of_french(judge, project):
+    lines = [line.split('\t') for line in (project.path / 'data/french/verbs.txt').read_text(encoding='utf-8').splitlines()]
+    rows = {line[0]: dict(zip(('word', 'tags', 'present', 'past', 'other'), line)) for line in lines}
+    for verb, text in [('prendre', 'Il prit son sac.'), ('aller', 'Elle va à la mer.'), ('voir', 'Il a vu un loup.'),
+                       ('se souvenir', 'Elle se souvint de lui.'), ('faire', 'Il fit un nid.')]:
+        assert judge('french')['missing']({'verb': rows[verb] | {'tags': []}}, text) == []
+
+
+@pytest.mark.parametrize('language', ['hindi', 'english'])
+def test_no_word_of_the_grammar_is_missing(judge, project, language):
+    missing = judge(language)['missing']
+    project.run('generate_data.py', f'--language={language}', '--total=1000', '--out=s.jsonl')
+    rows = project.jsonl('s.jsonl')
+    for kind in ('noun', 'verb', 'adjective'):
+        columns = (project.path / 'data' / language / f'{kind}s.txt').read_text(encoding='utf-8').split('word\t', 1)[1].split('\n', 1)[0].split('\t')
+        lines = (line.split('\t') for line in (project.path / 'data' / language / f'{kind}s.txt').read_text(encoding='utf-8').splitlines())
+        lists = {line[0]: {'word': line[0]} | dict(zip(columns[1:], line[2:])) for line in lines}
+        assert [row[kind] for row in rows if missing({kind: lists[row[kind]]}, row['text'])] == []
+        others = [row[kind] for row in rows[1:]]
+        assert sum(not missing({kind: lists[word]}, row['text']) for row, word in zip(rows, others)) < 0.06 * len(rows)
+
+
+# -----------------------------------------------------------------------------
+# the commands of the docs
+
+def test_the_grammar_takes_no_prompts(project):
+    line = project.refuses('generate_data.py', 'config/generate_hindi.py')
+    assert 'a prompt template is for a chat API' in line and not (project.path / 'data/hindi/stories.jsonl').exists()
+
+
+def test_stories_of_both_kinds_side_by_side(project, chat_server):
+    server = chat_server()
+    project.run('generate_data.py', '--language=hindi', '--total=20')
+    text = project.run('generate_data.py', 'config/generate_hindi.py', f'--base_url={server.url}', '--total=20', '--out=data/hindi/chat.jsonl')
+    assert '20 stories added to data/hindi/chat.jsonl' in text and len(project.jsonl('data/hindi/stories.jsonl')) == 20
+    process = project.start('generate_data.py', 'config/generate_hindi.py', f'--base_url={server.url}', '--total=20')
+    assert 'holds stories by grammar; name another --out' in process.communicate()[1] and process.returncode == 1
+
+
+def test_the_last_line_tells_what_failed(project, chat_server):
+    server = chat_server(reply=json.dumps({'story': 'Too short.'}))
+    command = ('generate_data.py', 'config/generate_english.py', f'--base_url={server.url}', '--total=7', '--max_tries=1')
+    project.run(*command)
+    assert project.run(*command).rstrip() == ('all 7 prompts are done in data/english/stories.jsonl, but 7 of them failed: '
+                                              'see failed.jsonl beside it, and delete it to have them tried again')
+
+
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_what_the_prompts_ask_for(project, chat_server, language):
+    server = chat_server()
+    command = ('generate_data.py', f'config/generate_{language}.py', f'--base_url={server.url}', '--dry_run=1', '--min_script=0')
+    for complexity in ('1', '2+'):
+        text = project.run(*command, f'--complexity={complexity}')
+        prompt = text.split('--- the reply')[0]
+        assert '150 to 250 words' in prompt and 'no title, no moral' in prompt and ('« and »' if language == 'french' else '“ and ”') in prompt
+        assert ('not in Hindi' in prompt) == (language == 'marathi')
