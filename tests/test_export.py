@@ -3,13 +3,16 @@
 import itertools
 import json
 import os
+import shutil
 import struct
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from conftest import Project
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from model import GPT, load, save_checkpoint
 from tokenizer import load as load_tokenizer
@@ -260,6 +263,54 @@ def test_run_c_follows_sentencepiece(trained, sentencepiece, shape):
         assert n > len(sentencepiece.encode(prompt))
         assert [run_c.pieces[i] for i in theirs[1:n]] == [b'' if i == sentencepiece.eos else sentencepiece.backend.id_to_token(i).replace('▁', ' ').encode()
                                                           for i in ours[1:n]]
+
+
+@pytest.fixture(scope='module')
+def run_c(tmp_path_factory):
+    """The real thing -> what it prints, as bytes: run_c(folder, prompt)."""
+    there, cc = os.environ.get('LLAMA2C', ''), shutil.which('cc')
+    if not there or not cc:
+        pytest.skip('LLAMA2C names the folder with llama2.c\'s run.c, and cc compiles it')
+    program = tmp_path_factory.mktemp('run') / 'run'
+    subprocess.run([cc, '-O3', '-o', program, os.path.join(there, 'run.c'), '-lm'], check=True)
+
+    def tell(folder, prompt):
+        done = subprocess.run([program, 'model.bin', '-z', 'tokenizer.bin', '-t', '0', '-n', '0', '-i', prompt], cwd=folder, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    return tell
+
+
+def shown(tokenizer, ids):
+    """The bytes that run.c prints for these ids: nothing for bos, for eos, for a control character and for a byte of a letter that comes alone."""
+    value = {char: byte for byte, char in bytes_to_unicode().items()}
+    tokens = [tokenizer.backend.id_to_token(i) for i in ids if i not in (tokenizer.bos, tokenizer.eos)]
+    if '▁' in tokenizer.backend.get_vocab():
+        pieces = [bytes([int(token[3:5], 16)]) if token.startswith('<0x') else token.replace('▁', ' ').encode() for token in tokens]
+    else:
+        pieces = [bytes(value[char] for char in token) for token in tokens]
+    return b''.join(piece for piece in pieces if len(piece) > 1 or piece.isspace() or b' ' <= piece <= b'~') + b'\n'
+
+
+def test_the_real_run_c_tells_our_story(trained, run_c):
+    """To the letter with no prompt; a prompt is read with a space before it, so the story is the one that our ' रवि' has."""
+    trained.run('export.py', '--out_dir=out/llama', '--format=llama2c', '--examples=0')
+    _, tokenizer, _ = load(str(trained.path / 'out/llama'))
+    for prompt in ('', 'रवि', 'अमन घर'):
+        ours = our_story(trained.path / 'out/llama', ' ' * bool(prompt) + prompt, 96)
+        assert run_c(trained.path / 'out/llama/llama2c', prompt) == shown(tokenizer, ours).removeprefix(b' ')
+
+
+@pytest.mark.parametrize('shape', [{}, {'tie_weights': False, 'n_kv_head': 2}])
+def test_the_real_run_c_follows_sentencepiece(trained, sentencepiece, run_c, shape):
+    folder = checkpoint(trained, sentencepiece, **shape)
+    trained.run('export.py', f'--out_dir={folder}', '--format=llama2c', '--examples=0')
+    told = []
+    for prompt in ('', 'Once upon a time, a café', 'The moon 😀'):
+        ours, theirs = shown(sentencepiece, our_story(folder, prompt, 64)).removeprefix(b' '), run_c(folder / 'llama2c', prompt)
+        assert theirs.startswith(ours[:-1]) or ours.startswith(theirs[:-1])  # one ends at bos, the other at eos, and random weights may say either
+        told.append(min(len(theirs), len(ours)))
+    assert sum(told) > 60
 
 
 @pytest.fixture(scope='module')
