@@ -55,7 +55,7 @@ out = out or os.path.join(run, format)
 main_file = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf'}[format]
 if out.endswith(('.bin', '.gguf', '.safetensors', '.pt')) or os.path.isfile(out):
     fail(f'out is {out!r}; it is the folder that {main_file} goes to, with what belongs to it')
-if os.path.isdir(out) and os.listdir(out) and not os.path.exists(os.path.join(out, main_file)):
+if os.path.isdir(out) and os.listdir(out) and (not os.path.exists(os.path.join(out, main_file)) or os.path.exists(out_dir) and os.path.samefile(out, out_dir)):
     fail(f'{out} holds other things already; name a new folder')
 if push:
     try:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import time
+import warnings
 
 import torch
 import torch.nn as nn
@@ -378,42 +379,56 @@ def load_checkpoint(path):
     if not os.path.exists(path):
         raise SystemExit(f'{path} is missing; train first, or name another --out_dir')
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a torn zip, a foreign pickle, a short read: torch raises as many kinds
-        if thing := re.search(r'GLOBAL (\S+)', str(e)):
+        thing, said = re.search(r'GLOBAL (\S+)', str(e)), str(e).splitlines() or ['nothing in it']
+        if thing:
             raise SystemExit(f'{path} holds, besides weights, a Python object ({thing[1]}), and reading that could run code from the file; '
                              'ask for one with tensors and plain values only') from None
-        raise SystemExit(f'{path}: not a checkpoint that can be read ({str(e).splitlines()[0]})') from None
+        why = 'something other than tensors and plain values in it' if 'weights_only' in said[0] else said[0]  # where torch advises to read it all the same
+        raise SystemExit(f'{path}: not a checkpoint that can be read ({why})') from None
 
 
 def load(name, device='cpu', tokenizer=''):
     """A trained model -> (GPT in eval mode, Tokenizer, checkpoint or {}).
 
-    name: a checkpoint of train.py or of nanoGPT, as a file or, from the Hugging Face hub, user/repository/file.pt; a folder
+    Ends the program with one line when there is none. name: a checkpoint of train.py or of nanoGPT, as a file or, from the Hugging Face hub, user/repository/file.pt; a folder
     with best.pt or ckpt.pt; or a Hugging Face folder or hub name. tokenizer: the name of one to use instead of the model's own.
     A nanoGPT checkpoint has none: it is the one named or the tokenizer.json beside it. A model that is no Llama, Qwen3 or
     GPT-2 is a Foreign.
     """
+    try:
+        model, spelling, checkpoint = read(name, tokenizer)
+        highest = max(spelling.bos, spelling.eos, *spelling.backend.get_vocab(with_added_tokens=False).values())
+    except Exception as e:  # files from anywhere can be wrong in any way
+        raise SystemExit(f'{name}: not a model that can be used here ({type(e).__name__}: {" ".join(str(e).split()):.300})') from None
+    if highest >= model.args['vocab_size']:
+        raise SystemExit(f'{name} has {model.args["vocab_size"]:,} tokens and its tokenizer {highest + 1:,}; --tokenizer= names another where there is such a key')
+    return model.to(device).eval(), spelling, checkpoint
+
+
+def read(name, tokenizer):
+    """What load returns, on the CPU; a file that is none of these may raise anything."""
     path = name
     if os.path.isdir(name):
         path = next((p for file in ('best.pt', 'ckpt.pt') if os.path.exists(p := os.path.join(name, file))), name)
     elif not os.path.exists(name) and (not name.endswith('.pt') or name.count('/') > 1):
         path = download(name)
     if not path.endswith('.pt'):
-        model = load_hf(path)
-        return model.to(device).eval(), load_tokenizer(tokenizer) if tokenizer else from_folder(path, name), {}
+        return load_hf(path), load_tokenizer(tokenizer) if tokenizer else from_folder(path, name), {}
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or not {'model_args', 'model'} <= checkpoint.keys():
         raise SystemExit(f'{path}: a checkpoint, but neither of train.py nor of nanoGPT')
-    model = restore(checkpoint, path, merge=True)
     beside = os.path.join(os.path.dirname(path), 'tokenizer.json')
     if tokenizer or 'tokenizer' not in checkpoint and os.path.exists(beside):
         spelling = load_tokenizer(tokenizer or beside)
     elif 'tokenizer' in checkpoint:
         spelling = Tokenizer(**checkpoint['tokenizer'])
     else:
-        raise SystemExit(f'{path} holds no tokenizer: --tokenizer= names it, or put its tokenizer.json beside')
-    return model.to(device).eval(), spelling, checkpoint
+        raise SystemExit(f'{path} holds no tokenizer: put its tokenizer.json beside, or name one (--tokenizer= of sample.py and export.py)')
+    return restore(checkpoint, path, merge=True), spelling, checkpoint
 
 
 def restore(checkpoint, path, merge=False):
@@ -422,7 +437,9 @@ def restore(checkpoint, path, merge=False):
     if lora := checkpoint.get('lora'):
         model = resized(load(lora['base'])[0], args['block_size'], args['dropout'])
         adapted = add_lora(model, lora['rank'], lora['alpha'], lora['dropout'])
-        model.load_state_dict(weights, strict=False)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        if unexpected or any('.lora_' in name for name in missing):
+            raise SystemExit(f'{path}: these adapters do not fit {lora["base"]}')
         return adapted.merge_and_unload() if merge else model
     if 'transformer.wte.weight' in weights:
         model = GPT(**args, norm='layernorm', position='learned', mlp='gelu')
@@ -480,7 +497,7 @@ def load_hf(folder):
         args = {'block_size': config['n_positions'], 'n_layer': config['n_layer'], 'n_head': config['n_head'], 'n_embd': config['n_embd'],
                 'n_inner': config.get('n_inner') or 0, 'norm': 'layernorm', 'position': 'learned', 'mlp': mlp, 'bias': True,
                 'tie_weights': config.get('tie_word_embeddings', True), 'norm_eps': config.get('layer_norm_epsilon', 1e-5)}
-        supported = mlp
+        supported = mlp and config.get('scale_attn_weights', True) and not config.get('scale_attn_by_inverse_layer_idx') and not config.get('add_cross_attention')
     elif kind in ('llama', 'qwen3'):
         rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
         head_size = config['hidden_size'] // config['num_attention_heads']
@@ -489,14 +506,15 @@ def load_hf(folder):
                 'tie_weights': config.get('tie_word_embeddings', False), 'qk_norm': kind == 'qwen3', 'norm_eps': config['rms_norm_eps'],
                 'rope_theta': float(rope.get('rope_theta') or config.get('rope_theta') or 10000)}
         supported = (rope.get('rope_type') or rope.get('type') or 'default') == 'default' and config.get('hidden_act', 'silu') == 'silu' \
-            and (config.get('head_dim') or head_size) == head_size and not config.get('attention_bias') and not config.get('mlp_bias')
+            and (config.get('head_dim') or head_size) == head_size \
+            and not any(config.get(key) for key in ('attention_bias', 'mlp_bias', 'use_sliding_window'))
     else:
         supported = False
-    if not supported:  # of another kind, or with parts that GPT has not: scaled rope, biases, another activation or head size
+    if not supported:  # of another kind, or with parts that GPT has not: scaled rope or attention, biases, another activation or head size
         try:
             return Foreign(folder)
         except Exception as e:  # whatever Transformers says of a folder with too little in it, or with code of its own
-            raise SystemExit(f'{folder}: a model of type {kind!r} that Transformers cannot open ({str(e).splitlines()[0]:.200})') from None
+            raise SystemExit(f'{folder}: a model of type {kind!r} that Transformers cannot open ({" ".join(str(e).split()):.200})') from None
     model = GPT(vocab_size=config['vocab_size'], **args)
     weights = read_weights(folder)
     if kind == 'gpt2':  # its matrices lie the other way round

@@ -225,6 +225,8 @@ if init_from == 'scratch':
     model = GPT(vocab_size=meta['vocab_size'], **shape)
 elif init_from == 'resume':
     state = load_checkpoint(ckpt_path)
+    if not isinstance(state, dict) or not {'model_args', 'config', 'tokenizer', 'step'} <= state.keys():
+        fail(f'{ckpt_path} is no checkpoint of train.py; --init_from={ckpt_path} may start from its weights, in another --out_dir')
     then = state['config']
     same = {*shape, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha', 'lora_dropout'} - {'dropout'}
     other = [f'{key} {then[key]!r}, here {config[key]!r}' for key in config if key in same & then.keys() and then[key] != config[key]]

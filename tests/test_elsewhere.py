@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import runpy
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import transformers
 from conftest import PROJECT
 
-from model import GPT
+from model import GPT, load
 from tokenizer import load as load_tokenizer
 
 TELL = ['sample.py', '--start=एक दिन', '--max_new_tokens=25', '--temperature=0.0']
@@ -91,3 +92,49 @@ def test_published_sizes(name, vocab_size, size, monkeypatch):
         model = GPT(vocab_size=vocab_size, **{key: config[key] for key in (
             'block_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head', 'n_inner', 'norm', 'position', 'mlp', 'bias', 'tie_weights')})
     assert model.n_params() / 1e6 == pytest.approx(size, abs=0.06)
+
+
+def test_broken_and_hostile_files_end_in_a_line(home, tmp_path):
+    """Whatever is wrong with a model's files is said in one line, and no code from them is run."""
+    tokenizer, done = load_tokenizer(str(home.path / 'data/tiny')), tmp_path / 'done'
+    model = GPT(vocab_size=tokenizer.vocab_size, block_size=32, n_layer=1, n_head=2, n_embd=32)
+    whole = {'model_args': model.args, 'model': model.state_dict(), 'tokenizer': tokenizer.state()}
+    lora = {'base': str(home.path / 'gpt2'), 'rank': 2, 'alpha': 1.0, 'dropout': 0.0}
+    llama = {'model_type': 'llama', 'vocab_size': tokenizer.vocab_size, 'max_position_embeddings': 32, 'num_hidden_layers': 1, 'num_attention_heads': 2,
+             'hidden_size': 32, 'intermediate_size': 64, 'rms_norm_eps': 1e-5}
+
+    class Bomb:
+        def __reduce__(self):
+            return done.touch, ()
+
+    def said_of(content, file='best.pt', **others):
+        folder = tmp_path / f'model{len(list(tmp_path.iterdir()))}'
+        folder.mkdir()
+        tokenizer.save(str(folder))
+        for name, data in ({file: content} | others).items():
+            if isinstance(data, bytes):
+                (folder / name).write_bytes(data)
+            elif name.endswith('.pt'):
+                torch.save(data, folder / name)
+            else:
+                (folder / name).write_text(data if isinstance(data, str) else json.dumps(data), encoding='utf-8')
+        with pytest.raises(SystemExit) as stopped:
+            load(str(folder))
+        assert '\n' not in str(stopped.value) and not done.exists()
+        return str(stopped.value)
+
+    for content in (b'', b'PK\3\4 half a file', whole | {'model_args': {'n_foo': 3}}, whole | {'model_args': [1]}, whole | {'model': {'a': 'b'}}, model.state_dict(),
+                    whole | {'tokenizer': {'spec': '{}', 'bos': '<s>', 'eos': '</s>'}}, whole | {'lora': {'base': 'gpt2'}}):
+        said_of(content)
+    assert 'could run code' in said_of(whole | {'more': Bomb()})
+    assert 'other than tensors' in said_of(pickle.dumps(Bomb()))
+    assert 'do not fit' in said_of(whole | {'lora': lora, 'model': {}, 'model_args': model.args | {'dropout': 0.0}})
+    itself = str(tmp_path / f'model{len(list(tmp_path.iterdir()))}')
+    assert 'recursion' in said_of(whole | {'lora': lora | {'base': itself}})
+    for config in ('{"model_type": ', [1], {'model_type': 'llama'}, llama, llama | {'hidden_size': '32'}, llama | {'num_attention_heads': 0}):
+        said_of(config, 'config.json')
+    assert 'other than tensors' in said_of(llama, 'config.json', **{'pytorch_model.bin': pickle.dumps(Bomb())})
+    own = f'open({str(done)!r}, "w")\nclass M:\n    pass\n'
+    assert 'custom code' in said_of({'model_type': 'own', 'auto_map': {'AutoConfig': 'own.M', 'AutoModelForCausalLM': 'own.M'}}, 'config.json', **{'own.py': own})
+    less = GPT(**model.args | {'vocab_size': 300})
+    assert '300 tokens' in said_of(whole | {'model_args': less.args, 'model': less.state_dict()})
