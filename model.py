@@ -394,10 +394,10 @@ def load_checkpoint(path):
 def load(name, device='cpu', tokenizer=''):
     """A trained model -> (GPT in eval mode, Tokenizer, checkpoint or {}).
 
-    Ends the program with one line when there is none. name: a checkpoint of train.py or of nanoGPT, as a file or, from the Hugging Face hub, user/repository/file.pt; a folder
+    name: a checkpoint of train.py or of nanoGPT, as a file or, from the Hugging Face hub, user/repository/file.pt; a folder
     with best.pt or ckpt.pt; or a Hugging Face folder or hub name. tokenizer: the name of one to use instead of the model's own.
     A nanoGPT checkpoint has none: it is the one named or the tokenizer.json beside it. A model that is no Llama, Qwen3 or
-    GPT-2 is a Foreign.
+    GPT-2 is a Foreign. Ends the program with one line when there is no such model or its files are broken.
     """
     try:
         model, spelling, checkpoint = read(name, tokenizer)
@@ -405,7 +405,7 @@ def load(name, device='cpu', tokenizer=''):
     except Exception as e:  # files from anywhere can be wrong in any way
         raise SystemExit(f'{name}: not a model that can be used here ({type(e).__name__}: {" ".join(str(e).split()):.300})') from None
     if highest >= model.args['vocab_size']:
-        raise SystemExit(f'{name} has {model.args["vocab_size"]:,} tokens and its tokenizer {highest + 1:,}; --tokenizer= names another where there is such a key')
+        raise SystemExit(f'{name} has {model.args["vocab_size"]:,} tokens and its tokenizer {highest + 1:,}; they do not belong together')
     return model.to(device).eval(), spelling, checkpoint
 
 
@@ -497,7 +497,8 @@ def load_hf(folder):
         args = {'block_size': config['n_positions'], 'n_layer': config['n_layer'], 'n_head': config['n_head'], 'n_embd': config['n_embd'],
                 'n_inner': config.get('n_inner') or 0, 'norm': 'layernorm', 'position': 'learned', 'mlp': mlp, 'bias': True,
                 'tie_weights': config.get('tie_word_embeddings', True), 'norm_eps': config.get('layer_norm_epsilon', 1e-5)}
-        supported = mlp and config.get('scale_attn_weights', True) and not config.get('scale_attn_by_inverse_layer_idx') and not config.get('add_cross_attention')
+        supported = mlp and config.get('scale_attn_weights', True) \
+            and not any(config.get(key) for key in ('scale_attn_by_inverse_layer_idx', 'add_cross_attention'))
     elif kind in ('llama', 'qwen3'):
         rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
         head_size = config['hidden_size'] // config['num_attention_heads']

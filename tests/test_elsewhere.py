@@ -123,8 +123,8 @@ def test_broken_and_hostile_files_end_in_a_line(home, tmp_path):
         assert '\n' not in str(stopped.value) and not done.exists()
         return str(stopped.value)
 
-    for content in (b'', b'PK\3\4 half a file', whole | {'model_args': {'n_foo': 3}}, whole | {'model_args': [1]}, whole | {'model': {'a': 'b'}}, model.state_dict(),
-                    whole | {'tokenizer': {'spec': '{}', 'bos': '<s>', 'eos': '</s>'}}, whole | {'lora': {'base': 'gpt2'}}):
+    for content in (b'', b'PK\3\4 half a file', model.state_dict(), whole | {'model_args': {'n_foo': 3}}, whole | {'model_args': [1]},
+                    whole | {'model': {'a': 'b'}}, whole | {'tokenizer': {'spec': '{}', 'bos': '<s>', 'eos': '</s>'}}, whole | {'lora': {'base': 'gpt2'}}):
         said_of(content)
     assert 'could run code' in said_of(whole | {'more': Bomb()})
     assert 'other than tensors' in said_of(pickle.dumps(Bomb()))
@@ -135,6 +135,7 @@ def test_broken_and_hostile_files_end_in_a_line(home, tmp_path):
         said_of(config, 'config.json')
     assert 'other than tensors' in said_of(llama, 'config.json', **{'pytorch_model.bin': pickle.dumps(Bomb())})
     own = f'open({str(done)!r}, "w")\nclass M:\n    pass\n'
-    assert 'custom code' in said_of({'model_type': 'own', 'auto_map': {'AutoConfig': 'own.M', 'AutoModelForCausalLM': 'own.M'}}, 'config.json', **{'own.py': own})
+    mapped = {'model_type': 'own', 'auto_map': {'AutoConfig': 'own.M', 'AutoModelForCausalLM': 'own.M'}}
+    assert 'custom code' in said_of(mapped, 'config.json', **{'own.py': own})
     less = GPT(**model.args | {'vocab_size': 300})
     assert '300 tokens' in said_of(whole | {'model_args': less.args, 'model': less.state_dict()})

@@ -17,10 +17,12 @@ THEIRS = {
     'gpt2': lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=64)),
     'gpt2, untied': lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=64, tie_word_embeddings=False)),
-    # these two stay in Transformers' own classes: of another kind, and a Llama with parts that model.py has not
+    # these stay in Transformers' own classes: of another kind, or with parts that model.py has not
     'gpt_neo': lambda: transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(
         vocab_size=300, hidden_size=64, num_layers=3, num_heads=4, attention_types=[[['global', 'local', 'global'], 1]], window_size=16,
         max_position_embeddings=64)),
+    'gpt2, its attention scaled otherwise': lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=64, scale_attn_by_inverse_layer_idx=True)),
     'llama, biases': lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, num_key_value_heads=2, attention_bias=True)),
 }
 PROMPTS = [[5, 17, 200, 4, 9], [8, 1, 33, 7, 250, 11, 12, 90, 2], [42]]
