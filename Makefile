@@ -1,10 +1,40 @@
-# make        set up .venv, then the whole path: stories, tokens, a trained model, a story, a loss curve
-# make test   set up .venv, then the tests
-# make clean  forget the demo
-# Stopped half-way, `make` goes on where it was.
+# make                  set up .venv, then the whole path: stories, tokens, a trained model, a story, a loss curve
+# make test             set up .venv, then the tests
+# make clean            forget the demo
+#
+# make env              set up .venv
+# make env-gpu          the same, and see that PyTorch finds the GPU; TORCH_INDEX=https://… installs the build that stands there
+# make generate-mistral stories from a chat API: TOTAL of them in LANGUAGE, for MAX_COST dollars at most
+# make generate-openai  the same from another
+# make translate        stories in SOURCE_LANGUAGE into LANGUAGE
+# make prepare          tokens out of SOURCE, into data/DATASET; LeCarnet's own stories with its tokenizer unless told otherwise
+# make train            a model on DATASET: LeCarnet's 3M, 8M or 21M as MODEL_CONFIG says, or that of another CONFIG, into OUT_DIR
+# make inference        a story by it, which begins with START
+# make eval             its stories measured, and graded where a PROVIDER is named
+# make push-dataset     the stories of generate-mistral (or of PROVIDER), the missing ones written first, to the Hugging Face hub as REPO
+# make push-model       the model in OUT_DIR, there as well
+#
+#     make prepare train inference MODEL_CONFIG=8M
+#     make prepare SOURCE=data/hindi/stories.jsonl TOKENIZER=train DATASET=hindi
+#     make train CONFIG=config/train_hindi.py DATASET=hindi OUT_DIR=out/hindi ARGS='--batch_size=16 --max_minutes=50'
+#     make eval OUT_DIR=out/hindi LANGUAGE=hindi DATASET=hindi PROVIDER=mistral
+#
+# Stopped half-way, they go on where they were. ARGS are more keys for the script; every name in capitals below can be set like this.
 
 PYTHON ?= python3
 PY = .venv/bin/python
+
+LANGUAGE ?= french
+SOURCE_LANGUAGE ?= english
+TOTAL ?= 20000
+MAX_COST ?= 5
+SOURCE ?= hf:MaxLSB/LeCarnet
+TOKENIZER ?= lightonai/pagnol-small
+DATASET ?= lecarnet
+MODEL_CONFIG ?= 3M
+CONFIG ?= config/train_lecarnet_$(subst M,m,$(MODEL_CONFIG)).py
+OUT_DIR ?= out/lecarnet_$(subst M,m,$(MODEL_CONFIG))
+EVAL_CONFIG ?= config/evaluate_lecarnet.py
 
 demo: env
 	$(PY) generate_data.py config/generate_demo.py
@@ -20,10 +50,46 @@ env: .venv/installed
 	$(PY) -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@
 
+env-gpu: env
+	$(if $(TORCH_INDEX),$(PY) -m pip install --quiet --force-reinstall torch -c constraints.txt --extra-index-url=$(TORCH_INDEX))
+	@$(PY) -c "import torch; print(torch.cuda.get_device_name()) if torch.cuda.is_available() else exit(f'torch {torch.__version__} finds no GPU; \
+	nvidia-smi tells whether there is one, and pytorch.org which TORCH_INDEX=https://… has a build for it')"
+
+GENERATE = $(PY) generate_data.py config/generate_$(LANGUAGE).py --total=$(TOTAL) --max_cost=$(MAX_COST)
+
+generate-mistral: env
+	$(GENERATE) --provider=mistral $(ARGS)
+
+generate-openai: env
+	$(GENERATE) --provider=openai $(ARGS)
+
+push-dataset: env
+	$(GENERATE) --provider=$(or $(PROVIDER),mistral) --push=$(or $(REPO),$(error $@ wants REPO=user/name)) $(ARGS)
+
+translate: env
+	$(PY) translate.py --source_language=$(SOURCE_LANGUAGE) --target_language=$(LANGUAGE) $(ARGS)
+
+prepare: env
+	$(PY) prepare.py --source=$(SOURCE) $(and $(filter hf:MaxLSB/LeCarnet,$(SOURCE)),--val_source=$(SOURCE):validation) --dataset=$(DATASET) --tokenizer=$(TOKENIZER) $(ARGS)
+
+train: env
+	$(PY) train.py $(CONFIG) --dataset=$(DATASET) --out_dir=$(OUT_DIR) $$([ ! -f $(OUT_DIR)/ckpt.pt ] || echo --init_from=resume) $(ARGS)
+
+inference: env
+	$(PY) sample.py --out_dir=$(OUT_DIR) --start="$(START)" $(ARGS)
+
+eval: env
+	[ $(OUT_DIR)/samples.jsonl -nt $(OUT_DIR)/best.pt ] || $(PY) sample.py --out_dir=$(OUT_DIR) --start=FILE:data/$(LANGUAGE)/prompts.txt --out=$(OUT_DIR)/samples.jsonl
+	$(PY) evaluate.py $(EVAL_CONFIG) --samples=$(OUT_DIR)/samples.jsonl --train_stories=$(wildcard data/$(DATASET)/stories.jsonl) \
+	  $(and $(PROVIDER),--provider=$(PROVIDER) --max_cost=$(MAX_COST)) $(ARGS)
+
+push-model: env
+	$(PY) export.py --out_dir=$(OUT_DIR) --push=$(or $(REPO),$(error $@ wants REPO=user/name)) $(ARGS)
+
 test: env
 	$(PY) -m pytest
 
 clean:
 	rm -rf data/demo out/demo
 
-.PHONY: demo env test clean
+.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test clean

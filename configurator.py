@@ -2,11 +2,13 @@
 Overrides a script's config: the plain globals that stand above the line that executes this file.
 
     python train.py config/train_hindi.py --batch_size=32
+    python train.py theirs.json
     python train.py --help
 
 A config file is Python and may use the keys' defaults (`lr_decay_iters = max_iters`); names with a leading
 underscore are its own. Files and --key=value pairs are applied from left to right. Only keys that the script has are
 accepted, and only values of the default's type (an int will do for a float). The result is also in the dict `config`.
+A .json file is a config of TinyNews; config/train_tinynews_3m.py says what its names mean here.
 
 The idea is nanoGPT's: not a module, just lines that every script would otherwise hold.
 """
@@ -17,6 +19,7 @@ def _configure(scope):
     import builtins  # `compile` is a key of train.py
     import difflib
     import io
+    import json
     import os
     import sys
     import tokenize
@@ -45,12 +48,15 @@ def _configure(scope):
         values = {k: scope[k] for k in keys}
         try:
             with open(path, encoding='utf-8-sig') as f:
-                exec(builtins.compile(f.read(), path, 'exec'), values)
+                text = f.read()
+            if path.endswith('.json'):
+                values['_json'], text = json.loads(text), "exec(open('config/train_tinynews_3m.py', encoding='utf-8').read())"
+            exec(builtins.compile(text, path, 'exec'), values)
         except Exception as e:  # whatever a config file can raise is the user's to mend, so no traceback of ours
             lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
             if isinstance(e, OSError) and not lines:  # not one that the file's own lines raised
                 fail(f'{path}: {e.strerror}')
-            line = e.lineno if isinstance(e, SyntaxError) and e.filename == path else lines[-1] if lines else '?'
+            line = e.lineno if getattr(e, 'filename', path) == path and hasattr(e, 'lineno') else lines[-1] if lines else '?'
             fail(f'{path}, line {line}: {type(e).__name__}: {getattr(e, "msg", e)}')
         for key, value in values.items():
             if not key.startswith('_') and not callable(value) and not isinstance(value, type(os)):

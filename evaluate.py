@@ -47,7 +47,7 @@ references = ''  # stories to measure up to, such as data/hindi/stories.jsonl: g
 n_references = 300  # so many of them, chosen by a hash, 0: all
 opening = r'.+?[.!?।॥…]+["\'”’»)]*(?=\s)'  # the part of a reference, as a regular expression, that is given to the judge as its opening
 train_stories = ''  # what the models were trained on, in which copies are looked for
-checkpoints = ''  # the models, for size and loss, in the order of samples; when empty, those beside the samples
+checkpoints = ''  # the models, hub names too, for size and loss, in the order of samples; when empty, those beside the samples
 dataset = ''  # data/<dataset>/val.bin measures the loss; when empty, that of the checkpoint's training
 loss_tokens = 200_000  # so many tokens of val.bin, 0: all
 script = ''  # the script that letters should be in, such as DEVANAGARI; that of most openings when empty

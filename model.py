@@ -10,9 +10,12 @@ so that weights can be exchanged with Hugging Face's classes of those names.
 Generation keeps keys and values, works on many prompts at once, and gives each story a random stream of its own.
 """
 
+import inspect
 import json
 import os
+import re
 import time
+import warnings
 
 import torch
 import torch.nn as nn
@@ -20,6 +23,7 @@ from torch.nn import functional as F
 
 from jsonl import replacing
 from tokenizer import Tokenizer, from_folder
+from tokenizer import load as load_tokenizer
 
 MLPS = {'swiglu': F.silu, 'gelu': F.gelu, 'gelu_new': lambda x: F.gelu(x, approximate='tanh')}
 
@@ -91,17 +95,19 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, targets):
         rows = max(1, min(2048, (2**26 if x.is_cuda else 2**19) // len(weight)))  # few, too, for sums in float16
         loss = torch.zeros((), device=x.device)
-        dx, dweight = (torch.zeros_like(x), torch.zeros_like(weight)) if ctx.needs_input_grad[0] else (x, None)
+        wanted = ctx.needs_input_grad[0]
+        dx, dweight = torch.zeros_like(x) if wanted else x, torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for some, dsome, target in zip(x.split(rows), dx.split(rows), targets.split(rows)):
             logits = (some @ weight.t()).float()
             normalizer = logits.logsumexp(-1, keepdim=True)
             loss += (normalizer - logits.gather(1, target[:, None])).sum()
-            if dweight is not None:
+            if wanted:
                 dlogits = logits.sub_(normalizer).exp_()
                 dlogits.scatter_add_(1, target[:, None], torch.full_like(normalizer, -1.0))
                 dsome.copy_(dlogits @ weight)
-                dweight += dlogits.t() @ some
-        if dweight is not None:
+                if dweight is not None:
+                    dweight += dlogits.t() @ some
+        if wanted:
             ctx.save_for_backward(dx, dweight)
         ctx.n = len(targets)
         return loss / ctx.n
@@ -109,7 +115,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         dx, dweight = ctx.saved_tensors
-        return dx * (grad / ctx.n), dweight * (grad / ctx.n), None  # divided only here: in float16 so small a number would be 0
+        return dx * (grad / ctx.n), None if dweight is None else dweight * (grad / ctx.n), None  # divided only here: in float16 so small a number would be 0
 
 
 class GPT(nn.Module):
@@ -188,7 +194,7 @@ class GPT(nn.Module):
         (Nguyen et al. 2024) narrow the choice, in this order. repetition_penalty: Keskar et al. 2019, prompt included.
         no_repeat_ngram: no n tokens in a row come twice (Paulus et al. 2018). bad_words: lists of ids that must not come.
         """
-        device, block_size = self.wte.weight.device, self.args['block_size']
+        device, block_size = next(self.parameters()).device, self.args['block_size']
         if not prompts or not all(prompts):
             raise ValueError('generate wants prompts of at least one token each')
         stories = [list(prompt) for prompt in prompts]
@@ -224,13 +230,17 @@ class GPT(nn.Module):
             if not alive:
                 return
             if len(alive) <= len(rows) // 2:  # copying the cache costs about as much as a step, so not at every end
-                cache, pad, token = cache[:, :, alive], pad[alive], token[alive]
+                cache, pad, token = self.keep(cache, alive), pad[alive], token[alive]
                 rows = [rows[i] for i in alive]
 
     def new_cache(self, n, size):
         """Keys and values of n stories: (n_layer, 2, n, n_kv_head, size, head size)."""
-        a, like = self.args, self.blocks[0].attn.qkv.weight
+        a, like = self.args, self.wte.weight
         return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], size, a['n_embd'] // a['n_head'], dtype=like.dtype, device=like.device)
+
+    def keep(self, cache, rows):
+        """The keys and values of these stories alone."""
+        return cache[:, :, rows]
 
     def columns(self, pad, at, n):
         """Of n columns from `at` on, in rows with `pad` empty columns at their left: positions (B, n), mask (B, 1, n, at + n).
@@ -242,6 +252,41 @@ class GPT(nn.Module):
         query, key = torch.arange(at, at + n, device=pad.device), torch.arange(at + n, device=pad.device)
         seen = (key >= pad[:, None])[:, None] & (key <= query[:, None]) | (key == query[:, None])  # an empty column sees itself, or it would be nan
         return (query - pad[:, None]).clamp(min=0), seen[:, None]
+
+
+class Foreign(nn.Module):
+    """Any other causal language model, in Transformers' own class, with so much of GPT's face as telling and measuring a loss take."""
+
+    generate, n_params = GPT.generate, GPT.n_params
+
+    def __init__(self, folder):
+        import transformers
+        super().__init__()
+        self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        self.new_cache = lambda n, size: transformers.DynamicCache(config=self.theirs.config)
+        self.places = 'position_ids' in inspect.signature(self.theirs.forward).parameters  # others count for themselves
+        self.head = nn.Identity()
+        config = self.theirs.config
+        self.args = {'vocab_size': config.vocab_size, 'block_size': getattr(config, 'max_position_embeddings', 2048),
+                     'n_layer': config.num_hidden_layers, 'n_embd': config.hidden_size}
+
+    def hidden(self, ids, positions=None, mask=None, cache=None, at=0):
+        """The logits, (B, T, vocab_size): Transformers keeps what is below them to itself."""
+        return self.theirs(ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None,
+                           **({'position_ids': positions} if self.places else {})).logits
+
+    def forward(self, ids, targets=None):
+        logits = self.hidden(ids)
+        return logits if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def keep(self, cache, rows):
+        cache.batch_select_indices(torch.tensor(rows, device=next(self.parameters()).device))
+        return cache
+
+    def columns(self, pad, at, n):
+        """As GPT's, but the mask is Transformers': (B, at + n), 0 where a column is empty."""
+        key = torch.arange(at + n, device=pad.device)
+        return (key[at:] - pad[:, None]).clamp(min=0), (key >= pad[:, None]).long()
 
 
 def restrain(logits, history, repetition_penalty, no_repeat_ngram, bad_words):
@@ -334,45 +379,114 @@ def load_checkpoint(path):
     if not os.path.exists(path):
         raise SystemExit(f'{path} is missing; train first, or name another --out_dir')
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a torn zip, a foreign pickle, a short read: torch raises as many kinds
-        raise SystemExit(f'{path}: not a checkpoint that can be read ({str(e).splitlines()[0]})') from None
+        thing, said = re.search(r'GLOBAL (\S+)', str(e)), str(e).splitlines() or ['nothing in it']
+        if thing:
+            raise SystemExit(f'{path} holds, besides weights, a Python object ({thing[1]}), and reading that could run code from the file; '
+                             'ask for one with tensors and plain values only') from None
+        why = 'something other than tensors and plain values in it' if 'weights_only' in said[0] else said[0]  # where torch advises to read it all the same
+        raise SystemExit(f'{path}: not a checkpoint that can be read ({why})') from None
 
 
-def load(name, device='cpu'):
+def load(name, device='cpu', tokenizer=''):
     """A trained model -> (GPT in eval mode, Tokenizer, checkpoint or {}).
 
-    name: a checkpoint file, a folder with best.pt or ckpt.pt, or a Hugging Face folder or hub name of a Llama, Qwen3 or
-    GPT-2 class.
+    name: a checkpoint of train.py or of nanoGPT, as a file or, from the Hugging Face hub, user/repository/file.pt; a folder
+    with best.pt or ckpt.pt; or a Hugging Face folder or hub name. tokenizer: the name of one to use instead of the model's own.
+    A nanoGPT checkpoint has none: it is the one named or the tokenizer.json beside it. A model that is no Llama, Qwen3 or
+    GPT-2 is a Foreign. Ends the program with one line when there is no such model or its files are broken.
     """
+    try:
+        model, spelling, checkpoint = read(name, tokenizer)
+        highest = max(spelling.bos, spelling.eos, *spelling.backend.get_vocab(with_added_tokens=False).values())
+    except Exception as e:  # files from anywhere can be wrong in any way
+        raise SystemExit(f'{name}: not a model that can be used here ({type(e).__name__}: {" ".join(str(e).split()):.300})') from None
+    if highest >= model.args['vocab_size']:
+        raise SystemExit(f'{name} has {model.args["vocab_size"]:,} tokens and its tokenizer {highest + 1:,}; they do not belong together')
+    return model.to(device).eval(), spelling, checkpoint
+
+
+def read(name, tokenizer):
+    """What load returns, on the CPU; a file that is none of these may raise anything."""
     path = name
     if os.path.isdir(name):
         path = next((p for file in ('best.pt', 'ckpt.pt') if os.path.exists(p := os.path.join(name, file))), name)
-    if path.endswith('.pt'):
-        checkpoint = load_checkpoint(path)
-        if not isinstance(checkpoint, dict) or not {'model_args', 'model', 'tokenizer'} <= checkpoint.keys():
-            raise SystemExit(f'{path}: a checkpoint, but not one of train.py')
-        model = GPT(**checkpoint['model_args'])
-        model.load_state_dict(checkpoint['model'])
-        return model.to(device).eval(), Tokenizer(**checkpoint['tokenizer']), checkpoint
-    if not os.path.isdir(path):
+    elif not os.path.exists(name) and (not name.endswith('.pt') or name.count('/') > 1):
         path = download(name)
-    return load_hf(path).to(device).eval(), from_folder(path, name), {}
+    if not path.endswith('.pt'):
+        return load_hf(path), load_tokenizer(tokenizer) if tokenizer else from_folder(path, name), {}
+    checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or not {'model_args', 'model'} <= checkpoint.keys():
+        raise SystemExit(f'{path}: a checkpoint, but neither of train.py nor of nanoGPT')
+    beside = os.path.join(os.path.dirname(path), 'tokenizer.json')
+    if tokenizer or 'tokenizer' not in checkpoint and os.path.exists(beside):
+        spelling = load_tokenizer(tokenizer or beside)
+    elif 'tokenizer' in checkpoint:
+        spelling = Tokenizer(**checkpoint['tokenizer'])
+    else:
+        raise SystemExit(f'{path} holds no tokenizer: put its tokenizer.json beside, or name one (--tokenizer= of sample.py and export.py)')
+    return restore(checkpoint, path, merge=True), spelling, checkpoint
+
+
+def restore(checkpoint, path, merge=False):
+    """The GPT of a checkpoint of train.py or, as its names of weights tell, of nanoGPT; adapters are read on top of their base."""
+    args, weights = checkpoint['model_args'], {name.removeprefix('_orig_mod.'): weight for name, weight in checkpoint['model'].items()}
+    if lora := checkpoint.get('lora'):
+        model = resized(load(lora['base'])[0], args['block_size'], args['dropout'])
+        adapted = add_lora(model, lora['rank'], lora['alpha'], lora['dropout'])
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        if unexpected or any('.lora_' in name for name in missing):
+            raise SystemExit(f'{path}: these adapters do not fit {lora["base"]}')
+        return adapted.merge_and_unload() if merge else model
+    if 'transformer.wte.weight' in weights:
+        model = GPT(**args, norm='layernorm', position='learned', mlp='gelu')
+        fill(model, weights, path)
+    else:
+        model = GPT(**args)
+        model.load_state_dict(weights)
+    return model
+
+
+def resized(model, block_size, dropout):
+    """A GPT with the same weights that reads block_size tokens, which are no more than it could before."""
+    weights = model.state_dict()
+    if 'wpe.weight' in weights:
+        weights['wpe.weight'] = weights['wpe.weight'][:block_size]
+    model = GPT(**{**model.args, 'block_size': block_size, 'dropout': dropout})
+    model.load_state_dict(weights)
+    return model
+
+
+def add_lora(model, rank, alpha, dropout):
+    """Put low-rank adapters (Hu et al. 2021) beside the linear layers of a GPT's blocks, so that only they learn -> peft's LoraModel around it."""
+    try:
+        import peft
+    except ImportError:
+        raise SystemExit('LoRA takes one more package: pip install peft') from None
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=['qkv', 'proj', 'gate', 'up', 'down'])
+    return peft.LoraModel(model, config, 'default')
 
 
 def download(name):
-    """A model's files from the Hugging Face hub -> the folder where they are kept."""
-    if name.startswith(('.', '/')) or name.count('/') > 1 or name.split('/')[0] in ('out', 'data'):
+    """A model's files from the Hugging Face hub -> the folder where they are kept, or the file when the name has a third part."""
+    user, _, file = name.partition('/')
+    repository, _, file = file.partition('/')
+    if name.startswith(('.', '/')) or file and not file.endswith('.pt') or user in ('out', 'data'):
         raise SystemExit(f'{name} holds no checkpoint; train first, or name another folder')
     import huggingface_hub
     try:
+        if file:
+            return huggingface_hub.hf_hub_download(f'{user}/{repository}', file)
         return huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.safetensors', 'pytorch_model*.bin', '*.model'])
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
-        raise SystemExit(f'{name}: neither a folder here nor a model to be had from the Hugging Face hub ({type(e).__name__})') from None
+        raise SystemExit(f'{name}: neither here nor a model to be had from the Hugging Face hub ({type(e).__name__})') from None
 
 
 def load_hf(folder):
-    """The Llama, Qwen3 or GPT-2 that a Hugging Face folder holds -> GPT. No code from the folder is run."""
+    """The model that a Hugging Face folder holds -> GPT, or Foreign when it is no plain Llama, Qwen3 or GPT-2. No code from the folder is run."""
     if not os.path.exists(os.path.join(folder, 'config.json')):
         raise SystemExit(f'{folder} holds neither best.pt, ckpt.pt nor a Hugging Face config.json')
     with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
@@ -383,7 +497,8 @@ def load_hf(folder):
         args = {'block_size': config['n_positions'], 'n_layer': config['n_layer'], 'n_head': config['n_head'], 'n_embd': config['n_embd'],
                 'n_inner': config.get('n_inner') or 0, 'norm': 'layernorm', 'position': 'learned', 'mlp': mlp, 'bias': True,
                 'tie_weights': config.get('tie_word_embeddings', True), 'norm_eps': config.get('layer_norm_epsilon', 1e-5)}
-        supported = mlp
+        supported = mlp and config.get('scale_attn_weights', True) \
+            and not any(config.get(key) for key in ('scale_attn_by_inverse_layer_idx', 'add_cross_attention'))
     elif kind in ('llama', 'qwen3'):
         rope = config.get('rope_parameters') or config.get('rope_scaling') or {}
         head_size = config['hidden_size'] // config['num_attention_heads']
@@ -392,34 +507,45 @@ def load_hf(folder):
                 'tie_weights': config.get('tie_word_embeddings', False), 'qk_norm': kind == 'qwen3', 'norm_eps': config['rms_norm_eps'],
                 'rope_theta': float(rope.get('rope_theta') or config.get('rope_theta') or 10000)}
         supported = (rope.get('rope_type') or rope.get('type') or 'default') == 'default' and config.get('hidden_act', 'silu') == 'silu' \
-            and (config.get('head_dim') or head_size) == head_size and not config.get('attention_bias') and not config.get('mlp_bias')
+            and (config.get('head_dim') or head_size) == head_size \
+            and not any(config.get(key) for key in ('attention_bias', 'mlp_bias', 'use_sliding_window'))
     else:
-        raise SystemExit(f'{folder}: a model of type {kind!r}; llama, qwen3 and gpt2 can be read')
-    if not supported:
-        raise SystemExit(f'{folder}: a {kind} with parts that model.py has not (scaled rope, biases, another activation or head size)')
+        supported = False
+    if not supported:  # of another kind, or with parts that GPT has not: scaled rope or attention, biases, another activation or head size
+        try:
+            return Foreign(folder)
+        except Exception as e:  # whatever Transformers says of a folder with too little in it, or with code of its own
+            raise SystemExit(f'{folder}: a model of type {kind!r} that Transformers cannot open ({" ".join(str(e).split()):.200})') from None
     model = GPT(vocab_size=config['vocab_size'], **args)
-    theirs = read_weights(folder)
-    theirs = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in theirs.items()}
+    weights = read_weights(folder)
+    if kind == 'gpt2':  # its matrices lie the other way round
+        weights = {name: weight.t() if weight.dim() == 2 and '.h.' in f'.{name}' else weight for name, weight in weights.items()}
+    fill(model, weights, folder)
+    return model
+
+
+def fill(model, weights, path):
+    """Give a GPT the weights of Hugging Face's or nanoGPT's classes."""
+    weights = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in weights.items()}
     state = {}
     for ours, names in hf_names(model.args).items():
-        found = [theirs.get(name) for name in names]
+        found = [weights.get(name) for name in names]
         if any(weight is None for weight in found):
-            raise SystemExit(f'{folder}: the weights lack {names}')
-        found = [weight.t() if kind == 'gpt2' and weight.dim() == 2 and ours.startswith('blocks.') else weight for weight in found]
+            raise SystemExit(f'{path}: the weights lack {names}')
         state[ours] = torch.cat(found)
     if model.args['tie_weights']:
         state['head.weight'] = state['wte.weight']
     model.load_state_dict(state)
-    return model
 
 
 def hf_names(args):
-    """Our parameters' names -> those of Hugging Face's Llama, Qwen3 or GPT-2 that, stacked, are the same."""
+    """Our parameters' names -> those of Hugging Face's Llama, Qwen3 or GPT-2 (and nanoGPT) that, stacked, are the same."""
     if args['position'] == 'learned':
-        names = {'wte.weight': ['wte.weight'], 'wpe.weight': ['wpe.weight'], 'norm.weight': ['ln_f.weight'], 'norm.bias': ['ln_f.bias']}
+        kinds = ('weight', 'bias') if args['bias'] else ('weight',)
+        names = {'wte.weight': ['wte.weight'], 'wpe.weight': ['wpe.weight']} | {f'norm.{kind}': [f'ln_f.{kind}'] for kind in kinds}
         parts = {'norm1': 'ln_1', 'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj', 'norm2': 'ln_2', 'mlp.up': 'mlp.c_fc', 'mlp.down': 'mlp.c_proj'}
         for i in range(args['n_layer']):
-            names |= {f'blocks.{i}.{ours}.{kind}': [f'h.{i}.{part}.{kind}'] for ours, part in parts.items() for kind in ('weight', 'bias')}
+            names |= {f'blocks.{i}.{ours}.{kind}': [f'h.{i}.{part}.{kind}'] for ours, part in parts.items() for kind in kinds}
     else:
         names = {'wte.weight': ['embed_tokens.weight'], 'norm.weight': ['norm.weight']}
         parts = {'norm1': ['input_layernorm'], 'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.proj': ['self_attn.o_proj'],

@@ -21,6 +21,7 @@ import itertools
 import json
 import lzma
 import os
+import re
 import sqlite3
 import sys
 import tempfile
@@ -162,12 +163,15 @@ def parquet_rows(path):
 
 
 def blocks_of(f):
-    """The stories of a text file: separated by <|endoftext|> where that occurs in its first million characters, else by empty lines."""
+    """The stories of a text file: separated by <|endoftext|> or else by empty lines, as its first million characters have it, or else a line each."""
     head = f.read(1 << 20)
     separator = '<|endoftext|>' if '<|endoftext|>' in head else ''
+    alone = not separator and not re.search(r'\n\s*\n', head.strip())
     lines, story = itertools.chain((head + f.readline()).splitlines(keepends=True), f), []
     for line in lines:
-        if line.strip() == separator:
+        if alone:
+            yield line
+        elif line.strip() == separator:
             yield ''.join(story)
             story = []
         elif separator and separator in line:
@@ -188,6 +192,7 @@ def stories():
     for where, only in ((source, 'train' if val_source else ''), (val_source, 'val')):
         for text in texts_of(where) if where else ():
             text = unicodedata.normalize('NFC', text).strip()
+            text = text.removeprefix('<|startoftext|>').removesuffix('<|endoftext|>').strip()  # bos and eos, as a CSV for GPT-2 may spell them
             text = text.lower() if lower_case else text
             data = text.encode('utf-8', 'surrogatepass')
             digest = hashlib.blake2b(data, digest_size=16, key=b'%d' % seed).digest()

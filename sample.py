@@ -4,6 +4,8 @@ Tells stories with a trained model: prompts -> the terminal, or a .jsonl, .json 
     python sample.py --out_dir=out/hindi --start="एक दिन"
     python sample.py --out_dir=out/hindi --start=FILE:data/hindi/prompts.txt --num_samples=3 --out=out/hindi/samples.jsonl
     python sample.py --init_from=MaxLSB/LeCarnet-3M --start="Il était une fois" --temperature=0.5
+    python sample.py --init_from=roneneldan/TinyStories-33M --start="Once upon a time"
+    python sample.py --init_from=their/ckpt.pt --tokenizer=sarvamai/sarvam-1 --start="एक दिन"
 
 A story depends on its prompt, its seed and the settings, not on the batch that it was told in.
 """
@@ -12,11 +14,13 @@ import json
 import os
 import sys
 import unicodedata
+import warnings
 
 # -----------------------------------------------------------------------------
 # the model
-init_from = 'resume'  # 'resume': the best checkpoint in out_dir; or a checkpoint, a Hugging Face folder or hub name
+init_from = 'resume'  # 'resume': the best checkpoint in out_dir; or a checkpoint (nanoGPT's too), a Hugging Face folder or hub name
 out_dir = 'out/hindi'
+tokenizer = ''  # a name as for prepare.py, for a model without one, such as nanoGPT's; empty: the model's own
 # the prompts
 start = ''  # how a story begins, or FILE:prompts.txt with a beginning a line; empty: the model begins by itself
 num_samples = 1  # stories for each beginning
@@ -35,6 +39,7 @@ seed = 1337  # story number i uses seed + i
 out = ''  # a .jsonl, .json or .txt file; empty: the terminal
 device = ''  # 'cpu', 'cuda', 'mps'; chosen when empty
 dtype = ''  # 'float32', 'bfloat16' or 'float16'; empty: float32 on a CPU, the fast one on a GPU
+quantize = ''  # 'int8': weights of 8 bits, on a CPU
 # -----------------------------------------------------------------------------
 exec(open('configurator.py', encoding='utf-8').read())
 
@@ -52,6 +57,8 @@ if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 a
     fail('temperature, top_k and no_repeat_ngram are numbers from 0, repetition_penalty above 0, top_p above 0 and up to 1, min_p from 0 to 1')
 if not 0 <= seed < 2**62 or not all(isinstance(word, str) for word in bad_words):
     fail('seed is a number from 0 to below 2**62, bad_words a list of texts')
+if quantize not in ('', 'int8'):
+    fail(f"quantize is {quantize!r}; it is 'int8' or empty")
 if init_from == 'resume' and not os.path.isdir(out_dir):
     fail(f'{out_dir} is no folder; train first, or name another --out_dir')
 if start.startswith('FILE:'):
@@ -75,7 +82,17 @@ from model import choose_device, load
 
 device, fast = choose_device(device, dtype)
 dtype = dtype or (fast if device != 'cpu' else 'float32')
-model, tokenizer, _ = load(out_dir if init_from == 'resume' else init_from, device)
+model, tokenizer, _ = load(out_dir if init_from == 'resume' else init_from, device, tokenizer)
+if quantize:
+    if device != 'cpu':
+        fail('quantize is for a CPU: --device=cpu')
+    try:
+        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+    except ImportError:  # torch means to give this up one day for torchao, whose int8 is slower than float32 on a CPU as of 0.18
+        fail('this version of torch has no int8 for a CPU any more; leave --quantize out')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        model = quantize_dynamic(model, {torch.nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
 bad_ids = [ids for word in bad_words for ids in tokenizer.encode_batch([word, ' ' + word]) if ids]
 stories = [{'id': i, 'prompt': prompt, 'story': '', 'seed': seed + i, 'ended': 'length'}
            for i, prompt in enumerate(prompt for prompt in prompts for _ in range(num_samples))]

@@ -140,12 +140,12 @@ def from_folder(folder, name=None):
 def from_json(path):
     """A tokenizer.json; its bos and eos are named by the tokenizer_config.json beside it, or go by the usual names."""
     names = {}
-    for file in ('special_tokens_map.json', 'tokenizer_config.json'):
-        beside = os.path.join(os.path.dirname(path), file)
-        if os.path.exists(beside):
-            with open(beside, encoding='utf-8') as f:
-                names.update({k: v['content'] if isinstance(v, dict) else v for k, v in json.load(f).items() if k in ('bos_token', 'eos_token') and v})
     try:
+        for file in ('special_tokens_map.json', 'tokenizer_config.json'):
+            beside = os.path.join(os.path.dirname(path), file)
+            if os.path.exists(beside):
+                with open(beside, encoding='utf-8') as f:
+                    names.update({k: v['content'] if isinstance(v, dict) else v for k, v in json.load(f).items() if k in ('bos_token', 'eos_token') and v})
         with open(path, encoding='utf-8') as f:
             spec = f.read()
         special = {token['content'] for token in json.loads(spec)['added_tokens']}
@@ -164,7 +164,7 @@ def from_checkpoint(path):
     try:
         return Tokenizer(**torch.load(path, map_location='cpu', weights_only=True)['tokenizer'])
     except Exception as e:  # torch raises as many kinds as files can be broken
-        raise SystemExit(f'{path}: no checkpoint with a tokenizer in it ({str(e).splitlines()[0]})') from None
+        raise SystemExit(f'{path}: no checkpoint with a tokenizer in it ({type(e).__name__})') from None
 
 
 def from_tiktoken(name):

@@ -54,16 +54,23 @@ tie_weights = True  # one matrix for embedding and head
 qk_norm = False  # RMSNorm on queries and keys, as Qwen3
 rope_theta = 10000.0
 dropout = 0.0
+# fine-tuning by low-rank adapters (LoRA) of the model that init_from names
+lora_rank = 0  # of the adapters, which alone learn and are saved, 0: none, all weights learn
+lora_alpha = 16.0  # what they say counts lora_alpha / lora_rank
+lora_dropout = 0.0
+merge_lora = False  # in the end add them to the model's weights, so that best.pt stands by itself
 # optimizer
 optimizer = 'adamw'  # 'adamw', or 'muon' for the blocks' matrices with AdamW for the rest
 learning_rate = 1e-3  # the largest
 max_iters = 5000  # steps in all
+max_epochs = 0.0  # instead, passes over the stories, 0.0: max_iters
 weight_decay = 0.1
 beta1 = 0.9
 beta2 = 0.95
 grad_clip = 1.0  # gradients' norm at most, 0.0: any
 decay_lr = True  # warm up, then cosine down to min_lr
 warmup_iters = 100
+warmup_ratio = 0.0  # instead, warm-up as a share of all steps, 0.0: warmup_iters
 lr_decay_iters = 0  # steps until min_lr, 0: max_iters
 min_lr = 1e-4
 # when to stop before max_iters
@@ -86,7 +93,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import jsonl
-from model import GPT, choose_device, load, load_checkpoint, matrix_rate, save_checkpoint
+from model import GPT, add_lora, choose_device, load, load_checkpoint, matrix_rate, resized, restore, save_checkpoint
 from tokenizer import load as load_tokenizer
 
 
@@ -122,12 +129,14 @@ amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float
 sequences = batch_size * gradient_accumulation_steps  # a step, over all processes
 if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval) < 1:
     fail('batch_size, gradient_accumulation_steps, block_size, eval_interval and log_interval are numbers from 1')
-if not all(0 <= value < limit for value, limit in ((dropout, 1), (beta1, 1), (beta2, 1), (seed, 2**32), (grad_clip, math.inf), (weight_decay, math.inf),
-                                                   (eval_iters, math.inf), (learning_rate, math.inf), (min_lr, math.inf))):
-    fail('dropout, beta1 and beta2 are from 0 to below 1, seed from 0 to below 2**32, and no rate, norm or number is below 0')
+limits = {'dropout': 1, 'lora_dropout': 1, 'beta1': 1, 'beta2': 1, 'seed': 2**32} | dict.fromkeys(
+    ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'learning_rate', 'min_lr', 'max_epochs', 'warmup_ratio'), math.inf)
+if not all(0 <= config[key] < limit for key, limit in limits.items()):
+    fail('dropout, lora_dropout, beta1 and beta2 are from 0 to below 1, seed from 0 to below 2**32, and no rate, norm or number is below 0')
 if eval_only and init_from == 'scratch':
     fail('eval_only wants a model: --init_from=resume, or the name of one')
-lr_decay_iters = lr_decay_iters or max_iters
+if lora_rank and init_from == 'scratch':
+    fail('lora_rank wants a model to adapt: --init_from=gpt2, say')
 rows = sequences // world_size  # a step, of this process
 micro_rows = min(batch_size, rows)
 if sequences % world_size or rows % micro_rows:
@@ -160,6 +169,9 @@ n_tokens = int(lengths.sum())
 if n_tokens <= sequences * block_size:
     fail(f'{folder} has {n_tokens:,} tokens and one step wants {sequences * block_size:,}; '
          'lower batch_size, gradient_accumulation_steps or block_size, or find more stories')
+max_iters = math.ceil(max_epochs * n_tokens / (sequences * block_size)) or max_iters
+lr_decay_iters = lr_decay_iters or max_iters
+warmup_iters = round(warmup_ratio * max_iters) or warmup_iters
 
 
 @functools.lru_cache(2)
@@ -205,7 +217,7 @@ def get_batch(step, micro_step):
 
 shape = {key: config[key] for key in ('block_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head', 'n_inner', 'norm', 'position', 'mlp',
                                       'bias', 'tie_weights', 'qk_norm', 'rope_theta', 'dropout')}
-step, best_val_loss, state = 0, math.inf, None
+step, best_val_loss, state, lora = 0, math.inf, None, None
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
 if init_from == 'scratch':
     if os.path.exists(ckpt_path) and not eval_only:
@@ -213,33 +225,37 @@ if init_from == 'scratch':
     model = GPT(vocab_size=meta['vocab_size'], **shape)
 elif init_from == 'resume':
     state = load_checkpoint(ckpt_path)
+    if not isinstance(state, dict) or not {'model_args', 'config', 'tokenizer', 'step'} <= state.keys():
+        fail(f'{ckpt_path} is no checkpoint of train.py; --init_from={ckpt_path} may start from its weights, in another --out_dir')
     then = state['config']
-    other = [f'{key} {then[key]!r}, here {config[key]!r}' for key in (*shape, 'dataset', 'seed', 'optimizer') if key != 'dropout' and then[key] != config[key]]
+    same = {*shape, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha', 'lora_dropout'} - {'dropout'}
+    other = [f'{key} {then[key]!r}, here {config[key]!r}' for key in config if key in same & then.keys() and then[key] != config[key]]
     if then['batch_size'] * then['gradient_accumulation_steps'] != sequences:
         other.append(f'{then["batch_size"] * then["gradient_accumulation_steps"]} sequences a step, here {sequences}')
     if other:
         fail(f'{ckpt_path} comes from a run with {"; ".join(other)}; go on with its settings, or begin anew in another --out_dir')
     if state['tokenizer'] != tokenizer.state():
         fail(f'{ckpt_path} was trained with another tokenizer than that of {folder}; prepare the data with it: --tokenizer={ckpt_path} --trim=False')
-    model = GPT(**{**state['model_args'], 'dropout': dropout})
-    model.load_state_dict(state['model'])
-    step, best_val_loss = state['step'], state['best_val_loss']
+    model = restore(state | {'model_args': state['model_args'] | {'dropout': dropout}}, ckpt_path)
+    step, best_val_loss, lora = state['step'], state['best_val_loss'], state.get('lora')
 else:
     model, their_tokenizer, _ = load(init_from)
+    if not isinstance(model, GPT):
+        fail(f'{init_from} can tell stories here but not be trained: it is no plain Llama, Qwen3 or GPT-2')
     if their_tokenizer.backend.get_vocab() != tokenizer.backend.get_vocab() or meta['vocab_size'] > model.args['vocab_size']:
         fail(f'{init_from} ({model.args["vocab_size"]:,} tokens) does not have the tokenizer of {folder} ({meta["vocab_size"]:,}); '
              f'prepare the data with it: --tokenizer={init_from} --trim=False')
     if block_size > model.args['block_size']:
         fail(f'{init_from} reads {model.args["block_size"]} tokens at most, block_size is {block_size}')
-    weights = model.state_dict()
-    if 'wpe.weight' in weights:
-        weights['wpe.weight'] = weights['wpe.weight'][:block_size]
-    model = GPT(**{**model.args, 'block_size': block_size, 'dropout': dropout})
-    model.load_state_dict(weights)
+    model = resized(model, block_size, dropout)
+    if lora_rank:
+        lora = {'base': init_from, 'rank': lora_rank, 'alpha': lora_alpha, 'dropout': lora_dropout}
+        add_lora(model, lora_rank, lora_alpha, lora_dropout)
 model.to(device).train()
 
-matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith('blocks.') and optimizer == 'muon']
-others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+learning = [p for p in model.parameters() if p.requires_grad]
+matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and name.startswith('blocks.') and optimizer == 'muon']
+others = [p for p in learning if all(p is not m for m in matrices)]
 groups = [{'params': [p for p in others if p.dim() > 1], 'weight_decay': weight_decay},
           {'params': [p for p in others if p.dim() <= 1], 'weight_decay': 0.0}]
 optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=device_type != 'mps')]
@@ -320,8 +336,9 @@ def tell():
 
 def save(best):
     """Write ckpt.pt, with all that going on takes, and best.pt, with all that telling takes."""
-    checkpoint = {'model_args': model.args, 'model': model.state_dict(), 'step': step, 'best_val_loss': best_val_loss,
-                  'config': config, 'meta': meta, 'tokenizer': tokenizer.state()}
+    weights = {name: p for name, p in model.state_dict().items() if not lora or '.lora_' in name}  # the rest is the base's
+    checkpoint = {'model_args': model.args, 'model': weights, 'step': step, 'best_val_loss': best_val_loss,
+                  'config': config, 'meta': meta, 'tokenizer': tokenizer.state()} | ({'lora': lora} if lora else {})
     if best:
         save_checkpoint(os.path.join(out_dir, 'best.pt'), checkpoint)
     if best or always_save_checkpoint or stop:
@@ -358,7 +375,8 @@ if master and not eval_only:
         for row in earlier:  # what came after the checkpoint comes again
             jsonl.append(f, row)
     log = jsonl.open_append(log_path)
-    print(f'{model.n_params():,} parameters on {world_size} × {device}, {dtype}{", compiled" if compile else ""}; {sequences * block_size:,} tokens a step, '
+    print(f'{model.n_params():,} parameters{f", of which {sum(p.numel() for p in learning):,} learn," if lora else ""} on {world_size} × {device}, '
+          f'{dtype}{", compiled" if compile else ""}; {sequences * block_size:,} tokens a step, '
           f'{max_iters * sequences * block_size / n_tokens:.2f} epochs of {n_tokens:,} tokens in {max_iters:,} steps')
 if master and wandb_log:
     try:
@@ -408,7 +426,7 @@ while step < max_iters and not stop:
     for o in optimizers:
         for group in o.param_groups:
             group['lr'] = lr_at(step)
-    if dropout:
+    if dropout or lora_dropout:
         torch.manual_seed(hash((seed, step, rank)))  # a state that needs no saving
     loss_sum = 0.0
     for micro_step in range(n_micro):
@@ -422,7 +440,7 @@ while step < max_iters and not stop:
         loss_sum += loss.detach()
     for o in optimizers:
         scaler.unscale_(o)
-    gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    gradient_norm = torch.nn.utils.clip_grad_norm_(learning, grad_clip or math.inf)
     overflow = dtype == 'float16' and not gradient_norm.isfinite()  # one optimizer's, maybe, but all must skip the step
     for o in optimizers:
         if not overflow:
@@ -466,6 +484,10 @@ while step < max_iters and not stop:
 bar.close()
 if ddp:
     dist.destroy_process_group()
+if master and lora and merge_lora and not eval_only:
+    best = os.path.join(out_dir, 'best.pt')
+    model, _, checkpoint = load(best)
+    save_checkpoint(best, {key: value for key, value in checkpoint.items() if key != 'lora'} | {'model': model.state_dict()})
 if master and not eval_only:
     print(f'{"stopped by " + stop if stop else "done"} at step {step:,}; checkpoints, log and loss curve in {out_dir}'
           + ('; --init_from=resume goes on' if stop and stop != 'stop_at_val_loss' else ''))

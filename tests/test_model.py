@@ -4,14 +4,26 @@ import pytest
 import torch
 import transformers
 
-from model import GPT, LinearCrossEntropy, load_hf
+from model import GPT, LinearCrossEntropy, load, load_hf
+from tokenizer import train as train_tokenizer
 
 LLAMA = {'vocab_size': 300, 'hidden_size': 64, 'intermediate_size': 160, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'max_position_embeddings': 64}
 THEIRS = {
     'llama': lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
     'llama, tied, grouped queries': lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, num_key_value_heads=2, tie_word_embeddings=True)),
-    'qwen3': lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=16)),
+    'qwen3': lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**LLAMA, num_key_value_heads=4, head_dim=16)),
+    'qwen3, tied, grouped queries': lambda: transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**LLAMA, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)),
     'gpt2': lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=64)),
+    'gpt2, untied': lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=64, tie_word_embeddings=False)),
+    # these stay in Transformers' own classes: of another kind, or with parts that model.py has not
+    'gpt_neo': lambda: transformers.GPTNeoForCausalLM(transformers.GPTNeoConfig(
+        vocab_size=300, hidden_size=64, num_layers=3, num_heads=4, attention_types=[[['global', 'local', 'global'], 1]], window_size=16,
+        max_position_embeddings=64)),
+    'gpt2, its attention scaled otherwise': lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=64, scale_attn_by_inverse_layer_idx=True)),
+    'llama, biases': lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, num_key_value_heads=2, attention_bias=True)),
 }
 PROMPTS = [[5, 17, 200, 4, 9], [8, 1, 33, 7, 250, 11, 12, 90, 2], [42]]
 
@@ -131,7 +143,44 @@ def test_impossible_shapes_are_refused(wrong):
         GPT(**{'vocab_size': 100, 'block_size': 16, 'n_layer': 2, 'n_head': 4, 'n_embd': 32} | wrong)
 
 
-def test_foreign_architectures_are_refused(tmp_path):
-    transformers.GPTNeoConfig(num_layers=1, attention_types=[[['global'], 1]]).save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match='gpt_neo'):
+def test_loss_of_any_model(pair):
+    theirs, ours = pair
+    ids = torch.randint(300, (3, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert ours(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(theirs(ids, labels=ids).loss.item(), abs=1e-5)
+    assert ours.n_params() == theirs.num_parameters()
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_nanogpt_checkpoints(bias, tmp_path):
+    """A nanoGPT .pt, compiled when it was saved: GPT-2's weights the other way round, exact GELU, biases or none."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=300, n_embd=64, n_layer=3, n_head=4, n_positions=64, activation_function='gelu')
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    for name, p in theirs.named_parameters():
+        p.data = p.data + 0.05 * torch.randn_like(p) if bias or not name.endswith('bias') else torch.zeros_like(p)
+    weights = {f'_orig_mod.{name}': p.t().contiguous() if '.h.' in name and p.dim() == 2 else p for name, p in theirs.state_dict().items()
+               if bias or not name.endswith('bias')}
+    args = {'n_layer': 3, 'n_head': 4, 'n_embd': 64, 'block_size': 64, 'bias': bias, 'vocab_size': 300, 'dropout': 0.1}
+    checkpoint = {'model': weights, 'model_args': args, 'iter_num': 5000, 'best_val_loss': torch.tensor(0.5), 'config': {'dataset': 'hindi'}}
+    torch.save(checkpoint, tmp_path / 'ckpt_sarvam [l=3].pt')
+    with pytest.raises(SystemExit, match='--tokenizer='):
+        load(str(tmp_path / 'ckpt_sarvam [l=3].pt'))
+    train_tokenizer(['a story'] * 9, 270).save(str(tmp_path))
+    for tokenizer in (str(tmp_path / 'tokenizer.json'), ''):  # named, or beside
+        ours, spelling, _ = load(str(tmp_path / 'ckpt_sarvam [l=3].pt'), 'cpu', tokenizer)
+        ids = torch.randint(300, (3, 64))
+        with torch.no_grad():
+            assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-5)
+        assert spelling.decode(spelling.encode('a story')) == 'a story'
+
+    torch.save(checkpoint | {'config': transformers.GPT2Config()}, tmp_path / 'code.pt')
+    with pytest.raises(SystemExit, match=r'GPT2Config.*could run code'):
+        load(str(tmp_path / 'code.pt'))
+
+
+def test_models_with_code_of_their_own_are_refused(tmp_path):
+    (tmp_path / 'config.json').write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}')
+    (tmp_path / 'mine.py').write_text('raise RuntimeError("this ran")')
+    with pytest.raises(SystemExit, match="'mine' that Transformers cannot open"):
         load_hf(str(tmp_path))

@@ -146,6 +146,44 @@ def test_hf_splits(home, written):
     assert home.refuses('prepare.py', f'--source={source}:test', '--dataset=u', **env).startswith(f'prepare.py: {source}:test: ')
 
 
+LAYOUTS = {  # what lies where in data sets of the hub, and what a row looks like
+    'roneneldan/TinyStories': ('data/train-00000-of-00002-2d5a1467fff1081b.parquet', 'data/train-00001-of-00002-5852b56a2bd28fd9.parquet',
+                               'data/validation-00000-of-00001-869c898b519ad725.parquet', lambda i, text: {'text': text}),
+    'MaxLSB/LeCarnet': ('data/train-00000-of-00002.parquet', 'data/train-00001-of-00002.parquet', 'data/validation-00000-of-00001.parquet',
+                        lambda i, text: {'text': text}),
+    'TinyStories-Regional/hindi-generated_4o-mini_2M': ('train-1.json', 'train-2.json', None, lambda i, text: {'ID': i, 'story': text}),
+    'TinyStories-Regional/marathi-generated_4o-mini_2M': ('data/train-00000-of-00002.parquet', 'data/train-00001-of-00002.parquet', None,
+                                                          lambda i, text: {'story': text}),
+    'TinyStories-Regional/hindi-translated_nllb600M_1M': ('data/train-00000-of-00002.parquet', 'data/train-00001-of-00002.parquet', None,
+                                                          lambda i, text: {'Translated Story': text}),
+    'GregSamek/TinyNews': ('train.txt', 'train.txt', 'validation.txt', None),
+}
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_layouts_of_the_hub(home, written, name):
+    pytest.importorskip('datasets')
+    parquet = pytest.importorskip('pyarrow.parquet')
+    import pyarrow
+    texts = [row['text'] for row in written[:40]]
+    *files, row = LAYOUTS[name]
+    for file, some in zip(files, ([*texts[:30]], [*texts[30:37]], texts[37:])):
+        path = home.path / 'hub' / (file or 'data/train-extra.parquet')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not row:
+            path.write_text(''.join(text + '\n' for text in (texts[:37] if file == 'train.txt' else some)), encoding='utf-8')
+        elif path.suffix == '.json':
+            path.write_text(json.dumps([row(i, text) for i, text in enumerate(some)], ensure_ascii=False), encoding='utf-8')
+        elif file:
+            parquet.write_table(pyarrow.Table.from_pylist([row(i, text) for i, text in enumerate(some)]), path)
+    validation = ['--val_source=hf:./hub:validation'] if files[2] else []
+    found = stories_in(prepare(home, 'hf:./hub', 't', *validation))
+    assert sorted(found['train'] + found['val']) == sorted(texts if validation else texts[:37])
+    assert not validation or found['val'] == texts[37:]
+    if not row:  # and without the hub's library, a line each
+        assert found == stories_in(prepare(home, 'hub/train.txt', 'u', '--val_source=hub/validation.txt'))
+
+
 # -----------------------------------------------------------------------------
 # what is in the bins
 

@@ -89,9 +89,18 @@ def test_a_hugging_face_folder(trained, tmp_path):
     (['--num_samples=0'], 'from 1'),
     (['--temprature=1.0'], "'temperature'"),
     (['--bad_words=word'], 'list'),
+    (['--quantize=int4'], "'int8'"),
+    (['--tokenizer=nowhere.json'], 'nowhere.json'),
 ])
 def test_refusals(trained, arguments, said):
     assert said in trained.refuses('sample.py', '--out_dir=out/teller', *arguments)
+
+
+def test_int8(trained):
+    """Weights of 8 bits tell a story, and nearly the same one."""
+    settings = ['sample.py', '--out_dir=out/teller', '--start=एक दिन', '--max_new_tokens=12', '--temperature=0.0', '--device=cpu']
+    small, whole = trained.run(*settings, '--quantize=int8'), trained.run(*settings)
+    assert small.startswith('एक दिन') and small.split()[:4] == whole.split()[:4]
 
 
 def test_long_and_strange_prompts(trained):

@@ -1,0 +1,39 @@
+# TinyNews' 3M model (https://github.com/gregsamek/TinyNews, results/trained_models/3M/config.json): GPT-2's kind, 4 layers × 128.
+#     python prepare.py config/prepare_news.py --source=hf:GregSamek/TinyNews
+#     python train.py config/train_tinynews_3m.py
+#     python train.py results/trained_models/11M/config.json --out_dir=out/tinynews_11m      (a config of theirs, as it is)
+# Known: all that stands in their config.json, the seed-free parts of their train.py (AdamW, a cosine down to a tenth, gradients
+# clipped at 1), and that batches hold 8 bulletins of up to 128 tokens. Inferred: 8 × 128 tokens in a row for that. Ours has
+# biases on queries, keys and values, theirs had not.
+
+_json = globals().get('_json') or {
+    'model': {'vocab_size': 8192, 'context_length': 128, 'd_embedding': 128, 'd_intermediate': 512, 'n_heads': 4, 'n_layers': 4, 'qkv_bias': False},
+    'train': {'peak_lr': 0.001, 'warmup_ratio': 0.01, 'n_epochs': 2, 'batch_size': 8, 'weight_decay': 0.1},
+}
+if not isinstance(_json, dict) or not {'model', 'train'} <= _json.keys():
+    raise ValueError('a config in JSON is one of TinyNews, {"model": {…}, "train": {…}}')
+_model, _train = _json['model'], _json['train']
+
+dataset = 'news'
+out_dir = 'out/tinynews'
+
+block_size = _model['context_length']
+n_embd = _model['d_embedding']
+n_inner = _model['d_intermediate']
+n_head = _model['n_heads']
+n_layer = _model['n_layers']
+norm = 'layernorm'
+position = 'learned'
+mlp = 'gelu'
+bias = True
+tie_weights = False
+
+batch_size = _train['batch_size']
+learning_rate = _train['peak_lr']
+min_lr = 0.1 * learning_rate
+max_epochs = float(_train['n_epochs'])
+warmup_ratio = float(_train['warmup_ratio'])
+weight_decay = _train['weight_decay']
+beta2 = 0.999
+eval_interval = 1000
+eval_iters = 100
