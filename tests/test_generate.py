@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import time
 import unicodedata
 
 import pytest
@@ -246,9 +245,9 @@ def test_a_broken_plots_file_is_one_line(project, plots, says):
 
 @pytest.mark.parametrize('language, total', [('hindi', 20_000), ('english', 5_000)])
 def test_the_stories_of_the_grammar(project, language, total):
-    started = time.perf_counter()
+    before = sum(os.times()[2:4])
     project.run('generate_data.py', f'--language={language}', f'--total={total}', '--out=s.jsonl')
-    assert time.perf_counter() - started < 20
+    assert sum(os.times()[2:4]) - before < 20  # seconds of a core, children's
     rows = project.jsonl('s.jsonl')
     assert len(rows) == total == len({row['text'] for row in rows})
     assert max(collections.Counter(row['plot'] for row in rows).values()) <= 0.05 * total
