@@ -129,7 +129,8 @@ def serve_batches(method, path, body):
                 lines.append('{"custom_id": ' + '[' * 20)
             elif kind != 'lost':
                 status, _, reply = reply_to(request['body'], rng, kind)
-                lines.append(json.dumps({'custom_id': request['custom_id'], 'response': {'status_code': status, 'body': reply if isinstance(reply, dict) else {}}}))
+                lines.append(json.dumps({'custom_id': request['custom_id'], 'response': {
+                    'status_code': status, 'body': reply if isinstance(reply, dict) else {}}}))
         files[name := f'file-{len(files)}'] = '\n'.join(lines).encode()
         batch |= {'status': 'completed', 'output_file_id': name, 'error_file_id': None}
     return 200, batch

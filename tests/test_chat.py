@@ -185,7 +185,8 @@ def test_a_trickle_is_no_way_around_the_timeout(project, chat_server):
     assert 'timeout' in out and time.monotonic() - started < 20 and 'Traceback' not in err
 
 
-@pytest.mark.parametrize('models, says', [([{'id': 'tiny'}], ''), ({'data': 'x'}, 'lists no model'), ([], 'lists no model'), ({'data': [{}]}, 'lists no model')])
+@pytest.mark.parametrize('models, says', [
+    ([{'id': 'tiny'}], ''), ({'data': 'x'}, 'lists no model'), ([], 'lists no model'), ({'data': [{}]}, 'lists no model')])
 def test_lists_of_models(project, chat_server, models, says):
     server = chat_server(models=models)
     command = ('generate_data.py', 'config/generate_hindi.py', '--out=out/stories.jsonl', f'--base_url={server.url}', '--total=1')
@@ -237,7 +238,8 @@ def test_what_was_left_unfinished_is_paid_for(project, chat_server):
 
 def test_no_usage_costs_the_most(project, chat_server):
     server = chat_server(usage=None)
-    text = project.run(*ASK, f'--base_url={server.url}', '--total=200', '--price_in=0', '--price_out=10', '--max_tokens=1000', '--max_cost=0.5', '--num_workers=4')
+    text = project.run(*ASK, f'--base_url={server.url}', '--total=200', '--price_in=0', '--price_out=10', '--max_tokens=1000', '--max_cost=0.5',
+                       '--num_workers=4')
     assert len(ids_in(project, 'stories.jsonl')) == 50 and '$0.50' in text and 'the same command goes on' in text
 
 
