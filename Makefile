@@ -1,5 +1,6 @@
 # make                  set up .venv, then the whole path: stories, tokens, a trained model, a story, a loss curve
 # make test             set up .venv, then the tests
+# make test-pythons     the whole path by each of PYTHONS, which pyenv or uv install
 # make clean            forget the demo
 #
 # make env              set up .venv
@@ -22,7 +23,9 @@
 # Stopped half-way, they go on where they were. ARGS are more keys for the script; every name in capitals below can be set like this.
 
 PYTHON ?= python3
-PY = .venv/bin/python
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+VENV ?= .venv
+PY = $(VENV)/bin/python
 
 LANGUAGE ?= french
 SOURCE_LANGUAGE ?= english
@@ -43,10 +46,10 @@ demo: env
 	@echo; echo 'A story (the loss curve is out/demo/loss.png):'; echo
 	@$(PY) sample.py config/sample_demo.py
 
-env: .venv/installed
+env: $(VENV)/installed
 
-.venv/installed: requirements.txt requirements-dev.txt constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements-dev.txt -c constraints.txt
 	touch $@
 
@@ -89,7 +92,10 @@ push-model: env
 test: env
 	$(PY) -m pytest
 
+test-pythons:
+	for python in $(PYTHONS); do $(MAKE) env VENV=.venv-$$python PYTHON=$$python && .venv-$$python/bin/python -m pytest tests/test_platforms.py || exit 1; done
+
 clean:
 	rm -rf data/demo out/demo
 
-.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test clean
+.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test test-pythons clean

@@ -14,6 +14,7 @@ Ctrl-C, SIGTERM and max_minutes save a checkpoint and end well; --init_from=resu
 any number of processes.
 """
 
+import collections
 import functools
 import json
 import math
@@ -68,6 +69,7 @@ weight_decay = 0.1
 beta1 = 0.9
 beta2 = 0.95
 grad_clip = 1.0  # gradients' norm at most, 0.0: any
+skip_nan = False  # pass over a step whose loss or gradient is no number or far above the usual, instead of ending there
 decay_lr = True  # warm up, then cosine down to min_lr
 warmup_iters = 100
 warmup_ratio = 0.0  # instead, warm-up as a share of all steps, 0.0: warmup_iters
@@ -297,13 +299,13 @@ def bits_per_byte(loss):
     return loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
 
 
-def total(x):
-    """The sum of a number over all processes."""
+def total(*numbers):
+    """The sum of each number over all processes."""
     if not ddp:
-        return x
-    x = torch.tensor(x, dtype=torch.float64, device=device)
-    dist.all_reduce(x)
-    return x.item()
+        return numbers
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
 
 
 @torch.no_grad()
@@ -321,7 +323,8 @@ def evaluate():
             loss += model(x, y).item() * k
         count += k
     model.train()
-    return total(loss) / total(count)
+    loss, count = total(loss, count)
+    return loss / count
 
 
 def tell():
@@ -394,9 +397,21 @@ def note(row):
             wandb.log(row, step=row['step'])
 
 
+def trouble(loss, gradient_norm):
+    """What speaks against taking a step, '' if nothing does. A spike is 2 nats and 10 standard deviations above the mean of the last 100 losses."""
+    if not math.isfinite(loss) or not math.isfinite(gradient_norm) and not scaler.is_enabled():
+        return f'the loss is {loss:.4g}, the gradient {gradient_norm:.3g}'
+    if scaler.is_enabled() and scaler.get_scale() < 1e-3:
+        return 'no scale keeps the gradient within float16'
+    if len(recent) == recent.maxlen and loss > np.mean(recent) + max(2, 10 * np.std(recent)):
+        return f'the loss is {loss:.4g}, of late it was {np.mean(recent):.4g}'
+    return ''
+
+
 def lost(what):
     bar.close()
-    fail(f'{what} at step {step}, too far gone to train on; the last good checkpoint stays in {out_dir}. Lower learning_rate, or set grad_clip=1.0')
+    fail(f'{what} at step {step}; the last good checkpoint stays in {out_dir}. Lower learning_rate, set grad_clip=1.0, '
+         'or pass over such steps: --skip_nan=True')
 
 
 asked = ''  # the signal that asked this process to end
@@ -420,6 +435,7 @@ else:
 
 bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not master or eval_only, smoothing=0.05, dynamic_ncols=True)
 mark_time, mark_step = time.time(), step
+recent, skipped, skipped_in_a_row = collections.deque(maxlen=100), 0, 0
 n_micro = rows // micro_rows
 batch = None
 while step < max_iters and not stop:
@@ -440,30 +456,31 @@ while step < max_iters and not stop:
         loss_sum += loss.detach()
     for o in optimizers:
         scaler.unscale_(o)
-    gradient_norm = torch.nn.utils.clip_grad_norm_(learning, grad_clip or math.inf)
-    overflow = dtype == 'float16' and not gradient_norm.isfinite()  # one optimizer's, maybe, but all must skip the step
+    gradient_norm = torch.nn.utils.clip_grad_norm_(learning, grad_clip or math.inf).item()
+    # one process asked to stop is enough, and all must stop at the same step
+    out_of_time = master and max_minutes and time.time() - started > 60 * max_minutes
+    told, loss = total((1 if asked else 0) + (1e6 if out_of_time else 0), loss_sum.item() / world_size)
+    bad = trouble(loss, gradient_norm)
+    if bad and (not skip_nan or skipped_in_a_row == 100):
+        lost(bad)
+    skipped, skipped_in_a_row = (skipped + 1, skipped_in_a_row + 1) if bad else (skipped, 0)
+    overflow = not math.isfinite(gradient_norm)  # in float16: one optimizer's, maybe, but all must skip the step
     for o in optimizers:
-        if not overflow:
+        if not (bad or overflow):
             scaler.step(o)
         o.zero_grad(set_to_none=True)
     scaler.update()
+    recent.extend([] if bad else [loss])
     step += 1
     bar.update()
-
-    # one process asked to stop is enough, and all must stop at the same step
-    out_of_time = master and max_minutes and time.time() - started > 60 * max_minutes
-    told = total((1 if asked else 0) + (1e6 if out_of_time else 0))
     if told:
         stop = 'max_minutes' if told >= 1e6 else asked or 'another process'
     evaluating = step % eval_interval == 0 or step == max_iters or stop == 'max_minutes'
     if step % log_interval == 0 or evaluating or stop:
-        loss = total(loss_sum.item()) / world_size
-        if not math.isfinite(loss) or (scaler.get_scale() < 1e-3 if scaler.is_enabled() else not gradient_norm.isfinite()):
-            lost(f'the loss is {loss}, the gradient {gradient_norm:.3g}')
         seconds = time.time() - mark_time
         speed = (step - mark_step) * sequences * block_size / max(seconds, 1e-9)
         row = {'step': step, 'tokens': step * sequences * block_size, 'loss': loss, 'lr': lr_at(step - 1), 'tokens_per_s': round(speed),
-               'mfu': round(speed * flops_per_token / peak_flops, 4), 'seconds': round(time.time() - started, 2)}
+               'mfu': round(speed * flops_per_token / peak_flops, 4), 'seconds': round(time.time() - started, 2)} | ({'skipped': skipped} if skipped else {})
         bar.set_postfix_str(f'loss {loss:.3f}, {speed:,.0f} tokens/s')
         if evaluating:
             val_loss = evaluate()
@@ -489,5 +506,6 @@ if master and lora and merge_lora and not eval_only:
     model, _, checkpoint = load(best)
     save_checkpoint(best, {key: value for key, value in checkpoint.items() if key != 'lora'} | {'model': model.state_dict()})
 if master and not eval_only:
-    print(f'{"stopped by " + stop if stop else "done"} at step {step:,}; checkpoints, log and loss curve in {out_dir}'
+    print(f'{"stopped by " + stop if stop else "done"} at step {step:,}' + (f', {skipped:,} steps skipped' if skipped else '') 
+          + f'; checkpoints, log and loss curve in {out_dir}'
           + ('; --init_from=resume goes on' if stop and stop != 'stop_at_val_loss' else ''))

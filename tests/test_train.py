@@ -143,6 +143,36 @@ def test_mixed_precision_and_muon_learn(project, reference, dtype):
     assert len(losses(project)) == 12
 
 
+def spoil(project, when, what):
+    """Have train.py meet a bad loss, and its gradient, at some steps."""
+    path = project.path / 'train.py'
+    code, line = path.read_text(encoding='utf-8'), '        scaler.scale(loss).backward()\n'
+    assert code.count(line) == 1
+    path.write_text(code.replace(line, f'        if {when}:\n            loss = loss * {what}\n{line}'), encoding='utf-8')
+
+
+@pytest.mark.parametrize('what, says', [("float('nan')", 'the loss is nan'), ('1e30', 'the loss is'), ('5', 'of late it was')])
+def test_a_bad_step_ends_the_run_at_once(project, what, says):
+    spoil(project, 'step == 117', what)
+    line = project.refuses('train.py', *SMALL, '--max_iters=150', '--eval_interval=50')
+    assert says in line and 'at step 117' in line
+    checkpoint = torch.load(project.path / 'out/tiny/ckpt.pt', weights_only=True)
+    assert checkpoint['step'] == 100 and all(p.isfinite().all() for p in checkpoint['model'].values())
+
+
+def test_bad_steps_are_passed_over(project):
+    spoil(project, 'step in (3, 7, 8)', "float('nan')")
+    assert 'done at step 20, 3 steps skipped' in project.run('train.py', *SMALL, '--max_iters=20', '--skip_nan=True')
+    assert project.jsonl('out/tiny/log.jsonl')[-1]['skipped'] == 3
+    checkpoint = torch.load(project.path / 'out/tiny/ckpt.pt', weights_only=True)
+    assert all(p.isfinite().all() for p in checkpoint['model'].values())
+
+
+def test_nothing_but_bad_steps_ends_the_run(project):
+    spoil(project, 'step > 5', "float('nan')")
+    assert 'at step 106' in project.refuses('train.py', *SMALL, '--max_iters=200', '--skip_nan=True')
+
+
 def test_stops_when_told(project):
     out = project.run('train.py', *SMALL, '--max_minutes=0.0001')
     assert 'stopped by max_minutes at step 1' in out
