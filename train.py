@@ -174,6 +174,7 @@ if n_tokens <= sequences * block_size:
 max_iters = math.ceil(max_epochs * n_tokens / (sequences * block_size)) or max_iters
 lr_decay_iters = lr_decay_iters or max_iters
 warmup_iters = round(warmup_ratio * max_iters) or warmup_iters
+config |= {'max_iters': max_iters, 'lr_decay_iters': lr_decay_iters, 'warmup_iters': warmup_iters}  # the checkpoint, and a model card, tell what was done
 
 
 @functools.lru_cache(2)

@@ -68,7 +68,9 @@ def test_a_config_of_tinynews(home):
     steps = len(log)
     assert (steps - 1) * 64 * 64 < 2 * tokens <= steps * 64 * 64
     assert max(log, key=lambda row: row['lr'])['step'] == 1 + round(0.1 * steps) and log[-1]['lr'] < 0.0015
-    args = torch.load(home.path / 'out/news/best.pt', weights_only=True)['model_args']
+    checkpoint = torch.load(home.path / 'out/news/best.pt', weights_only=True)
+    args = checkpoint['model_args']
+    assert (checkpoint['config']['max_iters'], checkpoint['config']['warmup_iters']) == (steps, round(0.1 * steps))
     assert (args['n_embd'], args['n_inner'], args['position'], args['mlp'], args['tie_weights']) == (32, 64, 'learned', 'gelu', False)
     for text in ('{"n_layer": 2}', '{"model": '):
         (home.path / 'wrong.json').write_text(text, encoding='utf-8')
