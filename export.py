@@ -187,7 +187,9 @@ def write_llama2c(folder):
     model.bin: seven int32 (its struct Config; the vocabulary's size is negative when the head has weights of its own), then the
     weights, kind by kind, in float32. tokenizer.bin: the longest piece's length, then score (float32), length (int32) and bytes
     of every piece. Some ids are built into run.c: 1 begins a story and, when it comes again, ends it; 2 is eos; and a byte of
-    a letter that is no piece becomes its value + 3.
+    a letter that is no piece becomes its value + 3. It puts a space before a prompt. Where the tokenizer does not, byte 0, which
+    no text holds, takes the space in: its piece is bos and a space, which run.c joins first of all, and it is read as bos is.
+    Its row of the head must stay as it was, so the head is written apart.
     """
     from transformers.convert_slow_tokenizer import bytes_to_unicode
     tokens, _, scores, made_of_bytes = byte_pairs()
@@ -212,6 +214,8 @@ def write_llama2c(folder):
         else:
             piece = token.replace('▁', ' ').encode()
         pieces.append((scores.get(token, -1e11), piece))  # run.c joins neighbours into the best-scored piece above -1e10
+    if not adds_space:
+        pieces[3] = 1e10, pieces[1][1] + b' '
     if b' ' not in (piece for _, piece in pieces):
         fail('the tokenizer has no token for a single space, which run.c puts before a prompt')
     with open(os.path.join(folder, 'tokenizer.bin'), 'wb') as f:
@@ -220,25 +224,24 @@ def write_llama2c(folder):
             f.write(struct.pack('<fi', score, len(piece)) + piece)
 
     named = weights(neighbours=True)
+    table, head = named['model.embed_tokens.weight'][order], named['lm_head.weight'][order] if not a['tie_weights'] else None
+    if not adds_space:
+        head = table.clone() if head is None else head
+        table[3] = table[1]
     parts = ['input_layernorm', 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj', 'self_attn.o_proj', 'post_attention_layernorm',
              'mlp.gate_proj', 'mlp.down_proj', 'mlp.up_proj']
     with open(os.path.join(folder, main_file), 'wb') as f:
         f.write(struct.pack('<7i', a['n_embd'], a['n_inner'], a['n_layer'], a['n_head'], a['n_kv_head'],
-                            a['vocab_size'] if a['tie_weights'] else -a['vocab_size'], a['block_size']))
-        for weight in (named['model.embed_tokens.weight'][order],
+                            a['vocab_size'] if head is None else -a['vocab_size'], a['block_size']))
+        for weight in (table,
                        *(named[f'model.layers.{i}.{part}.weight'] for part in parts for i in range(a['n_layer'])),
                        named['model.norm.weight'], model.cos, model.sin,  # run.c skips the angles, but they must be there
-                       *([] if a['tie_weights'] else [named['lm_head.weight'][order]])):
+                       *([] if head is None else [head])):
             f.write(weight.numpy().astype('<f4').tobytes())
 
     torn = sum(len(piece) > 1 and '\ufffd' in piece.decode('utf-8', 'replace') for _, piece in pieces)
-    notes = []
-    if not adds_space:
-        notes.append('run.c puts a space before a prompt, which stories here do not begin with; without a prompt it tells the very same story.')
-    if torn:
-        notes.append(f'{torn} of the {a["vocab_size"]:,} tokens begin or end inside a letter. run.c shows them in a story, but it takes a prompt letter '
-                     'by letter and may cut it into other tokens; and a byte that comes alone it does not show.')
-    return notes
+    return [f'{torn} of the {a["vocab_size"]:,} tokens begin or end inside a letter. run.c shows them in a story, but it takes a prompt letter by letter '
+            'and may cut a word into other tokens; and a byte that comes alone it does not show.'] if torn else []
 
 
 def write_gguf(folder):
@@ -366,7 +369,7 @@ if not isinstance(model, GPT):
 a = model.args
 kind = architecture()
 spec = json.loads(tokenizer.to_str())
-adds_space = ''.join(tokenizer.backend.encode('a', add_special_tokens=False).tokens).startswith('▁')  # to every text, as SentencePiece does
+adds_space = ''.join(tokenizer.backend.encode('a', add_special_tokens=False).tokens).startswith(('▁', 'Ġ'))  # to every text, as SentencePiece does
 title = push.split('/')[-1] or os.path.basename(os.path.abspath(run))
 try:
     parent = os.path.dirname(os.path.abspath(out))
