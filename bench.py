@@ -1,0 +1,257 @@
+"""
+Times every stage on this machine, beside what the machine could do at most and, if asked, beside what others do on it.
+
+    python bench.py
+    python bench.py --peers=../peers          beside the git checkouts nanoGPT and llama2.c in that folder, and Transformers
+    python bench.py --source=stories.jsonl --vocab_size=32000 --n_layer=6 --n_head=6 --n_embd=288 --stages="['generate']"
+
+What takes long is timed by the scripts' own commands, the rest by the functions that they call. A rate is the best of
+`repetitions`, ours and the others' by turns, so that a busy moment does not decide. The table goes to out_dir/bench.md.
+"""
+
+import importlib.util
+import json
+import os
+import pickle
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+# -----------------------------------------------------------------------------
+stages = ['compose', 'chat', 'prepare', 'train', 'evaluate', 'generate']
+repetitions = 3
+peers = ''  # a folder with checkouts of karpathy/nanoGPT and karpathy/llama2.c
+out_dir = 'out/bench'
+source = ''  # stories for prepare.py; empty: 5,000 English ones of the grammar
+# the model
+vocab_size = 4096
+n_layer = 4
+n_head = 4
+n_embd = 256
+block_size = 256
+batch_size = 32
+train_options = {}  # more keys of train.py
+steps = 20  # of training; the first half is not counted
+new_tokens = 200  # of a story
+batches = [1, 16, 64]  # stories told side by side
+num_workers = 64  # requests in flight to a chat API on loopback, which answers after a second
+device = ''
+dtype = ''  # of training; stories are told in float32 on a CPU, as sample.py does
+# -----------------------------------------------------------------------------
+exec(open('configurator.py', encoding='utf-8').read())
+
+import torch
+from tqdm import tqdm
+
+import jsonl
+from model import choose_device, load, matrix_rate
+
+
+def fail(message):
+    raise SystemExit(f'bench.py: {message}')
+
+
+known = ('compose', 'chat', 'prepare', 'train', 'evaluate', 'generate')
+if not set(stages) <= set(known):
+    fail(f'stages is {stages}; there is: {", ".join(known)}')
+if min(repetitions, steps, new_tokens, num_workers, *batches) < 1 or new_tokens >= block_size:
+    fail('repetitions, steps, new_tokens, num_workers and batches are numbers from 1, and new_tokens is below block_size')
+for name in ('nanoGPT/train.py', 'llama2.c/run.c') if peers else ():
+    if not os.path.exists(os.path.join(peers, name)):
+        fail(f'{os.path.join(peers, name)} is missing; peers is a folder with git checkouts of nanoGPT and llama2.c')
+device, dtype = choose_device(device, dtype)
+rows = []
+
+
+def run(*command, **options):
+    """Run a command to its good end -> what it printed, errors too."""
+    command = [sys.executable, *command] if command[0].endswith('.py') else command
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace', **options)
+    if result.returncode:
+        fail(f'{" ".join(command)} failed: ' + ' '.join(result.stdout.strip().split('\n')[-3:]))
+    return result.stdout
+
+
+def seconds(work, *arguments):
+    started = time.perf_counter()
+    work(*arguments)
+    if device.startswith('cuda'):
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def number(x):
+    return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
+
+
+def measure(stage, unit, limit, limit_name, **rates):
+    """Add a row. rates: a function for each of us (`here`) and the peers that measures a rate; limit: the highest that can be, 0: unknown."""
+    best = dict.fromkeys(rates, 0.0)
+    for _ in tqdm(range(repetitions), desc=stage, leave=False):
+        for name, rate in rates.items():
+            best[name] = max(best[name], rate())
+    here = best.pop('here')
+    share = f'{here / limit:.0%} of {limit_name}' if limit else ''
+    others = ', '.join(f'{name.replace("_", " ")} {number(rate)} ({here / rate:.1f} ×)' for name, rate in best.items())
+    rows.append([stage, f'{number(here)} {unit}', share, others])
+    tqdm.write(f'{stage}: {number(here)} {unit}' + (f'; {share}' if share else '') + (f'; {others}' if others else ''))
+
+
+def copy_rate(size=2**28):
+    """Bytes a second that a copy reads and writes."""
+    a = torch.ones(size, dtype=torch.uint8, device=device)
+    b = torch.ones_like(a)
+    return 2 * size / min(seconds(b.copy_, a) for _ in range(5))
+
+
+# -----------------------------------------------------------------------------
+# here
+
+run_dir, data = os.path.join(out_dir, 'run'), os.path.join('data', 'bench')
+composed, asked = os.path.join(out_dir, 'stories.jsonl'), os.path.join(out_dir, 'asked.jsonl')
+source = source or composed
+
+
+def compose():
+    """Stories of the grammar a second, with the start of Python."""
+    if os.path.exists(composed):
+        os.remove(composed)
+    return 5000 / seconds(run, 'generate_data.py', '--language=english', '--total=5000', f'--out={composed}')
+
+
+def ask(url):
+    """Stories of a chat API a minute."""
+    for path in (asked, os.path.join(out_dir, 'failed.jsonl')):
+        if os.path.exists(path):
+            os.remove(path)
+    text = run('generate_data.py', 'config/generate_hindi.py', f'--base_url={url}', '--model=x', f'--total={30 * num_workers}',
+               f'--num_workers={num_workers}', f'--out={asked}')
+    return max(int(n.replace(',', '')) for n in re.findall(r'([\d,]+) stories/min', text))
+
+
+def prepare():
+    """Megabytes of text a second, all passes of prepare.py and the training of its tokenizer."""
+    shutil.rmtree(data, ignore_errors=True)
+    taken = seconds(run, 'prepare.py', f'--source={source}', '--dataset=bench', f'--vocab_size={vocab_size}')
+    with open(os.path.join(data, 'meta.json'), encoding='utf-8') as f:
+        return sum(json.load(f)['bytes'].values()) / 1e6 / taken
+
+
+def train():
+    """The last line of train.py's log after so many steps."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    options = {'dataset': 'bench', 'out_dir': run_dir, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size,
+               'batch_size': batch_size, 'device': device, 'dtype': dtype, 'max_iters': steps, 'log_interval': steps - steps // 2,
+               'eval_interval': steps, 'eval_iters': 1} | train_options
+    run('train.py', *(f'--{key}={value}' for key, value in options.items()))
+    return list(jsonl.read(os.path.join(run_dir, 'log.jsonl')))[-1]
+
+
+@torch.no_grad()
+def evaluate(model):
+    """Tokens a second through the model and its loss, as train.py evaluates."""
+    ids = torch.randint(model.args['vocab_size'], (batch_size, block_size + 1), device=device)
+    with torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32'):
+        return ids[:, 1:].numel() / min(seconds(model, ids[:, :-1], ids[:, 1:]) for _ in range(5))
+
+
+def tell(model, bos, n):
+    """New tokens a second of n stories side by side."""
+    def stories():
+        for _ in model.generate([[bos]] * n, new_tokens, seeds=range(n), temperature=0.8):
+            pass
+    return n * new_tokens / seconds(stories)
+
+
+# -----------------------------------------------------------------------------
+# the peers, each by its own code
+
+def train_nanogpt(compile):
+    """Tokens a second of nanoGPT's train.py on the same bins, by the median of its own step times. On a CPU it computes in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(os.path.join(peers, 'nanoGPT'), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.git'))
+        shutil.copytree(data, os.path.join(folder, 'data', 'bench'))
+        with open(os.path.join(folder, 'data', 'bench', 'meta.pkl'), 'wb') as f:
+            pickle.dump({'vocab_size': meta['vocab_size']}, f)
+        options = {'dataset': 'bench', 'out_dir': folder + '/out', 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size,
+                   'batch_size': batch_size, 'gradient_accumulation_steps': 1, 'dropout': 0.0, 'device': device, 'dtype': dtype, 'compile': compile,
+                   'max_iters': steps, 'log_interval': 1, 'eval_interval': 10**9, 'eval_iters': 1}
+        text = run('train.py', *(f'--{key}={value}' for key, value in options.items()), cwd=folder)
+    times = [float(ms) for ms in re.findall(r'iter \d+: .*time ([\d.]+)ms', text)]
+    return 1000 * batch_size * block_size / statistics.median(times[steps // 2:])
+
+
+def tell_nanogpt(n):
+    spec = importlib.util.spec_from_file_location('nanogpt', os.path.join(peers, 'nanoGPT', 'model.py'))
+    nanogpt = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nanogpt)
+    config = nanogpt.GPTConfig(block_size=block_size, vocab_size=meta['vocab_size'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, dropout=0.0, bias=False)
+    model = nanogpt.GPT(config).to(device).eval()
+    ids = torch.full((n, 1), meta['bos'], device=device)
+    return lambda: n * new_tokens / seconds(model.generate, ids, new_tokens, 0.8)
+
+
+def tell_transformers(n):
+    import transformers
+    model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(run_dir, 'hf')).to(device).eval()
+    ids = torch.full((n, 1), meta['bos'], device=device)
+    options = {'do_sample': True, 'temperature': 0.8, 'top_k': 0, 'min_new_tokens': new_tokens, 'max_new_tokens': new_tokens, 'max_length': None,
+               'attention_mask': torch.ones_like(ids)}
+    return lambda: n * new_tokens / seconds(lambda: model.generate(ids, **options))
+
+
+def tell_llama2c():
+    """run.c on all cores, by the rate that it tells itself."""
+    program = os.path.join(out_dir, 'llama2c')
+    run('cc', '-Ofast', '-march=native', '-fopenmp', '-o', program, os.path.join(peers, 'llama2.c', 'run.c'), '-lm')
+    folder = os.path.join(run_dir, 'llama2c')
+    command = [program, os.path.join(folder, 'model.bin'), '-z', os.path.join(folder, 'tokenizer.bin'), '-t', '0.8', '-n', str(new_tokens)]
+    return lambda: float(re.search(r'achieved tok/s: ([\d.]+)', run(*command, env=os.environ | {'OMP_NUM_THREADS': str(torch.get_num_threads())}))[1])
+
+
+# -----------------------------------------------------------------------------
+# the stages
+
+os.makedirs(out_dir, exist_ok=True)
+flops, memory = matrix_rate(device, dtype), copy_rate()
+print(f'{device}, {torch.get_num_threads()} threads: {flops / 1e12:.3g} T operations a second in {dtype} products, memory {memory / 1e9:.3g} GB/s')
+if 'compose' in stages or not os.path.exists(source):
+    measure('write stories, by the grammar', 'stories/s', 0, '', here=compose)
+if 'chat' in stages:
+    server = subprocess.Popen([sys.executable, os.path.join('tests', 'chat_server.py'), '{"latency": 1}'], stdout=subprocess.PIPE)
+    try:
+        url = f'http://127.0.0.1:{int(server.stdout.readline())}'
+        measure(f'write stories, {num_workers} requests of 1 s in flight', 'stories/min', 60 * num_workers, 'workers / latency', here=lambda: ask(url))
+    finally:
+        server.kill()
+if 'prepare' in stages or not os.path.exists(os.path.join(data, 'meta.json')):
+    measure('prepare tokens, tokenizer trained', 'MB/s', 0, '', here=prepare)
+with open(os.path.join(data, 'meta.json'), encoding='utf-8') as f:
+    meta = json.load(f)
+if 'train' in stages or not os.path.exists(os.path.join(run_dir, 'best.pt')):
+    last = []
+    theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if peers else {}
+    measure('train', 'tokens/s', 0, '', here=lambda: last.append(train()) or last[-1]['tokens_per_s'], **theirs)
+    rows[-1][2] = f'{max(row["mfu"] for row in last):.0%} of the products'
+model, tokenizer, _ = load(run_dir, device)
+n_params = model.n_params()
+if 'evaluate' in stages:
+    measure('evaluate', 'tokens/s', flops / (2 * n_params), 'the products', here=lambda: evaluate(model))
+if 'generate' in stages:
+    for format in ('hf', 'llama2c') if peers else ():
+        run('export.py', f'--out_dir={run_dir}', f'--format={format}', '--examples=0')
+    for n in batches:
+        theirs = {'nanoGPT': tell_nanogpt(n), 'Transformers': tell_transformers(n)} if peers else {}
+        theirs |= {'run.c': tell_llama2c()} if peers and n == 1 and device == 'cpu' else {}
+        # at least, the weights are read once for each token of a batch
+        measure(f'tell stories, {n} at a time', 'tokens/s', n * memory / (4 * n_params), 'memory', here=lambda n=n: tell(model, meta['bos'], n), **theirs)
+
+lines = [['stage', 'here', 'of what is possible', 'others'], ['---', '---:', '---', '---'], *rows]
+table = ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
+with jsonl.replacing(os.path.join(out_dir, 'bench.md')) as temporary, open(temporary, 'w', encoding='utf-8') as f:
+    f.write(table)
+print('\n' + table)
