@@ -99,6 +99,11 @@ def trained(folder):
     return found
 
 
+def graded(folder):
+    """The grades, and that the tables about them stand there."""
+    return rows_of('grades.jsonl')(folder) | {name: (folder / name).stat().st_size > 0 for name in ('results.json', 'results.md', 'results.png', 'report.html')}
+
+
 def make_stages(path, size, servers):
     """A project in an empty folder with data and a model -> {name: Stage}. `size` is how much there is to do, from 1."""
     from test_evaluate import some_samples
@@ -131,7 +136,7 @@ def make_stages(path, size, servers):
         'sample': ('out/told', ['sample.py', '--out_dir=out/model', '--start=FILE:prompts.txt', f'--num_samples={10 * size}', '--max_new_tokens=60',
                                 '--out=out/told/s.jsonl', '--batch_size=4'], bytes_of('s.jsonl')),
         'evaluate': ('out/graded', ['evaluate.py', 'config/evaluate_stories.py', '--samples=graded/samples.jsonl', f'--base_url={servers["judge"].url}',
-                                    '--out_dir=out/graded', '--num_workers=4', '--repeat=0.0'], rows_of('grades.jsonl'), False),
+                                    '--out_dir=out/graded', '--num_workers=4', '--repeat=0.0'], graded, False),
     }.items()}
 
 
@@ -181,8 +186,8 @@ def kills(stage, n, rng):
     while tried < n:
         stage.clear()
         runs = rng.randrange(1, 5)
-        for i in range(runs):
-            if not kill(stage, rng, seconds, aimed=bool((tried + i) % 2)) and i:
+        for _ in range(runs):
+            if not kill(stage, rng, seconds, aimed=bool(tried % 2)):
                 break
             tried += 1
             if tried == n:
@@ -205,7 +210,7 @@ def sigterms(stage, n, rng):
         time.sleep(rng.uniform(0, seconds / 8))
         start = time.monotonic()
         process.terminate()
-        out, err = process.communicate()
+        _, err = process.communicate()
         longest = max(longest, time.monotonic() - start)
         assert 'Traceback' not in err, err[-2000:]
         ends[process.returncode] += 1
