@@ -1,25 +1,28 @@
 """
-Kills every script at moments of chance, goes on, and compares what comes out with what an undisturbed run makes.
+Kills every script at moments of chance, fills its disk, goes on, and compares what comes out with what an undisturbed run makes.
 
-    python tests/chaos.py                            20 kills a script; some 20 minutes
+    python tests/chaos.py                            20 kills a script; some 30 minutes
     python tests/chaos.py --kills=100 --only=train,sample --seed=2
 
 One kill in two comes at any moment of a run, the other a moment after the run has written something, where there is more to
 break. Killed runs are started again by the same command (train.py with --init_from=resume once there is a checkpoint) and
 killed again, until one comes to its end; that is compared. The table tells what RELIABILITY.md repeats:
 
-    tried   kills, SIGTERMs or dead processes
+    tried   kills, SIGTERMs, dead processes, full disks …
     lost    stories, grades, steps or files that the end lacks
     wrong   those that are there twice, or not as an undisturbed run has them
 """
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +41,7 @@ class Stage:
     def __init__(self, project, folder, command, result, same=True):
         self.project, self.folder, self.arguments = project, project.path / folder, command
         self.result, self.same = result, same  # same: whether two runs agree to the last byte, or in the keys of their results only
+        self.whole = command[0] in ('prepare.py', 'sample.py', 'export.py')  # makes all of it again, rather than go on
 
     def command(self):
         resume = self.arguments[0] == 'train.py' and (self.folder / 'ckpt.pt').exists()
@@ -99,6 +103,10 @@ def trained(folder):
     return found
 
 
+def every_file(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file() and path.name != 'filler'}
+
+
 def graded(folder):
     """The grades, and that the tables about them stand there."""
     return rows_of('grades.jsonl')(folder) | {name: (folder / name).stat().st_size > 0 for name in ('results.json', 'results.md', 'results.png', 'report.html')}
@@ -135,6 +143,7 @@ def make_stages(path, size, servers):
         'train': ('out/tiny', ['train.py', *SMALL, '--out_dir=out/tiny', f'--max_iters={20 * size}', f'--lr_decay_iters={20 * size}'], trained),
         'sample': ('out/told', ['sample.py', '--out_dir=out/model', '--start=FILE:prompts.txt', f'--num_samples={10 * size}', '--max_new_tokens=60',
                                 '--out=out/told/s.jsonl', '--batch_size=4'], bytes_of('s.jsonl')),
+        'export': ('out/exported', ['export.py', '--out_dir=out/model', '--out=out/exported/hf', '--examples=1'], every_file),
         'evaluate': ('out/graded', ['evaluate.py', 'config/evaluate_stories.py', '--samples=graded/samples.jsonl', f'--base_url={servers["judge"].url}',
                                     '--out_dir=out/graded', '--num_workers=4', '--repeat=0.0'], graded, False),
     }.items()}
@@ -269,6 +278,112 @@ def dead_processes(stage, n, rng):
     return n, lost, wrong, f'without restarts the job ends within {longest:.1f} s'
 
 
+# -----------------------------------------------------------------------------
+# disks
+
+class Unmountable(Exception):
+    """Only root may mount, and not in every container."""
+
+
+def mount(*arguments):
+    done = subprocess.run(['mount', *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise Unmountable(f'no file system can be mounted here: {done.stderr.strip()}')
+
+
+@contextlib.contextmanager
+def small_disk(folder):
+    """A disk of 16 MB in place of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount('-t', 'tmpfs', '-o', 'size=16m', 'tmpfs', folder)
+    try:
+        yield
+    finally:
+        subprocess.run(['umount', folder], check=True)
+
+
+def used(folder):
+    """How many bytes the files of a folder take -> those of all, those of the largest"""
+    sizes = [512 * path.stat().st_blocks for path in folder.rglob('*') if path.is_file()]
+    return sum(sizes), max(sizes, default=0)
+
+
+@contextlib.contextmanager
+def filled(folder, free):
+    """Leave so many bytes free on a disk."""
+    filler = folder / 'filler'
+    status = os.statvfs(folder)
+    filler.write_bytes(b'x' * int(status.f_bavail * status.f_frsize - free))
+    yield
+    filler.unlink()
+
+
+def refusal(stage, command):
+    """Run to a bad end -> the one line that it said, beside the progress."""
+    process = stage.project.start(*command)
+    _, err = process.communicate()
+    lines = [line for line in re.split(r'[\r\n]+', err) if line.strip() and not re.search(r'\|.*\||\d\d<|\d\d:\d\d, |B/s\]', line)]
+    assert process.returncode == 1 and len(lines) == 1, f'{command} ended with {process.returncode}: {err[-3000:]}'
+    return lines[0]
+
+
+def full_disks(stage, n, rng):
+    """The disk fills up, in every second case over earlier work; with space again the same command goes on -> tried, lost, wrong, how it ended"""
+    expected, seconds = undisturbed(stage)
+    size, largest = used(stage.folder)
+    lost = wrong = tried = 0
+    while tried < n:
+        stage.clear()
+        with small_disk(stage.folder):
+            before = {}
+            if tried % 2 and stage.whole:
+                before = stage.finish()
+            elif tried % 2:
+                kill(stage, rng, seconds, aimed=True)
+            wanted = largest if stage.whole or stage.arguments[0] == 'train.py' else size - used(stage.folder)[0]
+            if wanted < 8192:
+                continue  # that run was as good as done
+            with filled(stage.folder, 0.9 * rng.random() * wanted):
+                line = refusal(stage, stage.command())
+                assert 'No space left on device' in line, line
+                if before:
+                    assert stage.result(stage.folder) == before == expected, line
+            tried += 1
+            differences = compared(stage, expected, stage.finish())
+        lost, wrong = lost + differences[0], wrong + differences[1]
+    return n, lost, wrong, 'one line, status 1; the same command went on'
+
+
+def read_only(stage, n, rng):
+    """-> tried, lost, wrong, how it ended"""
+    expected, _ = undisturbed(stage)
+    stage.clear()
+    with small_disk(stage.folder):
+        mount('-o', 'remount,ro', stage.folder)
+        line = refusal(stage, stage.command())
+        assert 'Read-only file system' in line, line
+        mount('-o', 'remount,rw', stage.folder)
+        lost, wrong = compared(stage, expected, stage.finish())
+    return 1, lost, wrong, 'one line, status 1'
+
+
+def two_at_once(stage, n, rng):
+    """A second run by the same command -> tried, lost, wrong, how it ended"""
+    expected, _ = undisturbed(stage)
+    stage.clear()
+    first = stage.start()
+    while first.poll() is None and not (stage.folder.exists() and any(stage.folder.iterdir())):
+        time.sleep(0.002)
+    time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)  # or it might end while the second begins
+    line = refusal(stage, stage.arguments)
+    first.send_signal(signal.SIGCONT)
+    assert 'is being written by another run' in line, line
+    _, err = first.communicate()
+    assert first.returncode == 0, err[-2000:]
+    return 1, *compared(stage, expected, stage.result(stage.folder)), 'the second is refused in one line, the first ends well'
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
     parser.add_argument('--kills', type=int, default=20)
@@ -277,20 +392,28 @@ def main():
     parser.add_argument('--size', type=int, default=2, help='how much a run has to do')
     options = parser.parse_args()
     servers = {}
-    with tempfile.TemporaryDirectory(prefix='chaos') as folder:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))
+    with tempfile.TemporaryDirectory(prefix='chaos') as folder, contextlib.ExitStack() as stack:
+        stack.callback(lambda: [server.process.kill() for server in servers.values()])
         stages = make_stages(Path(folder), options.size, servers)
         print(f'seed {options.seed}\n\n| fault | tried | lost | wrong | how it ended |\n| --- | --- | --- | --- | --- |', flush=True)
         bad = 0
         tests = [('SIGKILL', kills, name, options.kills) for name in stages] + [('SIGTERM', sigterms, name, max(1, options.kills // 4)) for name in stages]
         tests += [('a process of torchrun dies', dead_processes, 'train', max(2, options.kills // 5))]
+        tests += [('full disk', full_disks, name, max(2, options.kills // 5)) for name in stages]
+        tests += [('read-only folder', read_only, name, 1) for name in stages] + [('two runs at once', two_at_once, name, 1) for name in stages]
         for fault, test, name, n in tests:
             if options.only and not any(part in f'{fault}: {name}' for part in options.only.split(',')):
                 continue
-            tried, lost, wrong, ended = test(stages[name], n, random.Random(f'{options.seed} {fault} {name}'))
+            try:
+                tried, lost, wrong, ended = test(stages[name], n, random.Random(f'{options.seed} {fault} {name}'))
+            except Unmountable as e:
+                tried, lost, wrong, ended = 0, 0, 0, str(e)
+            except AssertionError as e:
+                tried, lost, wrong, ended = n, 0, 1, 'FAILED, see below'
+                print(e, file=sys.stderr)
             print(f'| {fault}: {name} | {tried} | {lost} | {wrong} | {ended} |', flush=True)
             bad += lost + wrong
-        for server in servers.values():
-            server.process.kill()
     sys.exit(bad > 0)
 
 
