@@ -73,6 +73,7 @@ if format == 'gguf':
         fail('format=gguf wants one more package: pip install gguf')
 
 import torch
+from safetensors import SafetensorError
 
 import jsonl
 from model import GPT, hf_names, load
@@ -385,7 +386,7 @@ try:
         os.makedirs(out, exist_ok=True)
         for name in names:
             os.replace(os.path.join(folder, name), os.path.join(out, name))
-except OSError as e:
+except (OSError, SafetensorError) as e:
     fail(f'{out} could not be written: {e}')
 print(f'{out}: a {CLASS[kind]} of {model.n_params():,} parameters; {", ".join(names)}', *notes, sep='\n')
 if push:

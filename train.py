@@ -523,13 +523,17 @@ while step < max_iters and not stop:
             row |= {'val_loss': val_loss, 'perplexity': math.exp(val_loss), 'bits_per_byte': bits_per_byte(val_loss)}
             if stop_at_val_loss and val_loss <= stop_at_val_loss:
                 stop = 'stop_at_val_loss'
-        note(row)
-        if master and (evaluating or stop):
-            save(evaluating and better)
-            if evaluating:
-                tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, '
-                           f'bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
-            draw()
+        try:
+            note(row)
+            if master and (evaluating or stop):
+                save(evaluating and better)
+                if evaluating:
+                    tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, '
+                               f'bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
+                draw()
+        except SystemExit:  # the disk is full
+            bar.close()
+            raise
         mark_time, mark_step = time.time(), step
 bar.close()
 if ddp:
