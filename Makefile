@@ -1,6 +1,7 @@
 # make                  set up .venv, then the whole path: stories, tokens, a trained model, a story, a loss curve
 # make test             set up .venv, then the tests
 # make test-pythons     the whole path by each of PYTHONS, which pyenv or uv install
+# make chaos            kills, full disks and second runs for every script, KILLS of each; a table of what was lost
 # make clean            forget the demo
 #
 # make env              set up .venv
@@ -37,6 +38,7 @@ DATASET ?= lecarnet
 MODEL_CONFIG ?= 3M
 CONFIG ?= config/train_lecarnet_$(subst M,m,$(MODEL_CONFIG)).py
 OUT_DIR ?= out/lecarnet_$(subst M,m,$(MODEL_CONFIG))
+KILLS ?= 20
 EVAL_CONFIG ?= config/evaluate_lecarnet.py
 
 demo: env
@@ -95,7 +97,10 @@ test: env
 test-pythons:
 	for python in $(PYTHONS); do $(MAKE) env VENV=.venv-$$python PYTHON=$$python && .venv-$$python/bin/python -m pytest tests/test_platforms.py || exit 1; done
 
+chaos: env
+	$(PY) tests/chaos.py --kills=$(KILLS)
+
 clean:
 	rm -rf data/demo out/demo
 
-.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test test-pythons clean
+.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test test-pythons chaos clean

@@ -21,7 +21,9 @@ def _configure(scope):
     import io
     import json
     import os
+    import signal
     import sys
+    import threading
     import tokenize
     import traceback
 
@@ -86,6 +88,8 @@ def _configure(scope):
             stream.reconfigure(encoding='utf-8', errors='replace')
     usual_hook = sys.excepthook
     sys.excepthook = lambda kind, *rest: print('stopped', file=sys.stderr) if kind is KeyboardInterrupt else usual_hook(kind, *rest)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))  # as Ctrl-C: temporary files go, what is half said is said
     in_notebook = 'launcher' in os.path.basename(sys.argv[0])  # the arguments are the notebook kernel's own
     for argument in [] if in_notebook else sys.argv[1:]:
         if argument in ('--help', '-h'):

@@ -10,11 +10,13 @@ The weights are a Llama's, a Qwen3's (qk_norm) or a GPT-2's (learned positions),
 needs code from here to run them.
 """
 
+import glob
 import html
 import json
 import math
 import os
 import re
+import shutil
 import struct
 import tempfile
 
@@ -71,6 +73,7 @@ if format == 'gguf':
         fail('format=gguf wants one more package: pip install gguf')
 
 import torch
+from safetensors import SafetensorError
 
 import jsonl
 from model import GPT, hf_names, load
@@ -373,15 +376,17 @@ adds_space = ''.join(tokenizer.backend.encode('a', add_special_tokens=False).tok
 title = push.split('/')[-1] or os.path.basename(os.path.abspath(run))
 try:
     parent = os.path.dirname(os.path.abspath(out))
-    os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'{format}.tmp', dir=parent) as folder:
+    jsonl.claim(os.path.abspath(out))
+    for left in glob.glob(glob.escape(os.path.abspath(out)) + '.tmp*'):
+        shutil.rmtree(left)  # by a kill
+    with tempfile.TemporaryDirectory(prefix=f'{os.path.basename(os.path.abspath(out))}.tmp', dir=parent) as folder:
         notes = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf}[format](folder)
         write(folder, 'README.md', card(notes))
         names = sorted(os.listdir(folder))
         os.makedirs(out, exist_ok=True)
         for name in names:
             os.replace(os.path.join(folder, name), os.path.join(out, name))
-except OSError as e:
+except (OSError, SafetensorError) as e:
     fail(f'{out} could not be written: {e}')
 print(f'{out}: a {CLASS[kind]} of {model.n_params():,} parameters; {", ".join(names)}', *notes, sep='\n')
 if push:

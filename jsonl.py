@@ -1,5 +1,6 @@
 """Files that survive a kill: append-only JSONL, and files that appear whole or not at all."""
 
+import atexit
 import contextlib
 import errno
 import gzip
@@ -82,6 +83,31 @@ def lock(f, path, wait):
             raise SystemExit(f'{path} is being written by another run') from None
 
 
+def claim(path):
+    """Refuse this program, in one line, where another run already works on a file or folder that is written whole; else refuse others until it ends.
+
+    What is locked is `path`.lock, beside it. One that a kill left there refuses nobody.
+    """
+    name = f'{path}.lock'
+    while True:
+        try:
+            os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
+            f = open(name, 'ab')
+        except OSError as e:
+            raise SystemExit(f'{path} could not be written: {name}: {e.strerror}') from None
+        lock(f, path, wait=False)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(name), os.fstat(f.fileno())):  # and not one that its owner was just removing
+                break
+        f.close()
+
+    @atexit.register
+    def release():
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            os.remove(name)
+        f.close()
+
+
 def append(f, *rows):
     """Write objects as a line each and hand them to the operating system at once, in one piece."""
     text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
@@ -95,10 +121,12 @@ def append(f, *rows):
 @contextlib.contextmanager
 def replacing(path):
     """`with replacing(path) as temporary:` write to `temporary`; it takes the place of `path` only when the block ends well."""
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     root, ending = os.path.splitext(path)
     temporary = f'{root}.tmp{ending}'  # the ending stays, since writers of pictures go by it
     try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)  # a kill may have left it, and who appends would go on with it
         yield temporary
         with open(temporary, 'rb+') as f:
             os.fsync(f.fileno())  # or a power cut may leave the new name on an empty file

@@ -16,6 +16,7 @@ import os
 import re
 import time
 import warnings
+import zipfile
 
 import torch
 import torch.nn as nn
@@ -371,7 +372,11 @@ def matrix_rate(device, dtype, seconds=0.1):
 def save_checkpoint(path, checkpoint):
     """Write a checkpoint (tensors and plain Python only); the old file stays until the new one is whole."""
     with replacing(path) as temporary:
-        torch.save(checkpoint, temporary)
+        try:
+            with open(temporary, 'wb') as f:
+                torch.save(checkpoint, f)
+        except RuntimeError as e:  # torch's own, over what the disk said
+            raise e.__context__ if isinstance(e.__context__, OSError) else e from None
 
 
 def load_checkpoint(path):
@@ -381,6 +386,10 @@ def load_checkpoint(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            if zipfile.is_zipfile(path):  # torch reads past the check sums that it wrote, and a flipped bit would become another weight
+                with zipfile.ZipFile(path) as z:
+                    if damaged := z.testzip():
+                        raise ValueError(f'{damaged} in it is damaged')
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a torn zip, a foreign pickle, a short read: torch raises as many kinds
         thing, said = re.search(r'GLOBAL (\S+)', str(e)), str(e).splitlines() or ['nothing in it']
@@ -388,7 +397,8 @@ def load_checkpoint(path):
             raise SystemExit(f'{path} holds, besides weights, a Python object ({thing[1]}), and reading that could run code from the file; '
                              'ask for one with tensors and plain values only') from None
         why = 'something other than tensors and plain values in it' if 'weights_only' in said[0] else said[0]  # where torch advises to read it all the same
-        raise SystemExit(f'{path}: not a checkpoint that can be read ({why})') from None
+        beside = [other for file in ('best.pt', 'ckpt.pt') if os.path.exists(other := os.path.join(os.path.dirname(path), file)) and other != str(path)]
+        raise SystemExit(f'{path}: not a checkpoint that can be read ({why})' + ''.join(f'; there is also {other}' for other in beside)) from None
 
 
 def load(name, device='cpu', tokenizer=''):

@@ -255,7 +255,10 @@ def renyi(counts, alpha=2.5):
 def show(folder, tokens):
     tok = load(os.path.join(folder, 'tokenizer.json'))
     for split in ('train', 'val'):
-        ids = np.fromfile(os.path.join(folder, f'{split}.bin'), '<u2', count=tokens)
+        path = os.path.join(folder, f'{split}.bin')
+        if not os.path.exists(path):
+            fail(f'{path} is missing; --source= names the stories to make it of')
+        ids = np.fromfile(path, '<u2', count=tokens)
         print(f'\n--- the first {len(ids)} tokens of {split}.bin')
         print(tok.backend.decode(ids.tolist(), skip_special_tokens=False))
 
@@ -274,7 +277,7 @@ if not 0 <= val_fraction < 1 or not 0 <= seed < 2**63:
     fail('val_fraction is a share from 0 to below 1, seed a number from 0 to below 2**63')
 if not all(isinstance(token, str) and token for token in special_tokens):
     fail('special_tokens is a list of strings')
-os.makedirs(folder, exist_ok=True)
+jsonl.claim(os.path.join(folder, 'train.bin'))
 
 full_ids = None
 if tokenizer == 'train':

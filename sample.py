@@ -80,6 +80,8 @@ from tqdm import tqdm
 import jsonl
 from model import choose_device, load
 
+if out:
+    jsonl.claim(out)
 device, fast = choose_device(device, dtype)
 dtype = dtype or (fast if device != 'cpu' else 'float32')
 model, tokenizer, _ = load(out_dir if init_from == 'resume' else init_from, device, tokenizer)

@@ -118,6 +118,16 @@ device, dtype = choose_device(device, dtype)
 if ddp:
     if backend not in ('', 'nccl', 'gloo'):
         fail(f"backend is {backend!r}; it is 'nccl' or 'gloo'")
+    usual_hook = sys.excepthook
+
+    def without_the_others(kind, value, trace):
+        """A collective operation that failed: the traceback says nothing that torchrun does not."""
+        if 'gloo' in str(value) or isinstance(value, dist.DistError):
+            print(f'train.py: process {rank} has lost the others; what {out_dir}/ckpt.pt holds is safe. --init_from=resume goes on, or torchrun '
+                  '--max-restarts=3 by itself', file=sys.stderr)
+        else:
+            usual_hook(kind, value, trace)
+    sys.excepthook = without_the_others
     dist.init_process_group(backend or ('nccl' if 'cuda' in device else 'gloo'))
 if compile not in (True, False, None):
     fail(f'compile is {compile!r}; it is True, False or None')
@@ -152,17 +162,25 @@ folder = os.path.join('data', dataset)
 for name in ('meta.json', 'train.bin', 'val.bin', 'tokenizer.json'):
     if not os.path.exists(os.path.join(folder, name)):
         fail(f'{folder} has no {name}; prepare it first: python prepare.py --source=… --dataset={dataset}')
-with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
-    meta = json.load(f)
+try:
+    with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
+        meta = json.load(f)
+    numbers = [meta[what][split] for what in ('stories', 'tokens', 'bytes') for split in ('train', 'val')] + [meta['bos'], meta['eos'], meta['vocab_size']]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError('what should be a number is none')
+except (OSError, ValueError, KeyError, TypeError) as e:
+    fail(f'{folder}/meta.json is torn or no work of prepare.py ({type(e).__name__}: {e}); prepare it again')
 tokenizer = load_tokenizer(os.path.join(folder, 'tokenizer.json'))
 data = {}
 for split in ('train', 'val'):
     path = os.path.join(folder, f'{split}.bin')
     if os.path.getsize(path) != 2 * meta['tokens'][split]:
         fail(f'{path} is not as long as meta.json says; prepare it again')
-    if not meta['stories'][split]:
+    if not meta['stories'][split] or not meta['tokens'][split]:
         fail(f'{path} holds no story; prepare it again with a larger --val_fraction')
     data[split] = np.memmap(path, '<u2', 'r')
+    if data[split].max() >= tokenizer.vocab_size or meta['vocab_size'] != tokenizer.vocab_size:
+        fail(f'{path} and the tokenizer.json beside it do not belong together; prepare it again')
 starts = np.flatnonzero(data['train'] == meta['bos'])
 if meta['bos'] != meta['eos']:
     starts = np.append(starts, len(data['train']))
@@ -222,12 +240,26 @@ shape = {key: config[key] for key in ('block_size', 'n_layer', 'n_head', 'n_embd
                                       'bias', 'tie_weights', 'qk_norm', 'rope_theta', 'dropout')}
 step, best_val_loss, state, lora = 0, math.inf, None, None
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
+if master and not eval_only:
+    jsonl.claim(ckpt_path)
+if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and os.path.exists(ckpt_path):
+    init_from = 'resume'  # a process died, and torchrun --max-restarts has begun all of them again by the same command line
 if init_from == 'scratch':
     if os.path.exists(ckpt_path) and not eval_only:
         fail(f'{ckpt_path} is there already; --init_from=resume goes on with it, another --out_dir leaves it in peace')
     model = GPT(vocab_size=meta['vocab_size'], **shape)
 elif init_from == 'resume':
-    state = load_checkpoint(ckpt_path)
+    try:
+        state = load_checkpoint(ckpt_path)
+    except SystemExit as e:
+        best_path = os.path.join(out_dir, 'best.pt')
+        if not os.path.exists(ckpt_path) or not os.path.exists(best_path):
+            raise
+        try:
+            older = load_checkpoint(best_path)['step']
+        except SystemExit:
+            fail(f'{e}, which is damaged too')
+        fail(f'{e}, of step {older:,} and whole: copied over ckpt.pt, it goes on from there, the optimizer without its averages')
     if not isinstance(state, dict) or not {'model_args', 'config', 'tokenizer', 'step'} <= state.keys():
         fail(f'{ckpt_path} is no checkpoint of train.py; --init_from={ckpt_path} may start from its weights, in another --out_dir')
     then = state['config']
@@ -268,12 +300,12 @@ elif optimizer != 'adamw':
     fail(f"optimizer is {optimizer!r}; it is 'adamw' or 'muon'")
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 if state:
-    for o, saved in zip(optimizers, state['optimizer']):
+    for o, saved in zip(optimizers, state.get('optimizer', [])):  # none in best.pt, which may stand in for a damaged ckpt.pt
         settings = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
         o.load_state_dict(saved)
         for group, setting in zip(o.param_groups, settings):
             group.update(setting)  # those of this run's config
-    if state['scaler']:  # it is empty unless that run was in float16
+    if state.get('scaler'):  # it is empty unless that run was in float16
         scaler.load_state_dict(state['scaler'])
     del state
 
@@ -491,13 +523,17 @@ while step < max_iters and not stop:
             row |= {'val_loss': val_loss, 'perplexity': math.exp(val_loss), 'bits_per_byte': bits_per_byte(val_loss)}
             if stop_at_val_loss and val_loss <= stop_at_val_loss:
                 stop = 'stop_at_val_loss'
-        note(row)
-        if master and (evaluating or stop):
-            save(evaluating and better)
-            if evaluating:
-                tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, '
-                           f'bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
-            draw()
+        try:
+            note(row)
+            if master and (evaluating or stop):
+                save(evaluating and better)
+                if evaluating:
+                    tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, '
+                               f'bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
+                draw()
+        except SystemExit:  # the disk is full
+            bar.close()
+            raise
         mark_time, mark_step = time.time(), step
 bar.close()
 if ddp:

@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self):
         try:
             super().handle()
-        except ConnectionError:  # a client that was killed
+        except (ConnectionError, ValueError):  # a client that was killed, maybe half-way through its question
             pass
 
     def log_message(self, *_):

@@ -24,16 +24,13 @@ def say(rng, words):
     return ' '.join(''.join(rng.choices(LETTERS, k=rng.randint(2, 5))) for _ in range(words)).capitalize() + rng.choice('.!?')
 
 
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory):
-    """A folder with a translation model of NLLB's kind and six sorts of stories -> (folder, parts of every story, rows)."""
+def tiny_model(folder, rng):
+    """Write a translation model of NLLB's kind and random weights."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
 
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp('tiny')
-    rng = random.Random(1)
     bpe = Tokenizer(models.BPE(unk_token='<unk>'))
     bpe.pre_tokenizer = pre_tokenizers.Metaspace()
     words = [say(rng, 20)[:-1] for _ in range(200)]
@@ -51,6 +48,13 @@ def tiny(tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    """A folder with such a model and six sorts of stories -> (folder, parts of every story, rows)."""
+    folder = tmp_path_factory.mktemp('tiny')
+    rng = random.Random(1)
+    tiny_model(folder, rng)
     stories = [[say(rng, rng.randint(1, 5)) for _ in range(3)] for _ in range(24)]
     for parts in stories[::7]:
         parts[0] = 'Once upon a time.'
