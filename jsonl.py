@@ -95,10 +95,10 @@ def append(f, *rows):
 @contextlib.contextmanager
 def replacing(path):
     """`with replacing(path) as temporary:` write to `temporary`; it takes the place of `path` only when the block ends well."""
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     root, ending = os.path.splitext(path)
     temporary = f'{root}.tmp{ending}'  # the ending stays, since writers of pictures go by it
     try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         yield temporary
         with open(temporary, 'rb+') as f:
             os.fsync(f.fileno())  # or a power cut may leave the new name on an empty file
