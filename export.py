@@ -377,7 +377,11 @@ try:
     os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f'{format}.tmp', dir=parent) as folder:
         notes = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf}[format](folder)
-        write(folder, 'README.md', card(notes))
+        try:
+            text = card(notes)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            fail(f'{out_dir}: what the checkpoint or log.jsonl says of its making is not as train.py writes it ({type(e).__name__}: {e})')
+        write(folder, 'README.md', text)
         names = sorted(os.listdir(folder))
         os.makedirs(out, exist_ok=True)
         for name in names:

@@ -400,9 +400,10 @@ def load(name, device='cpu', tokenizer=''):
     """A trained model -> (GPT in eval mode, Tokenizer, checkpoint or {}).
 
     name: a checkpoint of train.py or of nanoGPT, as a file or, from the Hugging Face hub, user/repository/file.pt; a folder
-    with best.pt or ckpt.pt; or a Hugging Face folder or hub name. What comes from the hub may end in @revision. tokenizer: the name of one to use instead of the model's own.
-    A nanoGPT checkpoint has none: it is the one named or the tokenizer.json beside it. A model that is no Llama, Qwen3 or
-    GPT-2 is a Foreign. Ends the program with one line when there is no such model or its files are broken.
+    with best.pt or ckpt.pt; or a Hugging Face folder or hub name. What comes from the hub may be pinned by @revision at its end.
+    tokenizer: the name of one to use instead of the model's own. A nanoGPT checkpoint has none: it is the one named or the
+    tokenizer.json beside it. A model that is no Llama, Qwen3 or GPT-2 is a Foreign. Ends the program with one line when
+    there is no such model or its files are broken.
     """
     try:
         model, spelling, checkpoint = read(name, tokenizer)
@@ -426,6 +427,9 @@ def read(name, tokenizer):
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or not {'model_args', 'model'} <= checkpoint.keys():
         raise SystemExit(f'{path}: a checkpoint, but neither of train.py nor of nanoGPT')
+    config, meta = checkpoint.get('config', {}), checkpoint.get('meta', {})
+    if not isinstance(config, dict) or not isinstance(meta, dict) or not isinstance(config.get('dataset', ''), str):
+        raise SystemExit(f'{path}: its config and meta are not as train.py writes them')
     beside = os.path.join(os.path.dirname(path), 'tokenizer.json')
     if tokenizer or 'tokenizer' not in checkpoint and os.path.exists(beside):
         spelling = load_tokenizer(tokenizer or beside)
