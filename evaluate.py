@@ -228,7 +228,7 @@ def number_in(value, criterion):
         match = re.match(rf'[\W_]*(?:(?:age )?group )?({letters})(?=$|\s*[^\w\s]|\s+\d)', value, flags=re.I)
         if not match:
             raise chat.Rejected(f'{criterion} is none of its letters')
-        return float({key.lower(): number for key, number in choices[criterion].items()}[match[1].lower()])
+        return float(next(number for key, number in choices[criterion].items() if re.fullmatch(re.escape(key), match[1], flags=re.I)))
     if isinstance(value, str):
         match = re.match(r'[\W_]*?([-−]?\d+(?:[.,]\d+)?)(.*)', value, flags=re.S)
         value = match and float(match[1].replace(',', '.').replace('−', '-'))

@@ -382,7 +382,7 @@ def stories_in(reply):
         closed = re.fullmatch(r'(.*)</p\s*>(.*)', text, flags=re.I | re.S)
         if number == len(parts) and (not closed or '<p' in closed[2].lower()):  # where the reply was cut
             continue
-        text = closed[1] if closed else re.sub(r'\n\W*\d*\W*$', '', text)  # without the number of the next
+        text = closed[1] if closed else re.sub(r'\n\W{0,9}\d{0,9}\W{0,9}$', '', text)  # without the number of the next
         found.append((plain(headline), plain(text)))
     found = [pair for pair in found if all(pair)]
     if not found:
