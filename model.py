@@ -134,7 +134,7 @@ class GPT(nn.Module):
         if min(vocab_size, block_size, n_layer, n_head, n_embd, n_kv_head, n_inner) < 1 or n_embd % n_head or n_head % n_kv_head:
             raise SystemExit(f'n_embd ({n_embd}) must be a multiple of n_head ({n_head}) and that of n_kv_head ({n_kv_head}), '
                              f'and these, vocab_size, block_size, n_layer ({n_layer}) and n_inner ({n_inner}) are from 1')
-        if n_layer * n_embd * (n_embd + n_inner) > 1e12:  # it would be built, layer after layer, until the memory is full
+        if n_layer > 10_000 or n_layer * n_embd * (n_embd + n_inner) > 1e12:  # it would be built, layer after layer, until the memory is full
             raise SystemExit(f'n_layer ({n_layer:,}) blocks of n_embd ({n_embd:,}) make more weights than any machine holds')
         if not 0 < rope_theta < float('inf'):
             raise SystemExit(f'rope_theta is {rope_theta}; it is a number above 0')
