@@ -267,7 +267,10 @@ class Foreign(nn.Module):
     def __init__(self, folder):
         import transformers
         super().__init__()
-        self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        transformers.logging.set_verbosity_error()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         self.new_cache = lambda n, size: transformers.DynamicCache(config=self.theirs.config)
         self.places = 'position_ids' in inspect.signature(self.theirs.forward).parameters  # others count for themselves
         self.head = nn.Identity()
@@ -526,13 +529,19 @@ def load_hf(folder):
         try:
             return Foreign(folder)
         except Exception as e:  # whatever Transformers says of a folder with too little in it, or with code of its own
-            raise SystemExit(f'{folder}: a model of type {kind!r} that Transformers cannot open ({" ".join(str(e).split()):.200})') from None
+            raise SystemExit(f'{folder}: a model of type {kind!r} that Transformers cannot open ({reason_in(e):.200})') from None
     model = GPT(vocab_size=config['vocab_size'], **args)
     weights = read_weights(folder)
     if kind == 'gpt2':  # its matrices lie the other way round
         weights = {name: weight.t() if weight.dim() == 2 and '.h.' in f'.{name}' else weight for name, weight in weights.items()}
     fill(model, weights, folder)
     return model
+
+
+def reason_in(error):
+    """What Transformers says, in a line; but not torch's advice to read a pickle all the same, which would run code from it."""
+    said = ' '.join(str(error).split())
+    return 'something other than tensors in its weights' if 'weights_only' in said else said
 
 
 def stay_inside(folder):

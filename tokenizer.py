@@ -13,6 +13,7 @@ import json
 import os
 import re
 import unicodedata
+import warnings
 
 import numpy as np
 
@@ -180,7 +181,9 @@ def from_checkpoint(path):
     """The tokenizer in a checkpoint of train.py."""
     import torch
     try:
-        return Tokenizer(**torch.load(path, map_location='cpu', weights_only=True)['tokenizer'])
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            return Tokenizer(**torch.load(path, map_location='cpu', weights_only=True)['tokenizer'])
     except Exception as e:  # torch raises as many kinds as files can be broken
         raise SystemExit(f'{path}: no checkpoint with a tokenizer in it ({type(e).__name__})') from None
 

@@ -134,9 +134,9 @@ if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_i
 limits = {'dropout': 1, 'lora_dropout': 1, 'beta1': 1, 'beta2': 1, 'seed': 2**32} | dict.fromkeys(
     ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'lora_alpha', 'learning_rate', 'min_lr', 'max_epochs', 'warmup_ratio', 'warmup_iters',
      'lr_decay_iters', 'max_minutes', 'stop_at_val_loss'), math.inf)
-if not all(0 <= config[key] < limit for key, limit in limits.items()):
-    fail('dropout, lora_dropout, beta1 and beta2 are from 0 to below 1, seed from 0 to below 2**32, and '
-         'no rate, norm, time or number of steps is below 0 or infinite')
+for key, limit in limits.items():
+    if not 0 <= config[key] < limit:  # nor is nan
+        fail(f'{key} is {config[key]}; it is a number from 0 to below {limit}')
 if eval_only and init_from == 'scratch':
     fail('eval_only wants a model: --init_from=resume, or the name of one')
 if lora_rank and init_from == 'scratch':

@@ -15,6 +15,7 @@ import itertools
 import os
 import re
 import unicodedata
+import warnings
 
 # -----------------------------------------------------------------------------
 source = ''  # a .jsonl, or packed as .gz or .xz, with `id` and `text` in every row; data/<source_language>/stories.jsonl when empty
@@ -138,9 +139,11 @@ def load(kind, **options):
         name, revision = (model, None) if here else on_hub(model)
         if here:
             stay_inside(model)
-        return kind.from_pretrained(name, revision=revision, trust_remote_code=False, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            return kind.from_pretrained(name, revision=revision, trust_remote_code=False, **options)
     except Exception as e:  # of many kinds, for all that a folder or the hub can lack
-        fail(f'{model}: neither a folder here nor a name on the Hugging Face hub gives a translation model ({" ".join(str(e).split())[:200]})')
+        fail(f'{model}: neither a folder here nor a name on the Hugging Face hub gives a translation model ({reason_in(e):.200})')
 
 
 def language_code(language):
@@ -313,7 +316,7 @@ if chatting:
 import torch
 import transformers
 
-from model import choose_device, stay_inside
+from model import choose_device, reason_in, stay_inside
 from tokenizer import on_hub
 
 device, fast = choose_device(device, dtype)

@@ -1,6 +1,5 @@
 """Bad inputs: every script, by its command line, answers each of them with one clear line and a non-zero exit, or with sensible work."""
 
-import itertools
 import json
 import shutil
 
@@ -16,7 +15,7 @@ FOLDER = None  # in place of a file's bytes
 
 def rows(*rows):
     """Objects as the bytes of a .jsonl."""
-    return b''.join(json.dumps(row, ensure_ascii=False).encode('utf-8', 'surrogatepass') + b'\n' for row in rows)
+    return b''.join(json.dumps(row, ensure_ascii=False).encode('utf-8', 'backslashreplace') + b'\n' for row in rows)
 
 
 def story(**changes):
@@ -28,6 +27,12 @@ def toy(**files):
     files = {'nouns': 'cat\ndog', 'verbs': 'run', 'adjectives': 'red', 'features': 'fun', 'characters': 'word\ttags\nMia\tf', 'plots':
              'genders: m f\ncast: hero=f\n\n== plot one\nThe {adjective} {hero} saw a {noun} and began to {verb}.\n'} | files
     return {f'data/toy/{name}.txt': content.encode() if isinstance(content, str) else content for name, content in files.items()}
+
+
+def pipeline(**model):
+    """The bytes of a tokenizer.json with this model in it."""
+    return json.dumps(dict.fromkeys(('normalizer', 'pre_tokenizer', 'post_processor', 'decoder')) | {
+        'version': '1.0', 'added_tokens': [], 'model': model}).encode()
 
 
 ASK = ('config/generate_hindi.py', '--base_url=http://127.0.0.1:9', '--model=m', '--out=o.jsonl')
@@ -90,7 +95,7 @@ REFUSED = [  # script, options, files, what the one line says
     ('prepare.py', PREPARE, {'s.jsonl': rows({'text': None}, {'text': None})}, 'no story in it'),
     ('prepare.py', PREPARE, {'s.jsonl': rows({'text': True})}, 'not text but True'),
     ('prepare.py', PREPARE, {'s.jsonl': rows(story(), 7)}, 'row 2: neither an object nor a text'),
-    ('prepare.py', PREPARE, {'s.jsonl': rows({'text': ' '}) * 1_000_000}, 'no story in it'),
+    ('prepare.py', PREPARE, {'s.jsonl': b'{"text": "\xed\xa0\xbd half a pair"}\n'}, 's.jsonl, line 1'),
     ('prepare.py', [*PREPARE, '--dataset=file'], SAMPLES | {'data/file': b''}, 'data/file'),
     ('prepare.py', [*PREPARE, '--num_proc=-1'], SAMPLES, 'num_proc'),
     ('prepare.py', [*PREPARE, '--num_proc=1000000000'], SAMPLES, 'num_proc'),
@@ -101,11 +106,8 @@ REFUSED = [  # script, options, files, what the one line says
     ('prepare.py', [*PREPARE, '--tokenizer='], SAMPLES, 'tokenizer'),
     ('prepare.py', [*PREPARE, '--tokenizer=t.json'], SAMPLES | {'t.json': FOLDER}, 't.json'),
     ('prepare.py', [*PREPARE, '--tokenizer=t.json'], SAMPLES | {'t.json': '{"é": 1}'.encode('latin-1')}, 't.json'),
-    ('prepare.py', [*PREPARE, '--tokenizer=t.json'], SAMPLES | {'t.json': json.dumps({'version': '1.0', 'added_tokens': [], 'normalizer': None,
-        'pre_tokenizer': None, 'post_processor': None, 'decoder': None, 'model': {'type': 'WordLevel', 'vocab': {'a': 4294967294, '<unk>': 0},
-                                                                                 'unk_token': '<unk>'}}).encode()}, 't.json'),
-    ('prepare.py', [*PREPARE, '--tokenizer=t.json'], SAMPLES | {'t.json': json.dumps({'version': '1.0', 'added_tokens': [], 'normalizer': None,
-        'pre_tokenizer': None, 'post_processor': None, 'decoder': None, 'model': {'type': 'BPE', 'vocab': {'a': 0, 'b': 1}, 'merges': []}}).encode()}, 'no token'),
+    ('prepare.py', [*PREPARE, '--tokenizer=t.json'], SAMPLES | {'t.json': pipeline(type='WordLevel', vocab={'a': 2**32 - 2, 'b': 0}, unk_token='b')}, 't.json'),
+    ('prepare.py', [*PREPARE, '--tokenizer=t.json'], SAMPLES | {'t.json': pipeline(type='BPE', vocab={'a': 0, 'b': 1}, merges=[])}, 'has no token for'),
     # train.py
     ('train.py', [*SMALL, '--n_kv_head=-1'], {}, 'n_kv_head'),
     ('train.py', [*SMALL, '--n_inner=-8'], {}, 'n_inner'),
@@ -114,8 +116,8 @@ REFUSED = [  # script, options, files, what the one line says
     ('train.py', [*SMALL, '--n_embd=0'], {}, 'n_embd'),
     ('train.py', [*SMALL, '--max_iters=0'], {}, 'max_iters'),
     ('train.py', [*SMALL, '--warmup_iters=-1'], {}, 'warmup_iters'),
-    ('train.py', [*SMALL, '--learning_rate=1e999'], {}, 'no rate'),
-    ('train.py', [*SMALL, '--dropout=1.0'], {}, 'dropout'),
+    ('train.py', [*SMALL, '--learning_rate=1e999'], {}, 'learning_rate is inf'),
+    ('train.py', [*SMALL, '--dropout=1.0'], {}, 'dropout is 1.0'),
     ('train.py', [*SMALL, '--n_head=3'], {}, 'multiple of n_head'),
     ('train.py', [*SMALL, '--init_from=out/tiny', '--block_size=64', '--out_dir=out/x'], {}, 'reads 32 tokens at most'),
     ('train.py', [*SMALL, '--out_dir=f'], {'f': b''}, 'f/log.jsonl could not be written'),
@@ -175,10 +177,13 @@ REFUSED = [  # script, options, files, what the one line says
 WORKS = [  # script, options, files, what holds afterwards of the project and of what was printed
     ('generate_data.py', GENERATE, toy(nouns='\ufeffcat\r\ndog\r\n'.encode()), lambda p, out: {row['noun'] for row in p.jsonl('o.jsonl')} == {'cat', 'dog'}),
     ('prepare.py', PREPARE, {'s.jsonl': '\ufeff'.encode() + rows(story(text='café'))}, lambda p, out: p.json('data/new/meta.json')['bytes']['train'] == 5),
-    ('prepare.py', PREPARE, {'s.jsonl': rows(story(text='a\0b'), story(text='c'))}, lambda p, out: b'\0' not in (p.path / 'data/new/tokenizer.json').read_bytes()),
+    ('prepare.py', PREPARE, {'s.jsonl': rows(story(text=HINDI + '\0' + HINDI), story(text='c'))},
+     lambda p, out: p.json('data/new/meta.json')['bytes']['train'] == 1 + 2 * len(HINDI.encode())),
     ('prepare.py', PREPARE, {'s.jsonl': rows({'text': '\ud83d half'})}, lambda p, out: p.json('data/new/meta.json')['stories']['train'] == 1),
-    ('prepare.py', PREPARE, {'s.jsonl': rows(story(notes='रवि बाग में गया। ' * 1_100_000))}, lambda p, out: p.json('data/new/meta.json')['stories']['train'] == 1),
-    ('prepare.py', PREPARE, {'s.jsonl': rows({'text': ''}) * 1_000_000 + rows(story())}, lambda p, out: p.json('data/new/meta.json')['stories']['train'] == 1),
+    ('prepare.py', PREPARE, {'s.jsonl': rows(story(notes='रवि बाग में गया। ' * 1_100_000))},
+     lambda p, out: p.json('data/new/meta.json')['stories']['train'] == 1),
+    ('prepare.py', PREPARE, {'s.jsonl': rows({'text': ''}) * 1_000_000 + rows(story())},
+     lambda p, out: p.json('data/new/meta.json')['stories']['train'] == 1),
     ('prepare.py', [*PREPARE, '--decode=1000000000000'], SAMPLES, lambda p, out: HINDI in out),
     ('prepare.py', PREPARE, {'s.jsonl': rows(story(), story())}, lambda p, out: p.json('data/new/meta.json')['stories']['train'] == 2),
     ('train.py', [*SMALL, '--out_dir=out/x', '--block_size=1'], {}, lambda p, out: 'done at step 2' in out),

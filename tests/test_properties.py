@@ -138,7 +138,8 @@ def test_two_numbers_of_a_large_range_never_meet(n, seed, places):
     assert len(found) == len(places) and all(0 <= i < n for i in found)
 
 
-PARTS = st.sampled_from(['{', '}', '"', '\\', "\\'", ':', ',', '[', ']', 'null', '-1e999', 'NaN', '"story"', '"story": "', '"translation":', '<think>', '</think>',
+PARTS = st.sampled_from(['{', '}', '"', '\\', "\\'", ':', ',', '[', ']', 'null', '-1e999', 'NaN', '"story"',
+                         '"story": "', '"translation":', '<think>', '</think>',
                          '```json\n', '<h1>', '</h1>', '<p>', '</p>', '&#0;', '&lt;', '<', '>', '(', ')', '|', '\n\n', 'क', ' ', 'रवि गया।', 'Moral:', '"}'])
 REPLY = st.lists(PARTS | ANY, max_size=30).map(''.join) | ANY | JSON.map(json.dumps) | st.fixed_dictionaries({'story': JSON}).map(json.dumps)
 
@@ -203,7 +204,8 @@ def test_a_reply_becomes_stories_or_is_rejected(judges, reply):
 
 CRITERIA = {'grammar': 'good?', 'Plot_K': 'and this?', 'I': 'clear?'}
 GRADE = st.integers() | st.floats() | JSON | st.sampled_from(['8/10', '8,5', '८', '10/10', '-3', 'B: 4-5', 'ſ', 'K', 'ı', 'group k', '7-8', '9 out of 10'])
-GRADES = st.dictionaries(st.sampled_from([*CRITERIA, 'plot k', 'scores', 'notes', 'GRAMMAR']), GRADE | st.dictionaries(st.sampled_from([*CRITERIA, 'score']), GRADE))
+GRADES = st.dictionaries(st.sampled_from([*CRITERIA, 'plot k', 'scores', 'notes', 'GRAMMAR']),
+                         GRADE | st.dictionaries(st.sampled_from([*CRITERIA, 'score']), GRADE))
 
 
 @given(GRADES.map(json.dumps) | st.lists(GRADES.map(json.dumps) | PARTS | ANY | st.sampled_from(['grammar: ', 'I = ', 'Plot K is ', '8']), max_size=12).map(

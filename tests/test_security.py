@@ -89,7 +89,7 @@ def everything_in(*folders):
 @pytest.mark.parametrize('arguments, file, old', [
     ([*TELL, '--out_dir=evil'], 'best.pt', False), ([*TELL, '--init_from=evil/nano.pt', '--tokenizer=data/tiny'], 'nano.pt', True),
     ([*TRAIN, '--out_dir=evil', '--init_from=resume'], 'ckpt.pt', False), ([*TRAIN, '--init_from=evil/ckpt.pt', '--out_dir=out/x'], 'ckpt.pt', True),
-    (['prepare.py', '--source=evil/samples.jsonl', '--dataset=x', '--tokenizer=evil/best.pt'], 'best.pt', False),
+    (['prepare.py', '--source=evil/samples.jsonl', '--dataset=x', '--tokenizer=evil/best.pt'], 'best.pt', True),
     (['evaluate.py', '--samples=evil/samples.jsonl'], 'best.pt', False), (['export.py', '--out_dir=evil'], 'best.pt', True)])
 def test_a_pickle_bomb_does_not_go_off(home, arguments, file, old):
     """As torch.save writes it, in a zip, and as a bare pickle."""
@@ -104,7 +104,8 @@ def test_a_pickle_bomb_does_not_go_off(home, arguments, file, old):
 def test_nor_does_one_in_a_hugging_face_folder(home, script, config):
     folder_of(home, config, **{'pytorch_model.bin': pickle.dumps({'model': Bomb(home.marker)})})
     translate = ('translate.py', '--model=evil', '--source=evil/samples.jsonl', '--source_language=hindi', '--target_language=french', '--out=o.jsonl')
-    home.refuses(*(translate if script == 'translate.py' else (*TELL, '--init_from=evil')))
+    line = home.refuses(*(translate if script == 'translate.py' else (*TELL, '--init_from=evil')))
+    assert 'other than tensors' in line and 'weights_only' not in line  # nor torch's advice to read it all the same
     assert not home.marker.exists()
 
 
