@@ -147,9 +147,10 @@ def find_json(text, key):
                 continue
             if key in found:
                 return found
-    quoted = re.search(rf'"{re.escape(key)}"\s*:\s*"(.*?)"\s*(?:,\s*"\w+"\s*:|,?\s*\}})', candidate, flags=re.S)  # to the next key, or the end
+    begin = re.search(rf'"{re.escape(key)}"\s*:\s*"', candidate)
+    end = begin and re.compile(r'"\s*(?:,\s*"\w+"\s*:|,?\s*\})').search(candidate, begin.end())  # the next key, or the end
     try:
-        return {key: decoder.decode('"' + re.sub(r'(?<!\\)"', r'\\"', quoted[1]) + '"')} if quoted else None
+        return {key: decoder.decode('"' + re.sub(r'(?<!\\)"', r'\\"', candidate[begin.end():end.start()]) + '"')} if end else None
     except ValueError:
         return None
 

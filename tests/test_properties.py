@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import time
 import unicodedata
 
 import pytest
@@ -197,6 +198,20 @@ def test_a_reply_becomes_stories_or_is_rejected(judges, reply):
                 else:
                     assert passed == unicodedata.normalize('NFC', passed).strip() and not re.search('[\ud800-\udfff\0\ufffd<>{}]', passed)
             scope['missing']({'noun': {'word': 'रवि', 'tags': []}, 'verb': {'word': 'जाना'}}, text)
+
+
+@pytest.mark.parametrize('reply', ['<h1>A b</h1><p>A' + 5000 * '\n' + 'a', 100_000 * '"story":"', 20_000 * '{"a":', 2000 * '<h1>', 20_000 * '. "A'],
+                         ids=lambda reply: reply[:4])
+def test_a_reply_that_goes_round_in_circles_is_done_with_at_once(judges, reply):
+    """As a small model's does that was not stopped in time."""
+    started = time.process_time()
+    for scope in judges.values():
+        try:
+            for _, text in scope['stories_in'](reply):
+                scope['check'](text)
+        except chat.Rejected:
+            pass
+    assert time.process_time() - started < 5
 
 
 # -----------------------------------------------------------------------------
