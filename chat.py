@@ -91,7 +91,7 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
         if not usual:
             raise SystemExit(f'{url} lists no model; say which with --model=…')
     model = model or usual
-    if not (0 <= temperature < 1e6 and max_tokens > 0 and max(price_in, price_out) < 1e9):  # nor is nan
+    if not (0 <= temperature < 1e6 and max_tokens > 0 and price_in < 1e9 and price_out < 1e9):  # nor is nan
         raise SystemExit('temperature is a number from 0, max_tokens from 1, price_in and price_out are US dollars a million tokens')
     try:
         json.dumps(extra, allow_nan=False)

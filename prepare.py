@@ -319,8 +319,9 @@ with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.repl
             for (split, text), story in zip(batch, ids):
                 if not start and not n[split]['stories']:
                     flat[split].append(tok.eos)
-                if not story:
-                    fail(f'{tokenizer} has no token for anything in the story {text[:40]!r}')
+                if not story:  # a tokenizer of another script that has no bytes to spell this one with
+                    n[split]['unspelled'] += 1
+                    continue
                 flat[split] += [*start, *story, tok.eos]
                 longest = max(longest, len(story) + 2)
                 for size in longer:
@@ -332,7 +333,8 @@ with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.repl
                 counts += np.bincount(array, minlength=tok.vocab_size)
                 n[split]['tokens'] += len(array)
     if not n['train']['stories']:
-        fail(f'{source}: no story in it')
+        fail(f'{source}: no story in it' + f' that {tokenizer} has tokens for' * any(n[split]['unspelled'] for split in n)
+             + ' but those set aside for validation; a lower --val_fraction sets fewer aside' * bool(n['val']['stories']))
     if os.path.exists(meta_path):
         os.remove(meta_path)  # until the new one stands, nothing may be read with the old one
 entropy, efficiency = renyi(counts)
@@ -355,6 +357,8 @@ bytes       {n['train']['bytes']:>15,} {n['val']['bytes']:>12,}
 vocabulary of {tok.vocab_size:,} tokens; {total['tokens'] / max(1, total['words']):.2f} tokens a word, {total['bytes'] / total['tokens']:.2f} bytes a token
 Rényi entropy (α = 2.5) {entropy:.2f} bits, {efficiency:.1%} of the possible
 longest story {longest:,} tokens; longer than {', '.join(f'{size}: {longer[size] / total["stories"]:.1%}' for size in longer)} of the stories""")
+if total['unspelled']:
+    print(f'{total["unspelled"]:,} stories were left out: {tokenizer} has no token for anything in them.', file=sys.stderr)
 if not n['val']['stories']:
     print(f'No story was set aside for validation: --val_fraction={min(0.5, 2 * val_fraction or 0.1):g} sets more aside.', file=sys.stderr)
 if decode:
