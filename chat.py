@@ -76,8 +76,8 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
         raise SystemExit(f'there is no provider {provider!r}; there is: {", ".join(PROVIDERS)}; --base_url=http… for any other')
     url, variable, usual = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
     url = (base_url or url).rstrip('/')
-    if not re.fullmatch(r'https?://[^\s/@]+(/[^\s@]*)?', url):
-        raise SystemExit('base_url begins with http:// or https:// and holds no name and password; a key is given in CHAT_API_KEY')
+    if not re.fullmatch(r'https?://[^\s/@]+(/[^\s@?#]*)?', url):
+        raise SystemExit('base_url begins with http:// or https:// and holds no name, password or ?…; a key is given in CHAT_API_KEY')
     key = os.environ.get(variable, '').strip() if variable else ''
     if not key and variable and not base_url:
         raise SystemExit(f'{variable} is not set; export {variable}=… with your key of {provider}' + (f', {otherwise}' if otherwise else ''))
@@ -91,6 +91,12 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
         if not usual:
             raise SystemExit(f'{url} lists no model; say which with --model=…')
     model = model or usual
+    if not (0 <= temperature < 1e6 and max_tokens > 0 and price_in < 1e9 and price_out < 1e9):  # nor is nan
+        raise SystemExit('temperature is a number from 0, max_tokens from 1, price_in and price_out are US dollars a million tokens')
+    try:
+        json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError) as e:
+        raise SystemExit(f'extra holds what JSON cannot ({e})') from None
     limit = 'max_completion_tokens' if provider == 'openai' else 'max_tokens'
     api['fields'] = {'model': model, 'temperature': temperature, limit: max_tokens} | (extra or {})
     local = not variable or re.match(r'https?://(localhost|127\.|\[::1\])', url)
@@ -141,9 +147,10 @@ def find_json(text, key):
                 continue
             if key in found:
                 return found
-    quoted = re.search(rf'"{re.escape(key)}"\s*:\s*"(.*?)"\s*(?:,\s*"\w+"\s*:|,?\s*\}})', candidate, flags=re.S)  # to the next key, or the end
+    begin = re.search(rf'"{re.escape(key)}"\s*:\s*"', candidate)
+    end = begin and re.compile(r'"\s*(?:,\s*"\w+"\s*:|,?\s*\})').search(candidate, begin.end())  # the next key, or the end
     try:
-        return {key: decoder.decode('"' + re.sub(r'(?<!\\)"', r'\\"', quoted[1]) + '"')} if quoted else None
+        return {key: decoder.decode('"' + re.sub(r'(?<!\\)"', r'\\"', candidate[begin.end():end.start()]) + '"')} if end else None
     except ValueError:
         return None
 
@@ -177,8 +184,8 @@ def collect(api, ids, prompt, accept, file, *, total, n_done=0, spent=(0, 0, 0),
     -> True when every id is done; False when max_cost or Ctrl-C ended it before. Raises SystemExit, one line, when the
     provider refuses to go on; all that was answered is written first.
     """
-    if num_workers < 1 or max_tries < 1 or timeout <= 0:
-        raise SystemExit('num_workers and max_tries are numbers from 1, timeout is more than 0 seconds')
+    if not (1 <= num_workers <= 10_000 and max_tries >= 1 and 0 < timeout <= 86_400 and max_cost >= 0):
+        raise SystemExit('num_workers is from 1 to 10,000, max_tries from 1, timeout more than 0 seconds and at most a day, max_cost from 0')
     if max_cost and not api['prices']:
         raise SystemExit(f'max_cost needs the price of {api["model"]}: --price_in=… --price_out=… in US dollars a million tokens')
     if batch and not (api['provider'] in BATCH_PROVIDERS or api['provider'] == api['url']):

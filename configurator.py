@@ -21,6 +21,7 @@ def _configure(scope):
     import io
     import json
     import os
+    import re
     import signal
     import sys
     import threading
@@ -43,7 +44,9 @@ def _configure(scope):
             value = float(value)
         if default is not None and type(value) is not type(default):
             wants = 'True or False' if type(default) is bool else f'{type(default).__name__}, such as {default!r}'
-            fail(f'{where}: {key} wants {wants}, not {value!r}')
+            fail(f'{where}: {key} wants {wants}, not {value!r:.80}')
+        if isinstance(value, str) and '\0' in value:
+            fail(f'{where}: {key} holds a NUL character, which no file name can')
         scope[key] = value
 
     def run_file(path):
@@ -54,7 +57,7 @@ def _configure(scope):
             if path.endswith('.json'):
                 values['_json'], text = json.loads(text), "exec(open('config/train_tinynews_3m.py', encoding='utf-8').read())"
             exec(builtins.compile(text, path, 'exec'), values)
-        except Exception as e:  # whatever a config file can raise is the user's to mend, so no traceback of ours
+        except (Exception, SystemExit) as e:  # whatever a config file can raise is the user's to mend, so no traceback of ours
             lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
             if isinstance(e, OSError) and not lines:  # not one that the file's own lines raised
                 fail(f'{path}: {e.strerror}')
@@ -87,7 +90,16 @@ def _configure(scope):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(encoding='utf-8', errors='replace')
     usual_hook = sys.excepthook
-    sys.excepthook = lambda kind, *rest: print('stopped', file=sys.stderr) if kind is KeyboardInterrupt else usual_hook(kind, *rest)
+
+    def hook(kind, error, trace):
+        if kind is KeyboardInterrupt:
+            print('stopped', file=sys.stderr)
+        elif issubclass(kind, (MemoryError, RuntimeError)) and re.search('out of memory|not enough memory|allocate', f'{kind.__name__} {error}'):
+            said = (str(error).splitlines() or ['more than there is was asked for'])[0]  # torch and numpy raise kinds of their own
+            print(f'{os.path.basename(sys.argv[0])}: out of memory, smaller sizes may fit: {said:.200}', file=sys.stderr)
+        else:
+            usual_hook(kind, error, trace)
+    sys.excepthook = hook
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))  # as Ctrl-C: temporary files go, what is half said is said
     in_notebook = 'launcher' in os.path.basename(sys.argv[0])  # the arguments are the notebook kernel's own

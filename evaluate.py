@@ -47,7 +47,7 @@ references = ''  # stories to measure up to, such as data/hindi/stories.jsonl: g
 n_references = 300  # so many of them, chosen by a hash, 0: all
 opening = r'.+?[.!?।॥…]+["\'”’»)]*(?=\s)'  # the part of a reference, as a regular expression, that is given to the judge as its opening
 train_stories = ''  # what the models were trained on, in which copies are looked for
-checkpoints = ''  # the models, hub names too, for size and loss, in the order of samples; when empty, those beside the samples
+checkpoints = ''  # the models, hub names too (pinned by name@revision), for size and loss, in the order of samples; when empty, those beside the samples
 dataset = ''  # data/<dataset>/val.bin measures the loss; when empty, that of the checkpoint's training
 loss_tokens = 200_000  # so many tokens of val.bin, 0: all
 script = ''  # the script that letters should be in, such as DEVANAGARI; that of most openings when empty
@@ -138,6 +138,8 @@ def read_stories(path, reference=False):
     def rows():
         with prefixed():
             for number, row in enumerate(jsonl.read(path), 1):
+                if number > 200_000 and not (reference and n_references):  # for days: all are compared with all
+                    raise SystemExit(f'{path} holds more than 200,000 stories; evaluate some of them')
                 text = row.get('story', row.get('text')) if isinstance(row, dict) else None
                 if not isinstance(text, str):
                     raise SystemExit(f'{path}, row {number}: no story or text in it')
@@ -228,7 +230,7 @@ def number_in(value, criterion):
         match = re.match(rf'[\W_]*(?:(?:age )?group )?({letters})(?=$|\s*[^\w\s]|\s+\d)', value, flags=re.I)
         if not match:
             raise chat.Rejected(f'{criterion} is none of its letters')
-        return float({key.lower(): number for key, number in choices[criterion].items()}[match[1].lower()])
+        return float(next(number for key, number in choices[criterion].items() if re.fullmatch(re.escape(key), match[1], flags=re.I)))
     if isinstance(value, str):
         match = re.match(r'[\W_]*?([-−]?\d+(?:[.,]\d+)?)(.*)', value, flags=re.S)
         value = match and float(match[1].replace(',', '.').replace('−', '-'))
@@ -293,6 +295,16 @@ def read_reply(reply):
     return gradings[0], notes.strip()[:2000]
 
 
+def grades_in(path, rows):
+    """Yield the rows of a grades.jsonl and of what failed.jsonl says of it; one that is no grade ends the program."""
+    for row in rows:
+        if not (isinstance(row, dict) and isinstance(row.get('id'), str) and ('reason' in row or (
+                isinstance(row.get('judge'), str) and type(row.get('repeat')) is int and 0 <= row['repeat'] <= 100 and isinstance(row.get('scores'), dict)
+                and all(type(score) in (int, float) and abs(score) < 1e9 for score in row['scores'].values())))):
+            raise SystemExit(f'{path}: {json.dumps(row):.60} is no grade; delete its line, and what is missing is asked for again')
+        yield row
+
+
 def grade(sets):
     """Ask the judge for every grade that is missing; they are appended to grades.jsonl as they come. -> whether all are done"""
     with prefixed():
@@ -304,7 +316,7 @@ def grade(sets):
                 wanted |= {grade_id(api['model'], story, number): (name, story, number) for number in range(1 + int(again))}
         f = jsonl.open_append(grades_path)  # before it is read, so that no other run writes what this one takes to be missing
         spent = [0, 0, 0]
-        done = {row.get('id') for row in chat.finished(grades_path, spent)} | finished_elsewhere.keys()
+        done = {row['id'] for row in grades_in(grades_path, chat.finished(grades_path, spent))} | finished_elsewhere.keys()
         # first grades before repeats, else in an order of chance: what max_cost leaves undone is a fair sample
         left = sorted(wanted.keys() - done, key=lambda i: (wanted[i][2], i))
         if not left:
@@ -365,7 +377,8 @@ def measure_loss(path):
             meta = json.load(f)
         if load_tokenizer(os.path.join(folder, 'tokenizer.json')).backend.get_vocab() != tokenizer.backend.get_vocab():
             fail(f'{path} has another tokenizer than {folder}; prepare the stories with it: --tokenizer={path} --trim=False')
-    data = np.fromfile(os.path.join(folder, 'val.bin'), '<u2', count=loss_tokens + 1 if loss_tokens else -1).astype(np.int64)
+    path = os.path.join(folder, 'val.bin')
+    data = np.fromfile(path, '<u2', count=min(loss_tokens + 1, os.path.getsize(path) // 2) if loss_tokens else -1).astype(np.int64)
     width = min(model.args['block_size'], len(data) - 1)
     if width < 1:
         return size, None
@@ -559,11 +572,11 @@ def write_report(results, tables, sets, picture, path):
 
 if not samples.strip(', '):
     fail('--samples= names the stories to evaluate; --help shows what else there is')
-if len(scale) != 2 or not all(isinstance(end, (int, float)) for end in scale) or scale[0] >= scale[1]:
+if len(scale) != 2 or not all(type(end) in (int, float) and abs(end) < 1e9 for end in scale) or scale[0] >= scale[1]:
     fail(f'scale is {scale!r}; it is the lowest and the highest grade, such as [1, 10]')
-if not (repeat >= 0 and n_references >= 0 and loss_tokens >= 0 and dry_run >= 0):
-    fail('repeat, n_references, loss_tokens and dry_run are numbers from 0')
-if not all(isinstance(n, int) and n > 0 for n in ngrams):
+if not (0 <= repeat <= 100 and n_references >= 0 and loss_tokens >= 0 and dry_run >= 0):
+    fail('n_references, loss_tokens and dry_run are numbers from 0, repeat one from 0 to 100')
+if not all(type(n) is int and n > 0 for n in ngrams):
     fail(f'ngrams is {ngrams!r}; it is a list of numbers from 1')
 judging = provider or base_url
 if (judging or dry_run) and not (template and criteria):
@@ -572,8 +585,10 @@ if (judging or dry_run) and not re.search(r'\{(story|continuation|split_story)\}
     fail('the template has no {story}, {continuation} or {split_story} in it, so the judge would see none')
 if model and not judging:
     fail('--model is one of a provider: --provider=… or --base_url=http… says whose')
-if not set(choices) <= set(criteria) or not all(isinstance(numbers, dict) and {*map(type, numbers.values())} <= {int, float} and len(numbers) > 1
-                                                for numbers in choices.values()):
+if not all(isinstance(name, str) and plain(name) for name in criteria):
+    fail('criteria is a dict of names, each with what it means')
+if not set(choices) <= set(criteria) or not all(isinstance(numbers, dict) and {*map(type, numbers)} == {str} and len(numbers) > 1
+                                                and all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers.values()) for numbers in choices.values()):
     fail('choices holds criteria with what each letter counts, such as {"age": {"A": 3, "B": 5}}')
 try:
     re.compile(opening)
@@ -614,19 +629,19 @@ except OSError as e:
 grades_path = os.path.join(out_dir, 'grades.jsonl')
 elsewhere = {os.path.join(os.path.dirname(path) or '.', 'grades.jsonl') for path in files.values()} - {grades_path}  # graded there before, each by itself
 with prefixed():
-    finished_elsewhere = {row.get('id'): row for path in elsewhere if os.path.exists(path) for row in jsonl.read(path) if isinstance(row, dict)}
+    finished_elsewhere = {row['id']: row for path in elsewhere if os.path.exists(path) for row in grades_in(path, jsonl.read(path))}
 losses = {name: measure_loss(path) for name, path in checkpoint_of.items()}
 complete = grade(sets) if judging else True
 
 graded, failed = dict(finished_elsewhere), set()
 with prefixed():
-    for row in chat.finished(grades_path, [0, 0, 0]):
+    for row in grades_in(grades_path, chat.finished(grades_path, [0, 0, 0])):
         if 'reason' in row:
             failed.add(row['id'])
         else:
-            graded.setdefault(row.get('id'), row)
-judges = list(dict.fromkeys(row.get('judge') for row in graded.values()))
-most = 1 + max((row.get('repeat', 0) for row in graded.values()), default=0)
+            graded.setdefault(row['id'], row)
+judges = list(dict.fromkeys(row['judge'] for row in graded.values()))
+most = 1 + max((row['repeat'] for row in graded.values()), default=0)
 given_up = 0
 for story in everything:
     story['repeats'], story['grades'], story['notes'] = {}, {}, {}
@@ -634,7 +649,7 @@ for story in everything:
         ids = [grade_id(judge, story, number) for number in range(most)]
         given_up += len(failed.intersection(ids))
         rows = [graded[i] for i in ids if i in graded]
-        if any(not isinstance(row.get('scores'), dict) or any(not isinstance(row['scores'].get(name), (int, float)) for name in criteria) for row in rows):
+        if any(name not in row['scores'] for row in rows for name in criteria):
             fail(f'{grades_path}: the grade {rows[0]["id"]} lacks a score; delete its line, and it is asked for again')
         if rows:
             story['repeats'][judge] = [row['scores'] for row in rows]
@@ -642,6 +657,8 @@ for story in everything:
             story['notes'][judge] = rows[0].get('notes', '')
 judges = [judge for judge in judges if any(judge in story['grades'] for story in everything)]
 
+if script and not measures.scripts_in(measures.LETTERS)[script.upper()]:
+    fail(f'script is {script!r}; it is one as Unicode names it, such as LATIN, DEVANAGARI or BENGALI')
 if not script:
     letters = measures.scripts_in('\n'.join(story['opening'] or story['story'] for story in everything))
     script = max(letters, key=letters.get, default='')

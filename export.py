@@ -22,7 +22,7 @@ import tempfile
 
 # -----------------------------------------------------------------------------
 # what to export
-out_dir = 'out/hindi'  # a folder with best.pt, a checkpoint (nanoGPT's too), a Hugging Face folder or hub name
+out_dir = 'out/hindi'  # a folder with best.pt, a checkpoint (nanoGPT's too), a Hugging Face folder or hub name, pinned by name@revision
 tokenizer = ''  # a name as for prepare.py, for a model without one, such as nanoGPT's; empty: the model's own
 format = 'hf'  # 'hf', 'llama2c' or 'gguf'
 out = ''  # the folder to write; empty: one named after the format, in out_dir
@@ -50,8 +50,8 @@ if dtype not in ('float32', 'bfloat16', 'float16'):
     fail(f"dtype is {dtype!r}; it is 'float32', 'bfloat16' or 'float16'")
 if format == 'llama2c' and dtype != 'float32':
     fail(f'dtype is {dtype!r}; run.c reads float32 only')
-if examples < 0 or max_new_tokens < 1 or not temperature >= 0 or not 0 <= seed < 2**62:
-    fail('examples and temperature are numbers from 0, max_new_tokens from 1, seed from 0 to below 2**62')
+if not 0 <= examples <= 1000 or max_new_tokens < 1 or not 0 <= temperature < 1e6 or not 0 <= seed < 2**62:
+    fail('examples is a number from 0 to 1000, temperature from 0, max_new_tokens from 1, seed from 0 to below 2**62')
 run = out_dir if os.path.isdir(out_dir) else os.path.dirname(out_dir) if os.path.isfile(out_dir) else os.path.join('out', os.path.basename(out_dir))
 out = out or os.path.join(run, format)
 main_file = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf'}[format]
@@ -347,7 +347,8 @@ def card(notes):
             'weight_decay', 'beta1', 'beta2', 'grad_clip', 'dropout', 'seed', 'lora_rank') if key in config)])
         log_path = os.path.join(run, 'log.jsonl')
         log = list(jsonl.read(log_path)) if os.path.exists(log_path) else []
-        measured = next((row for row in log if row['step'] == step and 'val_loss' in row), {'val_loss': checkpoint.get('best_val_loss', math.nan)})
+        log = [row for row in log if isinstance(row, dict) and row.get('step') == step]
+        measured = next((row for row in log if 'val_loss' in row), {'val_loss': checkpoint.get('best_val_loss', math.nan)})
         names = {'tokens': 'tokens seen', 'loss': 'training loss, nats a token', 'val_loss': 'validation loss, nats a token',
                  'perplexity': 'perplexity', 'bits_per_byte': 'bits per byte'}
         lines += table('Measured', [(names[key], value if type(value) is int else f'{float(value):.4f}') for key, value in measured.items() if key in names])
@@ -381,7 +382,11 @@ try:
         shutil.rmtree(left)  # by a kill
     with tempfile.TemporaryDirectory(prefix=f'{os.path.basename(os.path.abspath(out))}.tmp', dir=parent) as folder:
         notes = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf}[format](folder)
-        write(folder, 'README.md', card(notes))
+        try:
+            text = card(notes)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            fail(f'{out_dir}: what the checkpoint or log.jsonl says of its making is not as train.py writes it ({type(e).__name__}: {e})')
+        write(folder, 'README.md', text)
         names = sorted(os.listdir(folder))
         os.makedirs(out, exist_ok=True)
         for name in names:

@@ -93,8 +93,14 @@ def read_lines(path):
     """The lines of a text file of the language's folder, without comments and the white space around them."""
     if not os.path.exists(path):
         fail(f'{path} is missing; a language is a folder under data/ with word lists, data/hindi shows which')
-    with open(path, encoding='utf-8-sig') as f:
-        return [line.strip() for line in f if not line.startswith('#')]
+    try:
+        with open(path, encoding='utf-8-sig') as f:
+            lines = [line.strip() for line in f if not line.startswith('#')]
+    except (OSError, UnicodeDecodeError) as e:
+        fail(f'{path}: {"not UTF-8" if isinstance(e, UnicodeDecodeError) else e.strerror}')
+    if any('\0' in line for line in lines):  # UTF-16 without its mark is valid UTF-8, and gibberish
+        fail(f'{path} holds NUL characters; it wants to be UTF-8')
+    return lines
 
 
 def read_words(path):
@@ -109,6 +115,8 @@ def read_words(path):
         row = dict(zip(columns, line.split('\t')))
         row['tags'] = row.get('tags', '').split()
         rows.append({column: row.get(column) or row['word'] for column in columns} | {'tags': row['tags']})
+    if not rows:
+        fail(f'{path} holds no word')
     if len({row['word'] for row in rows}) < len(rows):
         fail(f'{path} has a line twice, so that two prompts would be the same: '
              + next(a['word'] for i, a in enumerate(rows) if a['word'] in {b['word'] for b in rows[:i]}))
@@ -174,7 +182,7 @@ def read_grammar(folder, lists):
     settings = dict(line.split(':', 1) for line in head.split('\n') if ':' in line)
     genders = settings.get('genders', '').split()
     default_roles = settings.get('cast', '')
-    for row in people + lists['noun']:  # {slot:a|b} picks by gender, {slot:a|b|c|d} by gender and number
+    for row in people + lists.get('noun', []):  # {slot:a|b} picks by gender, {slot:a|b|c|d} by gender and number
         tag = next((tag for tag in row['tags'] if tag.removesuffix('p') in genders), None)
         if tag:
             row['gender'] = genders.index(tag.removesuffix('p'))
@@ -292,7 +300,7 @@ def read_refusals(path):
         return text.replace('’', "'").replace('‘', "'").replace(' :', ':')
 
     found = {'^': [], '$': [], '': []}
-    for line in filter(None, read_lines(path) if os.path.exists(path) else []):
+    for line in filter(lambda line: line.strip('^$'), read_lines(path) if os.path.exists(path) else []):
         where = '^' if line[0] == '^' else '$' if line[-1] == '$' else ''
         phrase = re.escape(plain_marks(line.strip('^$')))
         found[where].append(phrase + rf'(?![{SIGNS}])' * bool(re.match(rf'[{SIGNS}]', phrase[-1])))
@@ -374,7 +382,7 @@ def stories_in(reply):
         closed = re.fullmatch(r'(.*)</p\s*>(.*)', text, flags=re.I | re.S)
         if number == len(parts) and (not closed or '<p' in closed[2].lower()):  # where the reply was cut
             continue
-        text = closed[1] if closed else re.sub(r'\n\W*\d*\W*$', '', text)  # without the number of the next
+        text = closed[1] if closed else re.sub(r'\n\W{0,9}\d{0,9}\W{0,9}$', '', text)  # without the number of the next
         found.append((plain(headline), plain(text)))
     found = [pair for pair in found if all(pair)]
     if not found:
@@ -470,6 +478,10 @@ if out and not out.endswith('.jsonl'):
     fail(f'out is {out!r}; it ends in .jsonl')
 if min(n_words, n_characters, dry_run, examples) < 0 or min(epochs, items) < 1:
     fail('n_words, n_characters, dry_run and examples are numbers from 0, epochs and items from 1')
+if not words or not all(isinstance(text, str) for text in [*words, *themes, *levels, *levels.values()]):
+    fail('words is a list of the names of word lists, themes a list of texts, levels a dict of texts')
+if not (0 <= min_words <= max_words and 0 <= min_script <= 1):  # or every story would be paid for and none would pass
+    fail('min_words is from 0 to max_words, min_script a share from 0 to 1')
 folder = os.path.join('data', language)
 composed = provider == 'grammar' and not base_url
 out = out or os.path.join(folder, 'stories.jsonl')
@@ -531,8 +543,8 @@ done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
 n_done = n_failed = 0
 spent = [0, 0, 0]
 for row in tqdm(chat.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
-    i = row.get('id') if isinstance(row, dict) else None
-    i = i // items if isinstance(i, int) and 'reason' not in row else i  # a failed one has the prompt's number
+    i = row.get('id') if isinstance(row, dict) and type(row.get('id')) is int else None
+    i = i // items if i is not None and 'reason' not in row else i  # a failed one has the prompt's number
     if i not in range(n_prompts) or 'reason' not in row and row.get(words[0]) != seed_words(i, lists)[words[0]]['word']:
         fail(f'{out} holds another story than this seed and these word lists give (number {i}); name another --out')
     if composed != (row.get('model', '') == 'grammar') and 'reason' not in row:
@@ -544,7 +556,7 @@ for row in tqdm(chat.finished(out, spent), desc=f'reading {out}', unit=' rows', 
         n_failed += first and 'reason' in row
         done[place // 8] |= 1 << place % 8
     if not composed:
-        if 'text' in row:
+        if isinstance(row.get('text'), str):
             seen.add(row['text'])
 left = (i for place, i in enumerate(ids) if not done[place // 8] >> place % 8 & 1)
 

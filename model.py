@@ -23,7 +23,7 @@ import torch.nn as nn
 from torch.nn import functional as F
 
 from jsonl import replacing
-from tokenizer import Tokenizer, from_folder
+from tokenizer import Tokenizer, from_folder, on_hub
 from tokenizer import load as load_tokenizer
 
 MLPS = {'swiglu': F.silu, 'gelu': F.gelu, 'gelu_new': lambda x: F.gelu(x, approximate='tanh')}
@@ -132,8 +132,13 @@ class GPT(nn.Module):
         for name, value, options in (('norm', norm, ('rmsnorm', 'layernorm')), ('position', position, ('rope', 'learned')), ('mlp', mlp, tuple(MLPS))):
             if value not in options:
                 raise SystemExit(f'{name} is {value!r}; it is one of {", ".join(options)}')
-        if min(vocab_size, block_size, n_layer, n_head, n_embd) < 1 or n_embd % n_head or n_head % n_kv_head:
-            raise SystemExit(f'n_embd ({n_embd}) must be a multiple of n_head ({n_head}) and that of n_kv_head ({n_kv_head}), all of them from 1')
+        if min(vocab_size, block_size, n_layer, n_head, n_embd, n_kv_head, n_inner) < 1 or n_embd % n_head or n_head % n_kv_head:
+            raise SystemExit(f'n_embd ({n_embd}) must be a multiple of n_head ({n_head}) and that of n_kv_head ({n_kv_head}), '
+                             f'and these, vocab_size, block_size, n_layer ({n_layer}) and n_inner ({n_inner}) are from 1')
+        if n_layer > 10_000 or n_layer * n_embd * (n_embd + n_inner) > 1e12:  # it would be built, layer after layer, until the memory is full
+            raise SystemExit(f'n_layer ({n_layer:,}) blocks of n_embd ({n_embd:,}) make more weights than any machine holds')
+        if not 0 < rope_theta < float('inf'):
+            raise SystemExit(f'rope_theta is {rope_theta}; it is a number above 0')
         if position == 'rope' and n_embd // n_head % 2:
             raise SystemExit(f'a head of {n_embd // n_head} cannot be rotated: n_embd / n_head must be even')
 
@@ -263,7 +268,10 @@ class Foreign(nn.Module):
     def __init__(self, folder):
         import transformers
         super().__init__()
-        self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        transformers.logging.set_verbosity_error()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         self.new_cache = lambda n, size: transformers.DynamicCache(config=self.theirs.config)
         self.places = 'position_ids' in inspect.signature(self.theirs.forward).parameters  # others count for themselves
         self.head = nn.Identity()
@@ -405,9 +413,10 @@ def load(name, device='cpu', tokenizer=''):
     """A trained model -> (GPT in eval mode, Tokenizer, checkpoint or {}).
 
     name: a checkpoint of train.py or of nanoGPT, as a file or, from the Hugging Face hub, user/repository/file.pt; a folder
-    with best.pt or ckpt.pt; or a Hugging Face folder or hub name. tokenizer: the name of one to use instead of the model's own.
-    A nanoGPT checkpoint has none: it is the one named or the tokenizer.json beside it. A model that is no Llama, Qwen3 or
-    GPT-2 is a Foreign. Ends the program with one line when there is no such model or its files are broken.
+    with best.pt or ckpt.pt; or a Hugging Face folder or hub name. What comes from the hub may be pinned by @revision at its end.
+    tokenizer: the name of one to use instead of the model's own. A nanoGPT checkpoint has none: it is the one named or the
+    tokenizer.json beside it. A model that is no Llama, Qwen3 or GPT-2 is a Foreign. Ends the program with one line when
+    there is no such model or its files are broken.
     """
     try:
         model, spelling, checkpoint = read(name, tokenizer)
@@ -431,6 +440,9 @@ def read(name, tokenizer):
     checkpoint = load_checkpoint(path)
     if not isinstance(checkpoint, dict) or not {'model_args', 'model'} <= checkpoint.keys():
         raise SystemExit(f'{path}: a checkpoint, but neither of train.py nor of nanoGPT')
+    config, meta = checkpoint.get('config', {}), checkpoint.get('meta', {})
+    if not isinstance(config, dict) or not isinstance(meta, dict) or not isinstance(config.get('dataset', ''), str):
+        raise SystemExit(f'{path}: its config and meta are not as train.py writes them')
     beside = os.path.join(os.path.dirname(path), 'tokenizer.json')
     if tokenizer or 'tokenizer' not in checkpoint and os.path.exists(beside):
         spelling = load_tokenizer(tokenizer or beside)
@@ -482,15 +494,16 @@ def add_lora(model, rank, alpha, dropout):
 
 def download(name):
     """A model's files from the Hugging Face hub -> the folder where they are kept, or the file when the name has a third part."""
-    user, _, file = name.partition('/')
+    path, revision = on_hub(name)
+    user, _, file = path.partition('/')
     repository, _, file = file.partition('/')
     if name.startswith(('.', '/')) or file and not file.endswith('.pt') or user in ('out', 'data'):
         raise SystemExit(f'{name} holds no checkpoint; train first, or name another folder')
     import huggingface_hub
     try:
         if file:
-            return huggingface_hub.hf_hub_download(f'{user}/{repository}', file)
-        return huggingface_hub.snapshot_download(name, allow_patterns=['*.json', '*.safetensors', 'pytorch_model*.bin', '*.model'])
+            return huggingface_hub.hf_hub_download(f'{user}/{repository}', file, revision=revision)
+        return huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=['*.json', '*.safetensors', 'pytorch_model*.bin', '*.model'])
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
         raise SystemExit(f'{name}: neither here nor a model to be had from the Hugging Face hub ({type(e).__name__})') from None
 
@@ -521,17 +534,38 @@ def load_hf(folder):
             and not any(config.get(key) for key in ('attention_bias', 'mlp_bias', 'use_sliding_window'))
     else:
         supported = False
+    stay_inside(folder)
     if not supported:  # of another kind, or with parts that GPT has not: scaled rope or attention, biases, another activation or head size
         try:
             return Foreign(folder)
         except Exception as e:  # whatever Transformers says of a folder with too little in it, or with code of its own
-            raise SystemExit(f'{folder}: a model of type {kind!r} that Transformers cannot open ({" ".join(str(e).split()):.200})') from None
+            raise SystemExit(f'{folder}: a model of type {kind!r} that Transformers cannot open ({reason_in(e):.200})') from None
     model = GPT(vocab_size=config['vocab_size'], **args)
     weights = read_weights(folder)
     if kind == 'gpt2':  # its matrices lie the other way round
         weights = {name: weight.t() if weight.dim() == 2 and '.h.' in f'.{name}' else weight for name, weight in weights.items()}
     fill(model, weights, folder)
     return model
+
+
+def reason_in(error):
+    """What Transformers says, in a line; but not torch's advice to read a pickle all the same, which would run code from it."""
+    said = ' '.join(str(error).split())
+    return 'something other than tensors in its weights' if 'weights_only' in said else said
+
+
+def stay_inside(folder):
+    """End the program where a Hugging Face folder sends its reader elsewhere: to weights in other folders, or to an attention kernel, which is code."""
+    for file in os.listdir(folder):
+        if file != 'config.json' and not file.endswith('.index.json'):
+            continue
+        with open(os.path.join(folder, file), encoding='utf-8') as f:
+            content = json.load(f)
+        if file == 'config.json':
+            if re.search('"_?(attn|experts)_implementation(_internal)?": *[^,}]*/', json.dumps(content)):
+                raise SystemExit(f'{folder}: config.json asks for a kernel from the hub, and that is code')
+        elif any(os.path.isabs(name) or os.path.normpath(name).startswith('..') for name in content['weight_map'].values()):
+            raise SystemExit(f'{folder}: {file} names weights outside of the folder')
 
 
 def fill(model, weights, path):

@@ -30,14 +30,14 @@ import zlib
 
 # -----------------------------------------------------------------------------
 # stories
-source = ''  # a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of them, or hf:user/dataset[:split]
+source = ''  # a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of them, or hf:user/dataset[@revision][:split]
 val_source = ''  # the same for validation; when empty, a part of source is set aside
 text_column = ''  # the name of the column with the story, found when empty
 lower_case = False  # make everything lower case, as for news
 deduplicate = False  # drop stories that are the same to the letter
 # where to and how
 dataset = 'hindi'  # the folder under data/
-tokenizer = 'train'  # 'train' one here, 'tiktoken:gpt2', a name on the Hugging Face hub, a folder, a .json or .model file
+tokenizer = 'train'  # 'train' one here, 'tiktoken:gpt2', a name on the Hugging Face hub (@revision pins it), a folder, a .json or .model file
 vocab_size = 4096  # tokens of a tokenizer trained here
 special_tokens = []  # strings that get a token of their own, such as '</h>' behind the headline of news
 trim = True  # drop the tokens of a tokenizer from elsewhere that the stories do not use
@@ -56,7 +56,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jsonl
-from tokenizer import MAX_VOCAB_SIZE, load, train
+from tokenizer import MAX_VOCAB_SIZE, load, on_hub, train
 from tokenizer import trim as trim_tokenizer
 
 TEXT_COLUMNS = ('text', 'story', 'translated story', 'translated_story', 'stories', 'content', 'generated_text', 'news', 'article')
@@ -113,8 +113,9 @@ def texts_of(source):
         except ImportError:
             fail('reading from the hub takes one more package: pip install datasets')
         name, _, split = source[3:].partition(':')
+        name, revision = on_hub(name)
         try:
-            yield from texts_in(datasets.load_dataset(name, split=split or 'train'), source)
+            yield from texts_in(datasets.load_dataset(name, split=split or 'train', revision=revision), source)
         except (OSError, ValueError) as e:  # among them DatasetNotFoundError and an unknown split
             fail(f'{source}: {str(e).splitlines()[0]}')
         return
@@ -134,7 +135,7 @@ def texts_of(source):
                     else:
                         csv.field_size_limit(2**31 - 1)
                         yield from texts_in(csv.DictReader(f, delimiter='\t' if ending == '.tsv' else ','), path)
-        except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as e:
+        except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as e:
             fail(f'{path}: {"not UTF-8" if isinstance(e, UnicodeDecodeError) else type(e).__name__}, {e}')
 
 
@@ -158,8 +159,8 @@ def parquet_rows(path):
         with pyarrow.parquet.ParquetFile(path) as f:
             for batch in f.iter_batches(1024):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as e:
-        fail(f'{path}: {e}')
+    except pyarrow.ArrowException as e:
+        fail(f'{path}: {str(e).splitlines()[0]}')
 
 
 def blocks_of(f):
@@ -194,6 +195,10 @@ def stories():
             text = unicodedata.normalize('NFC', text).strip()
             text = text.removeprefix('<|startoftext|>').removesuffix('<|endoftext|>').strip()  # bos and eos, as a CSV for GPT-2 may spell them
             text = text.lower() if lower_case else text
+            if '\0' in text:  # one may be a slip; many are UTF-16 without its mark, which is valid UTF-8, and gibberish
+                if 50 * text.count('\0') > len(text):
+                    fail(f'{where}: a story full of NUL characters, {text[:20]!r}; is the file UTF-16? It wants to be UTF-8')
+                text = text.replace('\0', '')
             data = text.encode('utf-8', 'surrogatepass')
             digest = hashlib.blake2b(data, digest_size=16, key=b'%d' % seed).digest()
             if not text or deduplicate and not seen.execute('INSERT OR IGNORE INTO seen VALUES (?)', (digest,)).rowcount:
@@ -256,9 +261,9 @@ def show(folder, tokens):
     tok = load(os.path.join(folder, 'tokenizer.json'))
     for split in ('train', 'val'):
         path = os.path.join(folder, f'{split}.bin')
-        if not os.path.exists(path):
+        if not os.path.isfile(path):
             fail(f'{path} is missing; --source= names the stories to make it of')
-        ids = np.fromfile(path, '<u2', count=tokens)
+        ids = np.fromfile(path, '<u2', count=min(tokens, os.path.getsize(path) // 2))  # which makes room for `count` of them first
         print(f'\n--- the first {len(ids)} tokens of {split}.bin')
         print(tok.backend.decode(ids.tolist(), skip_special_tokens=False))
 
@@ -266,6 +271,8 @@ def show(folder, tokens):
 # -----------------------------------------------------------------------------
 folder = os.path.join('data', dataset)
 meta_path = os.path.join(folder, 'meta.json')
+if not 0 <= num_proc <= 4096 or decode < 0:
+    fail('num_proc is a number from 0 to 4096, decode one from 0')
 if not source:
     if not decode:
         fail('--source= names the stories; --help shows what it can be')
@@ -275,7 +282,7 @@ if not source:
     sys.exit(0)
 if not 0 <= val_fraction < 1 or not 0 <= seed < 2**63:
     fail('val_fraction is a share from 0 to below 1, seed a number from 0 to below 2**63')
-if not all(isinstance(token, str) and token for token in special_tokens):
+if not all(isinstance(token, str) and token and token.encode('utf-8', 'replace').decode() == token for token in special_tokens):
     fail('special_tokens is a list of strings')
 jsonl.claim(os.path.join(folder, 'train.bin'))
 
@@ -309,6 +316,9 @@ with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.repl
             for (split, text), story in zip(batch, ids):
                 if not start and not n[split]['stories']:
                     flat[split].append(tok.eos)
+                if not story:  # a tokenizer of another script that has no bytes to spell this one with
+                    n[split]['unspelled'] += 1
+                    continue
                 flat[split] += [*start, *story, tok.eos]
                 longest = max(longest, len(story) + 2)
                 for size in longer:
@@ -320,7 +330,8 @@ with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.repl
                 counts += np.bincount(array, minlength=tok.vocab_size)
                 n[split]['tokens'] += len(array)
     if not n['train']['stories']:
-        fail(f'{source}: no story in it')
+        fail(f'{source}: no story in it' + f' that {tokenizer} has tokens for' * any(n[split]['unspelled'] for split in n)
+             + ' but those set aside for validation; a lower --val_fraction sets fewer aside' * bool(n['val']['stories']))
     if os.path.exists(meta_path):
         os.remove(meta_path)  # until the new one stands, nothing may be read with the old one
 entropy, efficiency = renyi(counts)
@@ -343,6 +354,8 @@ bytes       {n['train']['bytes']:>15,} {n['val']['bytes']:>12,}
 vocabulary of {tok.vocab_size:,} tokens; {total['tokens'] / max(1, total['words']):.2f} tokens a word, {total['bytes'] / total['tokens']:.2f} bytes a token
 Rényi entropy (α = 2.5) {entropy:.2f} bits, {efficiency:.1%} of the possible
 longest story {longest:,} tokens; longer than {', '.join(f'{size}: {longer[size] / total["stories"]:.1%}' for size in longer)} of the stories""")
+if total['unspelled']:
+    print(f'{total["unspelled"]:,} stories were left out: {tokenizer} has no token for anything in them.', file=sys.stderr)
 if not n['val']['stories']:
     print(f'No story was set aside for validation: --val_fraction={min(0.5, 2 * val_fraction or 0.1):g} sets more aside.', file=sys.stderr)
 if decode:

@@ -12,13 +12,14 @@ A story depends on its prompt, its seed and the settings, not on the batch that 
 
 import json
 import os
+import re
 import sys
 import unicodedata
 import warnings
 
 # -----------------------------------------------------------------------------
 # the model
-init_from = 'resume'  # 'resume': the best checkpoint in out_dir; or a checkpoint (nanoGPT's too), a Hugging Face folder or hub name
+init_from = 'resume'  # 'resume': the best checkpoint in out_dir; or a checkpoint (nanoGPT's too), a Hugging Face folder or hub name, pinned by name@revision
 out_dir = 'out/hindi'
 tokenizer = ''  # a name as for prepare.py, for a model without one, such as nanoGPT's; empty: the model's own
 # the prompts
@@ -48,12 +49,19 @@ def fail(message):
     raise SystemExit(f'sample.py: {message}')
 
 
+def utf8(text):
+    """A text from the command line without bytes that are no UTF-8, and without halves of surrogate pairs."""
+    return re.sub('[\ud800-\udc7f\udd00-\udfff]', '\ufffd', text).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+
+
 ending = os.path.splitext(out)[1].lower()
 if out and ending not in ('.jsonl', '.json', '.txt'):
     fail(f'out is {out!r}; it ends in .jsonl, .json or .txt')
-if min(num_samples, max_new_tokens, batch_size) < 1:
-    fail('num_samples, max_new_tokens and batch_size are numbers from 1')
-if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and repetition_penalty > 0 and no_repeat_ngram >= 0):
+if os.path.isdir(out):
+    fail(f'out is {out!r}, a folder; it is a file')
+if min(num_samples, max_new_tokens, batch_size) < 1 or max(num_samples, max_new_tokens) > 1e6:
+    fail('num_samples and max_new_tokens are numbers from 1 to a million, batch_size from 1')
+if not (0 <= temperature < 1e6 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and 0 < repetition_penalty < 1e6 and no_repeat_ngram >= 0):
     fail('temperature, top_k and no_repeat_ngram are numbers from 0, repetition_penalty above 0, top_p above 0 and up to 1, min_p from 0 to 1')
 if not 0 <= seed < 2**62 or not all(isinstance(word, str) for word in bad_words):
     fail('seed is a number from 0 to below 2**62, bad_words a list of texts')
@@ -69,8 +77,10 @@ if start.startswith('FILE:'):
         fail(f'{start[5:]}: {e}')
     if not prompts:
         fail(f'{start[5:]} has no line in it')
+    if any('\0' in prompt for prompt in prompts):  # UTF-16 without its mark is valid UTF-8, and gibberish
+        fail(f'{start[5:]} holds NUL characters; it wants to be UTF-8')
 else:
-    prompts = [start.strip().encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')]  # bytes that are no UTF-8 stay out
+    prompts = [utf8(start.strip())]
 
 prompts = [unicodedata.normalize('NFC', prompt) for prompt in prompts]
 
@@ -95,10 +105,12 @@ if quantize:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model = quantize_dynamic(model, {torch.nn.Linear: per_channel_dynamic_qconfig}, inplace=True)
-bad_ids = [ids for word in bad_words for ids in tokenizer.encode_batch([word, ' ' + word]) if ids]
+bad_ids = [ids for word in map(utf8, bad_words) for ids in tokenizer.encode_batch([word, ' ' + word]) if ids]
 stories = [{'id': i, 'prompt': prompt, 'story': '', 'seed': seed + i, 'ended': 'length'}
            for i, prompt in enumerate(prompt for prompt in prompts for _ in range(num_samples))]
 heads = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch([story['prompt'] for story in stories])]
+if lost := next((story['prompt'] for story, head in zip(stories, heads) if story['prompt'] and len(head) == 1), ''):
+    fail(f'this model has no token for anything in {lost[:40]!r}')
 
 
 def told(some):

@@ -143,6 +143,8 @@ def draw(rows):
 # -----------------------------------------------------------------------------
 if not settings or not all(isinstance(setting, dict) for setting in settings):
     fail('settings is a list of dicts, each with the keys of train.py that make a model; config/sweep_hindi.py has one')
+if nproc_per_node < 1:
+    fail('nproc_per_node is a number from 1')
 if {'out_dir', 'init_from'} & {key for setting in [*settings, train_options] for key in setting}:
     fail('out_dir and init_from are chosen here, setting by setting')
 names = ['_'.join(f'{key}={value}' for key, value in setting.items()).replace('/', '-') or 'default' for setting in settings]
@@ -151,12 +153,18 @@ if len(set(names)) < len(names):
 rows, failed = [], []
 for name, setting in zip(names, settings):
     folder = os.path.join(out_dir, name)
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+        fail(f'{folder}: {e.strerror}')
     done_path = os.path.join(folder, 'done.json')
     done = {}  # stage: the command that it was done with, and for 'begun' the training that was begun last
     if os.path.exists(done_path):
-        with open(done_path, encoding='utf-8') as f:
-            done = json.load(f)
+        try:
+            with open(done_path, encoding='utf-8') as f:
+                done = dict(json.load(f))
+        except (OSError, ValueError, TypeError) as e:
+            fail(f'{done_path}, which says what is done, could not be read ({e}); without it the setting is begun anew')
     commands = stages(setting, folder)
     for number, (stage, arguments) in enumerate(commands.items()):
         if done.get(stage) == arguments:

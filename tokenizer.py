@@ -13,12 +13,14 @@ import json
 import os
 import re
 import unicodedata
+import warnings
 
 import numpy as np
 
 from jsonl import replacing
 
 MAX_VOCAB_SIZE = 65536  # ids are stored as uint16
+MAX_ID = 2**22  # of a tokenizer from elsewhere, the largest of which have some 2**18 tokens; tables as long as this are no danger to memory
 
 # A word with the space before it; signs (\p{M}) belong to their letters, or no Indic word would stay whole, and so do
 # the joiners U+200C and U+200D. Digits go one by one, so that numbers of any length are spelled alike.
@@ -44,6 +46,8 @@ class Tokenizer:
         self.bos, self.eos = self.backend.token_to_id(bos), self.backend.token_to_id(eos)
         self.bos_token, self.eos_token = bos, eos
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        if self.vocab_size > MAX_ID:
+            raise ValueError(f'an id of {self.vocab_size - 1:,}')
         # for those who read tokenizer.json with other tools: a prompt begins with bos and stays open
         self.backend.post_processor = processors.TemplateProcessing(single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
 
@@ -63,6 +67,8 @@ class Tokenizer:
     def add_tokens(self, tokens):
         """Give each of these strings a token of its own wherever it stands in a text, such as </h> behind a headline."""
         from tokenizers import AddedToken
+        if {self.bos_token, self.eos_token} & {*tokens}:
+            raise SystemExit(f'{self.bos_token} and {self.eos_token} are where stories begin and end, and nothing else can be')
         self.backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
@@ -108,7 +114,7 @@ def train(texts, vocab_size, special_tokens=()):
 
 
 def load(name):
-    """`tiktoken:gpt2`, a .json, .model or checkpoint file, a folder that holds one, or a name on the hub -> Tokenizer.
+    """`tiktoken:gpt2`, a .json, .model or checkpoint file, a folder that holds one, or a name on the hub, with @revision or without -> Tokenizer.
 
     Ends the program with one line when there is no such tokenizer.
     """
@@ -118,14 +124,27 @@ def load(name):
         return from_folder(name)
     if os.path.isfile(name):
         return {'.model': from_sentencepiece, '.pt': from_checkpoint}.get(os.path.splitext(name)[1], from_json)(name)
-    if name.endswith(('.json', '.model')) or name.startswith(('.', '/')) or name.count('/') > 1:
-        raise SystemExit(f'{name}: there is no such tokenizer file or folder')
+    repository, revision = on_hub(name)
+    if not repository or name.endswith(('.json', '.model')) or name.startswith(('.', '/')) or repository.count('/') > 1:
+        raise SystemExit(f'{name or "tokenizer is empty"}: there is no such tokenizer file or folder')
     import huggingface_hub
     try:
         return from_folder(huggingface_hub.snapshot_download(
-            name, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json']), name)
+            repository, revision=revision, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json']), name)
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
         raise SystemExit(f'{name}: no tokenizer by this name could be had from the Hugging Face hub ({type(e).__name__})') from None
+
+
+def on_hub(name):
+    """A name on the Hugging Face hub, as 'user/name' or 'user/name@revision' -> ('user/name', the branch, tag or commit, or None).
+
+    Ends the program with one line where HF_ENDPOINT would have it downloaded unencrypted, so that anybody on the way could change it.
+    """
+    endpoint = os.environ.get('HF_ENDPOINT', '')
+    if endpoint and not re.match(r'https://|http://(localhost|127\.0\.0\.1|\[::1\])(:|/|$)', endpoint):
+        raise SystemExit(f'HF_ENDPOINT is {endpoint!r}; models are downloaded by https:// only')
+    repository, _, revision = name.partition('@')
+    return repository, revision or None
 
 
 def from_folder(folder, name=None):
@@ -162,7 +181,9 @@ def from_checkpoint(path):
     """The tokenizer in a checkpoint of train.py."""
     import torch
     try:
-        return Tokenizer(**torch.load(path, map_location='cpu', weights_only=True)['tokenizer'])
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            return Tokenizer(**torch.load(path, map_location='cpu', weights_only=True)['tokenizer'])
     except Exception as e:  # torch raises as many kinds as files can be broken
         raise SystemExit(f'{path}: no checkpoint with a tokenizer in it ({type(e).__name__})') from None
 

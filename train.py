@@ -27,7 +27,7 @@ import time
 # input and output
 out_dir = 'out/hindi'  # where checkpoints, log and loss curve go
 dataset = 'hindi'  # the folder under data/ with train.bin and val.bin
-init_from = 'scratch'  # 'scratch', 'resume', or a model to start from: a checkpoint, a Hugging Face folder or hub name
+init_from = 'scratch'  # 'scratch', 'resume', or a model to start from: a checkpoint, a Hugging Face folder or hub name, pinned by name@revision
 eval_interval = 500  # steps between evaluations; each is followed by a checkpoint
 eval_iters = 0  # batches an evaluation, 0: all of val.bin
 eval_only = False  # evaluate once and end
@@ -139,12 +139,14 @@ device_type = device.split(':')[0]
 amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 sequences = batch_size * gradient_accumulation_steps  # a step, over all processes
-if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval) < 1:
-    fail('batch_size, gradient_accumulation_steps, block_size, eval_interval and log_interval are numbers from 1')
+if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval, max_iters) < 1:
+    fail('batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval and max_iters are numbers from 1')
 limits = {'dropout': 1, 'lora_dropout': 1, 'beta1': 1, 'beta2': 1, 'seed': 2**32} | dict.fromkeys(
-    ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'learning_rate', 'min_lr', 'max_epochs', 'warmup_ratio'), math.inf)
-if not all(0 <= config[key] < limit for key, limit in limits.items()):
-    fail('dropout, lora_dropout, beta1 and beta2 are from 0 to below 1, seed from 0 to below 2**32, and no rate, norm or number is below 0')
+    ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'lora_alpha', 'learning_rate', 'min_lr', 'max_epochs', 'warmup_ratio', 'warmup_iters',
+     'lr_decay_iters', 'max_minutes', 'stop_at_val_loss'), math.inf)
+for key, limit in limits.items():
+    if not 0 <= config[key] < limit:  # nor is nan
+        fail(f'{key} is {config[key]}; it is a number from 0 to below {limit}')
 if eval_only and init_from == 'scratch':
     fail('eval_only wants a model: --init_from=resume, or the name of one')
 if lora_rank and init_from == 'scratch':

@@ -15,6 +15,7 @@ import itertools
 import os
 import re
 import unicodedata
+import warnings
 
 # -----------------------------------------------------------------------------
 source = ''  # a .jsonl, or packed as .gz or .xz, with `id` and `text` in every row; data/<source_language>/stories.jsonl when empty
@@ -25,7 +26,7 @@ shard = '1/1'  # this run's part of the work: '2/8' is the second of eight, each
 dry_run = 0  # print this many translations and write nothing
 model = ''  # facebook/nllb-200-distilled-600M when empty, or the provider's usual one
 
-# with a model here: NLLB, M2M100, mBART-50, Marian, T5 or another seq2seq model, by its folder or its name on the Hugging Face hub
+# with a model here: NLLB, M2M100, mBART-50, Marian, T5 or another seq2seq model, by its folder or its name on the Hugging Face hub (name@revision pins it)
 prefix = ''  # put before every sentence, for a model that is told so what to do: 'translate English to French: ', '>>hin<< ', '<2hi> '
 num_beams = 1  # 1: always the likeliest token; 4 weighs four translations, and takes longer
 max_new_tokens = 256  # of a sentence's translation; a sentence of more than half as many is cut at a comma or a space
@@ -134,9 +135,15 @@ def take_apart(text):
 def load(kind, **options):
     """The tokenizer or the model, from a folder or the hub. No code from there is run."""
     try:
-        return kind.from_pretrained(model, trust_remote_code=False, **options)
+        here = os.path.isdir(model)
+        name, revision = (model, None) if here else on_hub(model)
+        if here:
+            stay_inside(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
+            return kind.from_pretrained(name, revision=revision, trust_remote_code=False, **options)
     except Exception as e:  # of many kinds, for all that a folder or the hub can lack
-        fail(f'{model}: neither a folder here nor a name on the Hugging Face hub gives a translation model ({" ".join(str(e).split())[:200]})')
+        fail(f'{model}: neither a folder here nor a name on the Hugging Face hub gives a translation model ({reason_in(e):.200})')
 
 
 def language_code(language):
@@ -231,6 +238,8 @@ if source_language == target_language:
     fail(f'source_language and target_language are both {target_language!r}')
 if min(num_beams, batch_size) < 1 or max_new_tokens < 32 or dry_run < 0:
     fail('num_beams and batch_size are numbers from 1, max_new_tokens from 32, dry_run from 0')
+if not 0 <= min_ratio <= max_ratio:  # or every translation would be paid for and none would pass
+    fail('min_ratio is from 0 to max_ratio')
 slots = {*re.findall(r'\{(\w+)\}', template)}
 if chatting and not {'text'} <= slots <= {'source_language', 'target_language', 'text'}:
     fail(f'the template has the slots {", ".join(sorted(slots)) or "none"}; it needs {{text}}, and may have {{source_language}} and {{target_language}}')
@@ -307,7 +316,8 @@ if chatting:
 import torch
 import transformers
 
-from model import choose_device
+from model import choose_device, reason_in, stay_inside
+from tokenizer import on_hub
 
 device, fast = choose_device(device, dtype)
 dtype = dtype or (fast if device != 'cpu' else 'float32')
