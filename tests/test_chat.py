@@ -347,7 +347,7 @@ def test_near_duplicates(project):
     source = (project.path / 'generate_data.py').read_text(encoding='utf-8')
     import numpy as np
     scope = {'np': np}
-    exec(source[source.index('class Seen:'):source.index('def check(')], scope)
+    exec(source[source.index('class Seen:'):source.index('INVISIBLE =')], scope)
     seen, rng = scope['Seen'](), random.Random(1)
     project.run('generate_data.py', '--language=english', '--total=400', '--out=s.jsonl')
     words = sorted({word for row in project.jsonl('s.jsonl') for word in row['text'].split()})
