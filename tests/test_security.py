@@ -127,7 +127,8 @@ def test_no_script_trusts_code_from_elsewhere():
     assert len(sources) > 20
     for path in sources:
         text = path.read_text(encoding='utf-8')
-        assert not re.search(r'trust_remote_code\s*=\s*(?!False)|weights_only\s*=\s*(?!True)|pickle\.(load|Unpickler)|from pickle import|yaml\.load', text), path
+        assert not re.search(r'trust_remote_code\s*=\s*(?!False)|weights_only\s*=\s*(?!True)|pickle\.(load|Unpickler)|from pickle import|yaml\.load',
+                             text), path
         assert all('weights_only=True' in call for call in re.findall(r'torch\.load\(.*', text)), path
 
 
