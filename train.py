@@ -539,6 +539,7 @@ while step < max_iters and not stop:
         mark_time, mark_step = time.time(), step
 bar.close()
 if ddp:
+    net = None  # it holds on to the group, whose threads must end before Python does, or they abort it
     dist.destroy_process_group()
 if master and lora and merge_lora and not eval_only:
     best = os.path.join(out_dir, 'best.pt')
