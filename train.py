@@ -348,6 +348,10 @@ def total(*numbers):
     return sums.tolist()
 
 
+if total(step) != step * world_size:
+    fail(f'process {rank} would begin at step {step}, others at another; all nodes must read the same {out_dir}')
+
+
 @torch.no_grad()
 def evaluate():
     """Mean loss over val.bin, cut into windows of block_size tokens one after the other: the same ones every time."""
