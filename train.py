@@ -348,7 +348,7 @@ def total(*numbers):
     return sums.tolist()
 
 
-if total(step) != step * world_size:
+if total(step)[0] != step * world_size:
     fail(f'process {rank} would begin at step {step}, others at another; all nodes must read the same {out_dir}')
 
 
