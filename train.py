@@ -109,6 +109,7 @@ def fail(message):
 ddp = 'RANK' in os.environ
 rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
 master = rank == 0
+restarts = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))  # how often torchrun --max-restarts has begun this anew
 if ddp and device in ('', 'cuda') and torch.cuda.is_available():
     if local_rank >= torch.cuda.device_count():
         fail(f'--nproc_per_node asks for more processes than the {torch.cuda.device_count()} GPUs here')
@@ -128,7 +129,11 @@ if ddp:
         else:
             usual_hook(kind, value, trace)
     sys.excepthook = without_the_others
-    dist.init_process_group(backend or ('nccl' if 'cuda' in device else 'gloo'))
+    meeting = {}
+    if restarts and os.environ.get('LOCAL_WORLD_SIZE') == str(world_size):  # one node: torchrun keeps its store, where the dead left their addresses
+        store = next(dist.rendezvous('env://'))[0]
+        meeting = {'store': dist.PrefixStore(f'restart {restarts}', store), 'rank': rank, 'world_size': world_size}
+    dist.init_process_group(backend or ('nccl' if 'cuda' in device else 'gloo'), **meeting)
 if compile not in (True, False, None):
     fail(f'compile is {compile!r}; it is True, False or None')
 if compile is None:  # Triton wants Linux and a card from V100 on
@@ -244,8 +249,8 @@ step, best_val_loss, state, lora = 0, math.inf, None, None
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
 if master and not eval_only:
     jsonl.claim(ckpt_path)
-if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) and os.path.exists(ckpt_path):
-    init_from = 'resume'  # a process died, and torchrun --max-restarts has begun all of them again by the same command line
+if restarts and os.path.exists(ckpt_path):
+    init_from = 'resume'  # a process died, and all have begun again by the same command line
 if init_from == 'scratch':
     if os.path.exists(ckpt_path) and not eval_only:
         fail(f'{ckpt_path} is there already; --init_from=resume goes on with it, another --out_dir leaves it in peace')
@@ -341,6 +346,10 @@ def total(*numbers):
     sums = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(sums)
     return sums.tolist()
+
+
+if total(step)[0] != step * world_size:
+    fail(f'process {rank} would begin at step {step}, others at another; all nodes must read the same {out_dir}')
 
 
 @torch.no_grad()
@@ -539,6 +548,7 @@ while step < max_iters and not stop:
         mark_time, mark_step = time.time(), step
 bar.close()
 if ddp:
+    net = None  # it holds on to the group, whose threads must end before Python does, or they abort it
     dist.destroy_process_group()
 if master and lora and merge_lora and not eval_only:
     best = os.path.join(out_dir, 'best.pt')

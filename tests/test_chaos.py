@@ -36,25 +36,25 @@ def survives(test, stage, n):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_killed_it_loses_nothing(stages, name):
-    survives(chaos.kills, stages[name], 2)
+    survives(chaos.kills, stages[name], 1)
 
 
-@pytest.mark.parametrize('name', ['generate, grammar', 'translate, model', 'prepare', 'sample', 'evaluate'])  # train: test_train.py; the others: test_chat.py
+@pytest.mark.parametrize('name', ['generate, grammar', 'sample'])  # train: test_train.py; the others: test_chat.py
 def test_sigterm(stages, name):
     survives(chaos.sigterms, stages[name], 1)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ['generate, chat API', 'prepare', 'train', 'export'])  # all of them: make chaos
 def test_full_disk(stages, name):
-    survives(chaos.full_disks, stages[name], 2 if name in ('prepare', 'train', 'sample') else 1)
+    survives(chaos.full_disks, stages[name], 2 if name == 'train' else 1)
 
 
-@pytest.mark.parametrize('name', ['generate, grammar', 'prepare', 'train', 'sample', 'export', 'evaluate'])
+@pytest.mark.parametrize('name', ['generate, grammar', 'prepare', 'train'])
 def test_read_only_folder(stages, name):
     survives(chaos.read_only, stages[name], 1)
 
 
-@pytest.mark.parametrize('name', ['generate, grammar', 'translate, chat API', 'prepare', 'train', 'sample', 'export', 'evaluate'])
+@pytest.mark.parametrize('name', ['generate, grammar', 'prepare', 'train', 'sample', 'export'])
 def test_two_runs_at_once(stages, name):
     survives(chaos.two_at_once, stages[name], 1)
 
