@@ -22,7 +22,7 @@ import tempfile
 import time
 
 # -----------------------------------------------------------------------------
-stages = ['compose', 'chat', 'prepare', 'train', 'evaluate', 'generate']
+stages = ['compose', 'chat', 'prepare', 'train', 'evaluate', 'generate']  # what to time
 repetitions = 3
 peers = ''  # a folder with checkouts of karpathy/nanoGPT and karpathy/llama2.c
 out_dir = 'out/bench'
@@ -128,7 +128,7 @@ def ask(url):
     for path in (asked, os.path.join(out_dir, 'failed.jsonl')):
         if os.path.exists(path):
             os.remove(path)
-    text = run('generate_data.py', 'config/generate_hindi.py', f'--base_url={url}', '--model=x', f'--total={30 * num_workers}',
+    text = run('generate_data.py', 'config/generate_hindi.py', f'--base_url={url}', '--model=x', f'--total={10 * num_workers}',
                f'--num_workers={num_workers}', f'--out={asked}')
     return max(int(n.replace(',', '')) for n in re.findall(r'([\d,]+) stories/min', text))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # several tests run at once
 PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))  # for tests that call the ground floor directly
 

@@ -390,7 +390,7 @@ def test_what_no_class_can_express_names_the_key(trained, tokenizer, shape, argu
 def test_refusals(trained, arguments, said):
     (trained.path / 'README.md').write_text('not a folder', encoding='utf-8')
     line = trained.refuses('export.py', '--out_dir=out/llama', *arguments)
-    assert line.startswith('export.py: ') and said in line
+    assert said in line
     assert (trained.path / 'README.md').read_text(encoding='utf-8') == 'not a folder'
 
 

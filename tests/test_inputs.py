@@ -122,7 +122,7 @@ REFUSED = [  # script, options, files, what the one line says
     ('train.py', [*SMALL, '--dropout=1.0'], {}, 'dropout is 1.0'),
     ('train.py', [*SMALL, '--n_head=3'], {}, 'multiple of n_head'),
     ('train.py', [*SMALL, '--init_from=out/tiny', '--block_size=64', '--out_dir=out/x'], {}, 'reads 32 tokens at most'),
-    ('train.py', [*SMALL, '--out_dir=f'], {'f': b''}, 'f/log.jsonl could not be written'),
+    ('train.py', [*SMALL, '--out_dir=f'], {'f': b''}, 'f/ckpt.pt could not be written'),
     ('train.py', [*SMALL, '--dataset=f'], {'data/f': b''}, 'meta.json'),
     # sample.py
     ('sample.py', [*TELL, '--temperature=1e999'], {}, 'temperature'),

@@ -82,10 +82,10 @@ def test_a_story_does_not_depend_on_its_batch(pair):
     _, ours = pair
     eos = stories(ours, PROMPTS, temperature=0)[0][3]
     for settings in ({}, {'temperature': 0.7, 'top_k': 50, 'top_p': 0.9, 'min_p': 0.01}):
-        together = stories(ours, PROMPTS * 3, n=150, seeds=range(9), eos=eos, **settings)  # far beyond block_size, with early ends
-        alone = [stories(ours, [p], n=150, seeds=[s], eos=eos, **settings)[0] for s, p in enumerate(PROMPTS * 3)]
+        together = stories(ours, PROMPTS * 2, n=80, seeds=range(6), eos=eos, **settings)  # far beyond block_size, with early ends
+        alone = [stories(ours, [p], n=80, seeds=[s], eos=eos, **settings)[0] for s, p in enumerate(PROMPTS * 2)]
         assert together == alone
-        assert len({tuple(s) for s in together}) > 6
+        assert len({tuple(s) for s in together}) > 4
 
 
 def test_keys_and_values_change_nothing(pair):

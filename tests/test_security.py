@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -171,11 +172,12 @@ def test_links_and_names_that_lead_to_other_files(home):
 def test_a_checkpoint_names_no_place_to_write_to(home):
     """What a checkpoint says of its making is shown at most, and if it is not what train.py says, that is told in a line."""
     (home.path / 'evil/best.pt').write_bytes(checkpoint(home, config={'dataset': '../../../x', 'out_dir': '/tmp/x'}))
-    outside = {path for path in home.path.parent.rglob('*') if 'project' not in path.parts and '__pycache__' not in path.parts}
+    before = set(home.path.rglob('*'))
     home.run('export.py', '--out_dir=evil', '--examples=0')
     assert 'no loss' in home.run('evaluate.py', '--samples=evil/samples.jsonl')
-    new = {path for path in home.path.parent.rglob('*') if '__pycache__' not in path.parts} - outside
-    assert {path.relative_to(home.path).parts[0] for path in new} == {'evil'}
+    new = {path for path in home.path.rglob('*') if '__pycache__' not in path.parts} - before
+    assert {path.relative_to(home.path).parts[0] for path in new} == {'evil'} and not os.path.exists('/tmp/x')
+    assert not (home.path.parents[1] / 'x').exists()  # where data/../../../x leads
     for changes in ({'config': 5}, {'config': {'dataset': 5}}, {'meta': ['x']}, {'meta': {'stories': 3}}):
         (home.path / 'evil/best.pt').write_bytes(checkpoint(home, **changes))
         assert 'evil' in home.refuses('export.py', '--out_dir=evil', '--examples=0')

@@ -73,7 +73,7 @@ def test_what_a_run_leaves(project):
 
 def test_every_story_once_an_epoch_in_an_order_of_seed_and_epoch(project, monkeypatch):
     monkeypatch.chdir(project.path)
-    monkeypatch.setattr(sys, 'argv', ['train.py', *SMALL, '--max_iters=0'])
+    monkeypatch.setattr(sys, 'argv', ['train.py', *SMALL, '--max_iters=1'])
     train = runpy.run_path('train.py')
     stream, n, bos = train['stream'], train['n_tokens'], train['tokenizer'].bos
     data = np.fromfile('data/tiny/train.bin', '<u2')

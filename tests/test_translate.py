@@ -178,8 +178,8 @@ def test_a_chat_api_translates_each_story_once(project, chat_server):
     assert 0 < len(path.read_bytes().splitlines()) < 40
     project.run(*CHAT, *options)
     rows = sorted(project.jsonl('o.jsonl'), key=lambda row: row['id'])
-    expected = [row | {'text': f'X Hindi Marathi {row["text"]} Y', 'language': 'marathi', 'model': 'tiny', 'prompt_tokens': 100, 'completion_tokens': 300}
-                for row in ROWS]
+    expected = [row | {'text': f'X Hindi Marathi {row["text"]} Y', 'language': 'marathi', 'model': 'tiny', 'prompt_tokens': 100,
+                       'completion_tokens': 300, 'cost': 0.0} for row in ROWS]
     assert rows == expected
     assert server.counts()['requests'] <= 40 + 4
 
