@@ -393,15 +393,20 @@ def stories_in(reply):
 LIGHT = re.compile('(कर|दे|ले|हो|जा)ना|(कर|दे|घे|हो|जा)णे|(কর|দেওয়|নেওয়|হওয়|যাওয়|পাওয়)া')  # verbs that say little beside a noun, and are irregular
 
 
+def words_in(text):
+    """Its words, in lower case and without accents, which come and go (léger, légère)."""
+    text = re.sub('[\u0300-\u036f]', '', unicodedata.normalize('NFD', text.lower()))
+    return measures.WORD.findall(unicodedata.normalize('NFC', text))
+
+
+words_of_form = functools.lru_cache(2**16)(words_in)  # the lists' words come again and again
+
+
 def missing(words, text):
     """The kinds of seed words that a text does not hold, as far as the beginnings of its words tell.
 
     Of a group of words one will do: the prompt asks for some. A feature is said by the story, not named in it.
     """
-    def words_in(text):  # without accents, which come and go (léger, légère)
-        text = re.sub('[\u0300-\u036f]', '', unicodedata.normalize('NFD', text.lower()))
-        return measures.WORD.findall(unicodedata.normalize('NFC', text))
-
     def there(word, is_verb):
         """Whether a word of the text begins as this one does without its ending, and is not much longer."""
         stem = re.sub(r'(?<=..)(ना|णे|নো|া|er|ir|re)$', '', word) if is_verb else word.rstrip(measures.MARKS)
@@ -409,10 +414,10 @@ def missing(words, text):
             stem = word[:-1]
         longest = len(word) + (max(0, min(3, len(word) - 2)) if word.islower() else 5)  # cats, not caterpillars; the others put more behind a word
         bare = '' if is_verb or stem == word else stem  # कल is not the कली without its ending
-        return any(other.startswith(stem) and len(other) <= longest and other != bare or other == word for other in begun)
+        return word in begun or any(other.startswith(stem) and len(other) <= longest and other != bare for other in begun)
 
     def held(kind, form):
-        parts = [part for part in words_in(form) if part not in ('s', 'se')]  # se cacher: il s'est caché
+        parts = [part for part in words_of_form(form) if part not in ('s', 'se')]  # se cacher: il s'est caché
         if kind == 'verb' and len(parts) > 1 and LIGHT.fullmatch(parts[-1]):  # मदद करना: मदद की
             parts.pop()
         return all(there(part, kind == 'verb') for part in parts)
