@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -275,8 +276,8 @@ def judge(monkeypatch):
 
     def functions(language, **settings):
         scripts = {'marathi': 'DEVANAGARI', 'hindi': 'DEVANAGARI', 'bangla': 'BENGALI'}
-        scope = {'re': re, 'os': os, 'unicodedata': unicodedata, 'measures': measures, 'chat': chat, 'script': scripts.get(language, 'LATIN'),
-                 'min_script': 0.9, 'min_words': 3, 'max_words': 600, 'proper_nouns': True} | settings
+        scope = {'functools': functools, 're': re, 'os': os, 'unicodedata': unicodedata, 'measures': measures, 'chat': chat,
+                 'script': scripts.get(language, 'LATIN'), 'min_script': 0.9, 'min_words': 3, 'max_words': 600, 'proper_nouns': True} | settings
         exec(source[source.index('def read_lines('):source.index('def read_words(')], scope)
         exec(source[source.index('INVISIBLE ='):source.index('def stories_in(')], scope)
         exec(source[source.index('LIGHT ='):source.index('def accept(')], scope)

@@ -172,8 +172,8 @@ def judges():
     """{(language, format): the functions that a reply of it goes through}"""
     source, found = (PROJECT / 'generate_data.py').read_text(encoding='utf-8'), {}
     for language, reply_format, script in (('hindi', 'json', 'DEVANAGARI'), ('english', 'json', 'LATIN'), ('news', 'html', 'LATIN')):
-        scope = {'re': re, 'os': os, 'html': html, 'unicodedata': unicodedata, 'measures': measures, 'chat': chat, 'script': script, 'min_script': 0.9,
-                 'min_words': 3, 'max_words': 600, 'proper_nouns': language != 'news', 'reply_format': reply_format}
+        scope = {'functools': functools, 're': re, 'os': os, 'html': html, 'unicodedata': unicodedata, 'measures': measures, 'chat': chat,
+                 'script': script, 'min_script': 0.9, 'min_words': 3, 'max_words': 600, 'proper_nouns': language != 'news', 'reply_format': reply_format}
         exec(source[source.index('def read_lines('):source.index('def read_words(')], scope)
         exec(source[source.index('INVISIBLE ='):source.index('def accept(')], scope)
         scope['refuses'] = scope['read_refusals'](str(PROJECT / f'data/{language}/refusals.txt'))
