@@ -125,7 +125,7 @@ def test_the_card_has_the_figures_of_the_run(trained):
 
 
 def test_the_hub(trained, server):
-    hub = server('model_hub.py')
+    hub = server('hub_server.py')
     there = {'HF_ENDPOINT': hub.url, 'HF_HUB_OFFLINE': '0', 'HF_TOKEN': 'hf_test', 'HF_HUB_DISABLE_XET': '1'}
     refused = trained.refuses('export.py', '--out_dir=out/llama', '--examples=0', '--push=me/kahani', '--out=out/push', **there | {'HF_TOKEN': 'hf_wrong'})
     assert 'me/kahani' in refused and 'again' in refused
@@ -134,10 +134,12 @@ def test_the_hub(trained, server):
     assert transformers.AutoModelForCausalLM.from_pretrained(trained.path / 'out/push', dtype='auto').dtype == torch.bfloat16
     assert f'{hub.url}/me/kahani' in out
     seen = hub.get('/')
-    assert seen['repos'] == ['me/kahani']
+    assert [(repo['organization'], repo['name']) for repo in seen['repos']] == [('me', 'kahani')]
     names = sorted(name.name for name in (trained.path / 'out/push').iterdir() if name.name != 'diary.txt')
     assert sorted(seen['files']) == names and 'model.safetensors' in names
-    assert all(seen['files'][name] == (trained.path / 'out/push' / name).stat().st_size for name in names)
+    for name in names:
+        path = trained.path / 'out/push' / name
+        assert seen['files'][name] == (path.stat().st_size if path.suffix == '.safetensors' else path.read_text(encoding='utf-8'))
 
 
 # -----------------------------------------------------------------------------
