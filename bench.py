@@ -3,10 +3,11 @@ Times every stage on this machine, beside what the machine could do at most and,
 
     python bench.py
     python bench.py --peers=../peers          beside the git checkouts nanoGPT and llama2.c in that folder, and Transformers
-    python bench.py --source=stories.jsonl --vocab_size=32000 --n_layer=6 --n_head=6 --n_embd=288 --stages="['generate']"
+    python bench.py --source=stories.jsonl --tokenizer=llama2.model --n_layer=6 --n_head=6 --n_embd=288 --stages="['generate']"
+    python bench.py --stages="['grow']"       how speed and memory change with the width, depth, block, batch and length
 
 What takes long is timed by the scripts' own commands, the rest by the functions that they call. A rate is the best of
-`repetitions`, ours and the others' by turns, so that a busy moment does not decide. The table goes to out_dir/bench.md.
+`repetitions`, ours and the others' by turns, so that a busy moment does not decide. The tables and the picture go to out_dir.
 """
 
 import importlib.util
@@ -22,13 +23,14 @@ import tempfile
 import time
 
 # -----------------------------------------------------------------------------
-stages = ['compose', 'chat', 'prepare', 'train', 'evaluate', 'generate']  # what to time
+stages = ['compose', 'chat', 'prepare', 'train', 'evaluate', 'generate']  # what to time; also 'many' and 'grow', which take longer
 repetitions = 3
 peers = ''  # a folder with checkouts of karpathy/nanoGPT and karpathy/llama2.c
 out_dir = 'out/bench'
 source = ''  # stories for prepare.py; empty: 5,000 English ones of the grammar
 # the model
-vocab_size = 4096
+vocab_size = 4096  # of a tokenizer trained here
+tokenizer = 'train'  # or one from elsewhere, whole
 n_layer = 4
 n_head = 4
 n_embd = 256
@@ -38,24 +40,29 @@ train_options = {}  # more keys of train.py
 steps = 20  # of training; the first half is not counted
 new_tokens = 200  # of a story
 batches = [1, 16, 64]  # stories told side by side
+n_prompts = 1000  # of the stage 'many': the first words of so many stories, three stories from each, which end where the model ends them
+model_dir = ''  # its model; empty: the one that the stage 'train' makes, which knows no end
+sizes = {'n_embd': [64, 128, 256, 512], 'n_layer': [1, 2, 4, 8, 16], 'block_size': [64, 128, 256, 512, 1024], 'batch_size': [1, 4, 16, 64]}  # of 'grow'
 num_workers = 64  # requests in flight to a chat API on loopback, which answers after a second
 device = ''
-dtype = ''  # of training; stories are told in float32 on a CPU, as sample.py does
+dtype = ''  # of training
 # -----------------------------------------------------------------------------
 exec(open('configurator.py', encoding='utf-8').read())
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import jsonl
-from model import choose_device, load, matrix_rate
+from model import GPT, choose_device, load, matrix_rate, quantize_int8
+from tokenizer import load as load_tokenizer
 
 
 def fail(message):
     raise SystemExit(f'bench.py: {message}')
 
 
-known = ('compose', 'chat', 'prepare', 'train', 'evaluate', 'generate')
+known = ('compose', 'chat', 'prepare', 'train', 'evaluate', 'generate', 'many', 'grow')
 if not set(stages) <= set(known):
     fail(f'stages is {stages}; there is: {", ".join(known)}')
 if min(repetitions, steps, new_tokens, num_workers, *batches) < 1 or new_tokens >= block_size:
@@ -88,17 +95,18 @@ def number(x):
     return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
 
 
-def measure(stage, unit, limit, limit_name, **rates):
-    """Add a row. rates: a function for each of us (`here`) and the peers that measures a rate; limit: the highest that can be, 0: unknown."""
-    best = dict.fromkeys(rates, 0.0)
+def measure(stage, unit, here, limits=None, limit_name='', **peers):
+    """Add a row. here: functions that measure a rate of ours, by the name of the setting, and limits: the highest that each can be; peers: the others'."""
+    best = dict.fromkeys([*here, *peers], 0.0)
     for _ in tqdm(range(repetitions), desc=stage, leave=False):
-        for name, rate in rates.items():
+        for name, rate in (here | peers).items():
             best[name] = max(best[name], rate())
-    here = best.pop('here')
-    share = f'{here / limit:.0%} of {limit_name}' if limit else ''
-    others = ', '.join(f'{name.replace("_", " ")} {number(rate)} ({here / rate:.1f} ×)' for name, rate in best.items())
-    rows.append([stage, f'{number(here)} {unit}', share, others])
-    tqdm.write(f'{stage}: {number(here)} {unit}' + (f'; {share}' if share else '') + (f'; {others}' if others else ''))
+    fastest = max(here, key=best.get)
+    ours = best.pop(fastest)
+    share = f'{ours / limits[fastest]:.0%} of {limit_name}' if limits else ''
+    others = ', '.join(f'{name.replace("_", " ")} {number(rate)} ({ours / rate:.1f} ×)' for name, rate in best.items())
+    rows.append([stage, f'{number(ours)} {unit}' + f' ({fastest})' * bool(fastest), share, others])
+    tqdm.write(': '.join(filter(None, rows[-1])))
 
 
 def copy_rate(size=2**28):
@@ -136,19 +144,25 @@ def ask(url):
 def prepare():
     """Megabytes of text a second, all passes of prepare.py and the training of its tokenizer."""
     shutil.rmtree(data, ignore_errors=True)
-    taken = seconds(run, 'prepare.py', f'--source={source}', '--dataset=bench', f'--vocab_size={vocab_size}')
+    taken = seconds(run, 'prepare.py', f'--source={source}', '--dataset=bench', f'--tokenizer={tokenizer}', '--trim=False', f'--vocab_size={vocab_size}')
     with open(os.path.join(data, 'meta.json'), encoding='utf-8') as f:
         return sum(json.load(f)['bytes'].values()) / 1e6 / taken
 
 
-def train():
-    """The last line of train.py's log after so many steps."""
+def train(**other):
+    """The last line of train.py's log after so many steps, and its peak memory in bytes."""
     shutil.rmtree(run_dir, ignore_errors=True)
     options = {'dataset': 'bench', 'out_dir': run_dir, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size,
                'batch_size': batch_size, 'device': device, 'dtype': dtype, 'max_iters': steps, 'log_interval': steps - steps // 2,
-               'eval_interval': steps, 'eval_iters': 1} | train_options
-    run('train.py', *(f'--{key}={value}' for key, value in options.items()))
-    return list(jsonl.read(os.path.join(run_dir, 'log.jsonl')))[-1]
+               'eval_interval': steps, 'eval_iters': 1} | train_options | other
+    with subprocess.Popen([sys.executable, 'train.py', *(f'--{key}={value}' for key, value in options.items())], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace') as process:
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if status:
+        fail('train.py failed: ' + said.strip().split('\n')[-1])
+    return list(jsonl.read(os.path.join(run_dir, 'log.jsonl')))[-1] | {'memory': usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}
 
 
 @torch.no_grad()
@@ -159,12 +173,56 @@ def evaluate(model):
         return ids[:, 1:].numel() / min(seconds(model, ids[:, :-1], ids[:, 1:]) for _ in range(5))
 
 
-def tell(model, bos, n):
+def tell(model, n):
     """New tokens a second of n stories side by side."""
     def stories():
-        for _ in model.generate([[bos]] * n, new_tokens, seeds=range(n), temperature=0.8):
+        for _ in model.generate([[meta['bos']]] * n, new_tokens, seeds=range(n), temperature=0.8):
             pass
     return n * new_tokens / seconds(stories)
+
+
+def tell_many(kind):
+    """Stories a second of sample.py, three for each prompt, with its start and its end."""
+    out = os.path.join(out_dir, 'many.jsonl')
+    options = ['--quantize=int8'] if kind == 'int8' else [f'--dtype={kind}']
+    return 3 * n_prompts / seconds(run, 'sample.py', f'--init_from={model_dir or run_dir}', f'--start=FILE:{out_dir}/prompts.txt', '--num_samples=3',
+                                   f'--max_new_tokens={block_size - 16}', f'--batch_size={max(batches)}', f'--device={device}', f'--out={out}', *options)
+
+
+def grow():
+    """Measure how speed and memory change with one size at a time, and draw it."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    figure, axes = plt.subplots(2, len(sizes) + 1, figsize=(3.4 * len(sizes) + 3.4, 6), dpi=100, sharey='row')
+    lines = [['of the model above', 'tokens/s in training', 'of the products', 'peak memory, GB'], ['---', '---:', '---:', '---:']]
+    for (key, values), (above, below) in zip(sizes.items(), axes.T):
+        found = [train(**{'n_head': max(1, value // 64) if key == 'n_embd' else n_head, key: value}) for value in tqdm(values, desc=key)]
+        lines += [[f'{key} = {value}', f'{row["tokens_per_s"]:,}', f'{row["mfu"]:.0%}', f'{row["memory"] / 1e9:.2f}'] for value, row in zip(values, found)]
+        above.loglog(values, [row['tokens_per_s'] for row in found], marker='o')
+        below.loglog(values, [row['memory'] / 1e9 for row in found], marker='o')
+        below.set(xlabel=key)
+        for axis in (above, below):
+            axis.set_xticks(values, values, minor=False)
+            axis.minorticks_off()
+    model = GPT(vocab_size=vocab_size, block_size=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd).to(device).eval()
+    for n in batches:
+        times = [time.perf_counter()]
+        for _ in model.generate([[1]] * n, 1000, seeds=range(n)):
+            times.append(time.perf_counter())
+        rates = [100 * n / (times[i + 100] - times[i]) for i in range(0, 1000, 100)]
+        axes[0, -1].loglog(range(100, 1001, 100), rates, marker='o', label=f'{n} side by side')
+        lines += [[f'telling, {n} side by side, the first and the tenth 100 tokens', f'{rates[0]:,.0f} and {rates[-1]:,.0f}', '', '']]
+    axes[0, -1].legend()
+    axes[0, -1].set(xlabel='tokens of the story')
+    axes[1, -1].axis('off')
+    axes[0, 0].set(ylabel='tokens/s')
+    axes[1, 0].set(ylabel='peak memory, GB')
+    figure.suptitle(f'{n_layer} layers × {n_embd}, vocabulary {vocab_size:,}, {batch_size} × {block_size} tokens a step, {device}, {dtype}')
+    figure.tight_layout()
+    with jsonl.replacing(os.path.join(out_dir, 'growth.png')) as temporary:
+        figure.savefig(temporary, format='png')
+    return lines
 
 
 # -----------------------------------------------------------------------------
@@ -195,13 +253,23 @@ def tell_nanogpt(n):
     return lambda: n * new_tokens / seconds(model.generate, ids, new_tokens, 0.8)
 
 
-def tell_transformers(n):
+def tell_transformers(n, dtype):
     import transformers
-    model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(run_dir, 'hf')).to(device).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(run_dir, 'hf'), dtype=dtype).to(device).eval()
     ids = torch.full((n, 1), meta['bos'], device=device)
     options = {'do_sample': True, 'temperature': 0.8, 'top_k': 0, 'min_new_tokens': new_tokens, 'max_new_tokens': new_tokens, 'max_length': None,
                'attention_mask': torch.ones_like(ids)}
     return lambda: n * new_tokens / seconds(lambda: model.generate(ids, **options))
+
+
+def tell_many_transformers(n):
+    """Stories a second of a pipeline of Transformers in batches of n, prompts of a like length together."""
+    import transformers
+    pipe = transformers.pipeline('text-generation', os.path.join(model_dir or run_dir, 'hf'), dtype=getattr(torch, dtype), device=device)
+    pipe.tokenizer.padding_side, pipe.tokenizer.pad_token = 'left', pipe.tokenizer.eos_token
+    prompts = sorted((prompt for prompt in prompts_of_many for _ in range(3)), key=len)
+    return lambda: len(prompts) / seconds(lambda: pipe(prompts, batch_size=n, do_sample=True, temperature=0.8, top_k=0, max_length=None,
+                                                       max_new_tokens=block_size - 16))
 
 
 def tell_llama2c():
@@ -220,38 +288,56 @@ os.makedirs(out_dir, exist_ok=True)
 flops, memory = matrix_rate(device, dtype), copy_rate()
 print(f'{device}, {torch.get_num_threads()} threads: {flops / 1e12:.3g} T operations a second in {dtype} products, memory {memory / 1e9:.3g} GB/s')
 if 'compose' in stages or not os.path.exists(source):
-    measure('write stories, by the grammar', 'stories/s', 0, '', here=compose)
+    measure('write stories, by the grammar', 'stories/s', {'': compose})
 if 'chat' in stages:
     server = subprocess.Popen([sys.executable, os.path.join('tests', 'chat_server.py'), '{"latency": 1}'], stdout=subprocess.PIPE)
     try:
         url = f'http://127.0.0.1:{int(server.stdout.readline())}'
-        measure(f'write stories, {num_workers} requests of 1 s in flight', 'stories/min', 60 * num_workers, 'workers / latency', here=lambda: ask(url))
+        measure(f'write stories, {num_workers} requests of 1 s in flight', 'stories/min', {'': lambda: ask(url)}, {'': 60 * num_workers}, 'workers / latency')
     finally:
         server.kill()
 if 'prepare' in stages or not os.path.exists(os.path.join(data, 'meta.json')):
-    measure('prepare tokens, tokenizer trained', 'MB/s', 0, '', here=prepare)
+    measure('prepare tokens', 'MB/s', {'': prepare})
 with open(os.path.join(data, 'meta.json'), encoding='utf-8') as f:
     meta = json.load(f)
 if 'train' in stages or not os.path.exists(os.path.join(run_dir, 'best.pt')):
     last = []
     theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if peers else {}
-    measure('train', 'tokens/s', 0, '', here=lambda: last.append(train()) or last[-1]['tokens_per_s'], **theirs)
+    measure('train', 'tokens/s', {'': lambda: last.append(train()) or last[-1]['tokens_per_s']}, **theirs)
     rows[-1][2] = f'{max(row["mfu"] for row in last):.0%} of the products'
-model, tokenizer, _ = load(run_dir, device)
-n_params = model.n_params()
+if {'evaluate', 'generate'} & set(stages):
+    model = load(run_dir, device)[0]
+    n_params = model.n_params()
 if 'evaluate' in stages:
-    measure('evaluate', 'tokens/s', flops / (2 * n_params), 'the products', here=lambda: evaluate(model))
+    measure('evaluate', 'tokens/s', {'': lambda: evaluate(model)}, {'': flops / (2 * n_params)}, 'the products')
 if 'generate' in stages:
+    told = {'float32': model} | ({dtype: load(run_dir, device)[0].to(getattr(torch, dtype))} if dtype != 'float32' else {})
+    told |= {'int8': quantize_int8(load(run_dir)[0])} if device == 'cpu' else {}
+    widths = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'int8': 1}
     for format in ('hf', 'llama2c') if peers else ():
         run('export.py', f'--out_dir={run_dir}', f'--format={format}', '--examples=0')
     for n in batches:
-        theirs = {'nanoGPT': tell_nanogpt(n), 'Transformers': tell_transformers(n)} if peers else {}
+        theirs = {'nanoGPT': tell_nanogpt(n), 'Transformers': tell_transformers(n, torch.float32)} if peers else {}
+        theirs |= {f'Transformers_{dtype}': tell_transformers(n, getattr(torch, dtype))} if peers and dtype != 'float32' else {}
         theirs |= {'run.c': tell_llama2c()} if peers and n == 1 and device == 'cpu' else {}
         # at least, the weights are read once for each token of a batch
-        measure(f'tell stories, {n} at a time', 'tokens/s', n * memory / (4 * n_params), 'memory', here=lambda n=n: tell(model, meta['bos'], n), **theirs)
+        measure(f'tell stories, {n} at a time', 'tokens/s', {kind: lambda kind=kind, n=n: tell(told[kind], n) for kind in told},
+                {kind: n * memory / (widths[kind] * n_params) for kind in told}, 'memory', **theirs)
+if 'many' in stages:
+    spelling, ids = load(model_dir or run_dir)[1], np.fromfile(os.path.join(data, 'val.bin'), '<u2')
+    parts = np.split(ids, np.flatnonzero(ids == meta['eos']))[:n_prompts]
+    prompts_of_many = [' '.join(load_tokenizer(os.path.join(data, 'tokenizer.json')).decode(part.tolist()).split()[:4]) for part in parts]
+    with jsonl.replacing(os.path.join(out_dir, 'prompts.txt')) as temporary, open(temporary, 'w', encoding='utf-8') as f:
+        f.writelines(prompt + '\n' for prompt in prompts_of_many)
+    if peers:
+        run('export.py', f'--out_dir={model_dir or run_dir}', '--format=hf', '--examples=0')
+    measure(f'tell {3 * n_prompts:,} stories', 'stories/s', {kind: lambda kind=kind: tell_many(kind) for kind in dict.fromkeys(['float32', dtype])},
+            **{f'Transformers_by_{n}': tell_many_transformers(n) for n in batches if n > 1 and peers})
 
-lines = [['stage', 'here', 'of what is possible', 'others'], ['---', '---:', '---', '---'], *rows]
-table = ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
-with jsonl.replacing(os.path.join(out_dir, 'bench.md')) as temporary, open(temporary, 'w', encoding='utf-8') as f:
-    f.write(table)
-print('\n' + table)
+tables = {'bench.md': [['stage', 'here', 'of what is possible', 'others'], ['---', '---:', '---', '---'], *rows]} if rows else {}
+tables |= {'growth.md': grow()} if 'grow' in stages else {}
+for name, lines in tables.items():
+    table = ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
+    with jsonl.replacing(os.path.join(out_dir, name)) as temporary, open(temporary, 'w', encoding='utf-8') as f:
+        f.write(table)
+    print('\n' + table)

@@ -30,9 +30,24 @@ MLPS = {'swiglu': F.silu, 'gelu': F.gelu, 'gelu_new': lambda x: F.gelu(x, approx
 
 
 def rotate(x, cos, sin):
-    """Rotary positions (Su et al. 2021), halves paired as in Hugging Face's Llama. x: (B, heads, T, d); cos, sin: (…, T, d/2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).type_as(x)
+    """Rotary positions (Su et al. 2021), halves paired as in Hugging Face's Llama. x: (B, T, heads, d); cos, sin: (…, T, 1, d), sin's first half negative."""
+    return torch.addcmul(x * cos.type_as(x), x.roll(x.size(-1) // 2, -1), sin.type_as(x))
+
+
+def attend(q, k, v, mask, dropout):
+    """Attention, causal where there is no mask. q: (B, n_head, T, d); k, v: (B, n_kv_head, S, d) -> (B, n_head, T, d)"""
+    B, H, T, d = q.shape
+    if q.is_cpu and q.dtype == torch.bfloat16 and k.shape == q.shape and 1 < T <= 512 and mask is None and not dropout:
+        # what torch's kernel saves in memory it loses twice in time here, where the scores of so short rows fit in the cache
+        later = q.new_full((T, T), -torch.inf).triu(1)
+        scores = torch.baddbmm(later, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=d**-0.5)
+        return (scores.softmax(-1) @ v.flatten(0, 1)).view(B, H, T, d)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != k.size(1))
+
+
+def some_rows(x, vocab_size):
+    """Of how many rows of x to make logits at once, so that in float32 they stay in a CPU's cache (8 MB) or are a small part of a GPU's memory (256 MB)."""
+    return max(1, min(2048, (2**26 if x.is_cuda else 2**21) // vocab_size))
 
 
 class Attention(nn.Module):
@@ -48,17 +63,18 @@ class Attention(nn.Module):
     def forward(self, x, rope, mask=None, cache=None, at=0):
         """x: (B, T, C). cache: keys and values (2, B, n_kv_head, S, d), of which columns at … at + T are filled here."""
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, -1, self.head_size).transpose(1, 2).split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        qk, v = self.qkv(x).view(B, T, -1, self.head_size).split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm:
-            q, k = self.q_norm(q.type_as(self.q_norm.weight)), self.k_norm(k.type_as(self.k_norm.weight))
+            q, k = qk.type_as(self.q_norm.weight).split([self.n_head, self.n_kv_head], dim=2)
+            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2).type_as(v)
         if rope:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            qk = rotate(qk, *rope)
+        q, k, v = *qk.transpose(1, 2).split([self.n_head, self.n_kv_head], dim=1), v.transpose(1, 2)
         if cache is not None:
             cache[0, :, :, at:at + T], cache[1, :, :, at:at + T] = k, v
-            k, v = cache[:, :, :, :at + T]
-        y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0,
-                                           is_causal=mask is None and T > 1, enable_gqa=self.n_head != self.n_kv_head)
-        return F.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+            q, (k, v) = q.type_as(cache), cache[:, :, :, :at + T]
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return F.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C).type_as(x)), self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -94,17 +110,16 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        rows = max(1, min(2048, (2**26 if x.is_cuda else 2**19) // len(weight)))  # few, too, for sums in float16
+        rows = some_rows(x, len(weight))
         loss = torch.zeros((), device=x.device)
         wanted = ctx.needs_input_grad[0]
         dx, dweight = torch.zeros_like(x) if wanted else x, torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for some, dsome, target in zip(x.split(rows), dx.split(rows), targets.split(rows)):
-            logits = (some @ weight.t()).float()
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            loss += (normalizer - logits.gather(1, target[:, None])).sum()
+            logprobs = F.log_softmax((some @ weight.t()).float(), dim=-1)
+            wanted_logprobs = logprobs.gather(1, target[:, None])
+            loss -= wanted_logprobs.sum()
             if wanted:
-                dlogits = logits.sub_(normalizer).exp_()
-                dlogits.scatter_add_(1, target[:, None], torch.full_like(normalizer, -1.0))
+                dlogits = logprobs.exp_().scatter_(1, target[:, None], wanted_logprobs.expm1())
                 dsome.copy_(dlogits @ weight)
                 if dweight is not None:
                     dweight += dlogits.t() @ some
@@ -155,8 +170,8 @@ class GPT(nn.Module):
         if position == 'rope':
             size = n_embd // n_head
             angles = torch.outer(torch.arange(block_size), rope_theta ** (-torch.arange(0, size, 2) / size))
-            self.register_buffer('cos', angles.cos(), persistent=False)
-            self.register_buffer('sin', angles.sin(), persistent=False)
+            self.register_buffer('cos', torch.cat([angles.cos(), angles.cos()], -1)[:, None], persistent=False)
+            self.register_buffer('sin', torch.cat([-angles.sin(), angles.sin()], -1)[:, None], persistent=False)
         for name, p in self.named_parameters():  # as GPT-2: 0.02, and less where blocks add to the stream
             if name == 'wte.weight' and not tie_weights:
                 nn.init.normal_(p)
@@ -177,8 +192,6 @@ class GPT(nn.Module):
             x = x + self.wpe.weight[where]
         x = F.dropout(x, self.args['dropout'], self.training)
         rope = None if self.wpe else (self.cos[where], self.sin[where])
-        if rope and positions is not None:  # the same for every head
-            rope = rope[0][:, None], rope[1][:, None]
         for i, block in enumerate(self.blocks):
             x = block(x, rope, mask, None if cache is None else cache[i], at)
         return self.norm(x)
@@ -188,7 +201,7 @@ class GPT(nn.Module):
         x = self.hidden(ids)
         return self.head(x) if targets is None else LinearCrossEntropy.apply(x.flatten(0, 1), self.head.weight, targets.flatten())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, eos=None, seeds=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
                  repetition_penalty=1.0, no_repeat_ngram=0, bad_words=()):
         """Continue prompts side by side: yields, a step at a time, the list of (prompt's index, new token id).
@@ -207,12 +220,15 @@ class GPT(nn.Module):
         begin = [0] * len(stories)  # the first token that the model still sees of each
         seeds = seeds if seeds is not None else range(len(prompts))
         chance = torch.stack([torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
-        rows = list(range(len(prompts)))  # whose story each row of the batch is; None when it has ended
+        head = self.head
+        if device.type == 'cpu' and type(head) is nn.Linear:  # for few rows the product with the matrix turned over is up to three times as fast
+            head = head.weight.t().contiguous().__rmatmul__
+        rows = list(range(len(prompts)))  # whose story each row of the batch is
         cache, at, token = None, 0, None  # at: columns of the cache that are filled
         for step in range(max_new_tokens):
             if cache is None or at == block_size:  # read the prompts, or the last half of stories that filled the cache
                 begin = [b if len(story) - b <= block_size else len(story) - (block_size // 2 or 1) for b, story in zip(begin, stories)]
-                recent = [stories[row or 0][begin[row or 0]:] for row in rows]
+                recent = [stories[row][begin[row]:] for row in rows]
                 at = max(map(len, recent))
                 pad = torch.tensor([at - len(story) for story in recent], device=device)
                 ids = torch.tensor([[0] * (at - len(story)) + story for story in recent], device=device)
@@ -223,30 +239,37 @@ class GPT(nn.Module):
                 positions, mask = self.columns(pad, at, 1)
                 x = self.hidden(token[:, None], positions, mask, cache, at)[:, -1]
                 at += 1
-            history = [stories[row] if row is not None else [] for row in rows]
-            logits = restrain(self.head(x).float(), history, repetition_penalty, no_repeat_ngram, bad_words)
-            token = choose(logits, chance[[row or 0 for row in rows], step], temperature, top_k, top_p, min_p)
-            new = [(row, t) for row, t in zip(rows, token.tolist()) if row is not None]
+            logits, tokens = head(x), []
+            n = some_rows(x, logits.size(1))
+            for i in range(0, len(rows), n):
+                some = restrain(logits[i:i + n].float(), [stories[row] for row in rows[i:i + n]], repetition_penalty, no_repeat_ngram, bad_words)
+                tokens.append(choose(some, chance[rows[i:i + n], step], temperature, top_k, top_p, min_p))
+            token = torch.cat(tokens)
+            new = list(zip(rows, token.tolist()))
             for row, t in new:
                 stories[row].append(t)
             yield new
-            ended = {row for row, t in new if t == eos}
-            rows = [None if row in ended else row for row in rows]
-            alive = [i for i, row in enumerate(rows) if row is not None]
+            alive = [i for i, (row, t) in enumerate(new) if t != eos]
             if not alive:
                 return
-            if len(alive) <= len(rows) // 2:  # copying the cache costs about as much as a step, so not at every end
-                cache, pad, token = self.keep(cache, alive), pad[alive], token[alive]
+            if len(alive) < len(rows):  # the last rows take the places of those that have ended, so that few are copied
+                places, last = set(alive), [i for i in alive if i >= len(alive)]
+                alive = [i if i in places else last.pop() for i in range(len(alive))]
+                cache, pad, token = self.keep(cache, alive, at), pad[alive], token[alive]
                 rows = [rows[i] for i in alive]
 
     def new_cache(self, n, size):
-        """Keys and values of n stories: (n_layer, 2, n, n_kv_head, size, head size)."""
+        """Keys and values of n stories: (n_layer, 2, n, n_kv_head, size, head size). On a CPU in float32, which its attention reads faster than bfloat16."""
         a, like = self.args, self.wte.weight
-        return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], size, a['n_embd'] // a['n_head'], dtype=like.dtype, device=like.device)
+        return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], size, a['n_embd'] // a['n_head'],
+                           dtype=torch.promote_types(like.dtype, torch.float32) if like.is_cpu else like.dtype, device=like.device)
 
-    def keep(self, cache, rows):
-        """The keys and values of these stories alone."""
-        return cache[:, :, rows]
+    def keep(self, cache, rows, at):
+        """The keys and values of these rows alone, of whose columns `at` are filled."""
+        for i, row in enumerate(rows):
+            if i != row:
+                cache[:, :, i, :, :at] = cache[:, :, row, :, :at]
+        return cache[:, :, :len(rows)]
 
     def columns(self, pad, at, n):
         """Of n columns from `at` on, in rows with `pad` empty columns at their left: positions (B, n), mask (B, 1, n, at + n).
@@ -288,7 +311,7 @@ class Foreign(nn.Module):
         logits = self.hidden(ids)
         return logits if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    def keep(self, cache, rows):
+    def keep(self, cache, rows, at):
         cache.batch_select_indices(torch.tensor(rows, device=next(self.parameters()).device))
         return cache
 
@@ -298,8 +321,34 @@ class Foreign(nn.Module):
         return (key[at:] - pad[:, None]).clamp(min=0), (key >= pad[:, None]).long()
 
 
+class Int8Linear(nn.Module):
+    """A linear layer with weights of 8 bits and one scale for each output: a quarter of the bytes, which is what telling one story waits for."""
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+        self.weight, self.scale = (linear.weight / scale).round().to(torch.int8), scale.flatten().bfloat16()
+        self.bias = linear.bias
+
+    def forward(self, x):
+        y = torch._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.scale).view(*x.shape[:-1], -1)  # as torchao and gpt-fast call it
+        return (y if self.bias is None else y + self.bias).type_as(x)
+
+
+@torch.no_grad()
+def quantize_int8(model):
+    """Give a model that tells on a CPU weights of 8 bits in its linear layers, and bfloat16 elsewhere."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, Int8Linear(child))
+    return model.to(torch.bfloat16)
+
+
 def restrain(logits, history, repetition_penalty, no_repeat_ngram, bad_words):
     """Logits (B, vocab_size) with what must not or should rather not come after these histories (lists of ids) lowered."""
+    if repetition_penalty == 1.0 and not no_repeat_ngram and not bad_words:
+        return logits
     for row, ids in enumerate(history):
         if repetition_penalty != 1.0 and ids:
             seen = torch.tensor(sorted(set(ids)), device=logits.device)
@@ -317,17 +366,17 @@ def choose(logits, chance, temperature, top_k, top_p, min_p):
     """One token a row, by inverse transform sampling. logits: (B, vocab_size); chance: (B,) from [0, 1) -> (B,)"""
     if temperature < 1e-4:
         return logits.argmax(-1)
-    probs, order = F.softmax(logits / temperature, dim=-1), None
+    probs = F.softmax(logits / temperature, dim=-1)
     if top_k or top_p < 1:
-        probs, order = probs.topk(min(top_k or probs.size(-1), probs.size(-1)))  # sorted, the likeliest first
-        probs = probs / probs.sum(-1, keepdim=True)
-        probs = probs * (probs.cumsum(-1) - probs < top_p)
+        likeliest = probs.topk(min(top_k or probs.size(-1), probs.size(-1))).values  # sorted
+        share = likeliest / likeliest.sum(-1, keepdim=True)
+        kept = (share.cumsum(-1) - share < top_p).sum(-1, keepdim=True)
+        probs = probs * (probs >= likeliest.gather(-1, kept - 1))  # in the vocabulary's order: as likely ones change places by rounding
     if min_p:
         probs = probs * (probs >= min_p * probs.max(-1, keepdim=True).values)
     cumulative = probs.cumsum(-1)
     place = torch.searchsorted(cumulative, (chance * cumulative[:, -1])[:, None], right=True)
-    place = place.clamp(max=probs.size(-1) - 1)
-    return (place if order is None else order.gather(-1, place)).squeeze(-1)
+    return place.clamp(max=probs.size(-1) - 1).squeeze(-1)
 
 
 # -----------------------------------------------------------------------------

@@ -374,9 +374,8 @@ def evaluate():
 def tell():
     """A story by the model as it is now."""
     model.eval()
-    with amp:
-        steps = model.generate([[tokenizer.bos]], min(256, block_size - 1), tokenizer.eos, seeds=[step], temperature=0.8)
-        story = tokenizer.decode([token for new in steps for _, token in new])
+    steps = model.generate([[tokenizer.bos]], min(256, block_size - 1), tokenizer.eos, seeds=[step], temperature=0.8)
+    story = tokenizer.decode([token for new in steps for _, token in new])
     model.train()
     return story
 
