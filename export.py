@@ -107,6 +107,10 @@ def architecture():
     else:
         whose = 'a Llama (position is rope)' if kind == 'llama' else 'a Qwen3 (qk_norm is True)'
         can = {'norm': ['rmsnorm'], 'mlp': ['swiglu'], 'bias': [False, True] if kind == 'llama' else [False]}
+        if format == 'hf':
+            can['mlp'].append('relu2')
+        else:
+            whose += f' as {format}'
     for key, values in can.items():
         if a[key] not in values:
             fail(f'{key} is {a[key]!r} in this model; {whose} can only have {" or ".join(map(repr, values))}')
@@ -129,6 +133,8 @@ def weights(neighbours=False):
             if neighbours and ('q_proj' in name or 'k_proj' in name):
                 part = part.reshape(n, 2, size // 2, -1).transpose(1, 2).reshape(part.shape)
             named[name if name == 'lm_head.weight' else PREFIX[kind] + name] = part.float().contiguous()
+    if a['mlp'] == 'relu2':  # relu(x) * x
+        named |= {name.replace('up_proj', 'gate_proj'): weight.clone() for name, weight in named.items() if 'up_proj' in name}
     return named
 
 
@@ -163,8 +169,8 @@ def write_hf(folder):
     else:
         config = {'max_position_embeddings': a['block_size'], 'num_hidden_layers': a['n_layer'], 'num_attention_heads': a['n_head'],
                   'num_key_value_heads': a['n_kv_head'], 'head_dim': a['n_embd'] // a['n_head'], 'hidden_size': a['n_embd'],
-                  'intermediate_size': a['n_inner'], 'hidden_act': 'silu', 'rms_norm_eps': a['norm_eps'], 'rope_theta': a['rope_theta'],
-                  'attention_bias': a['bias'], 'mlp_bias': a['bias']}
+                  'intermediate_size': a['n_inner'], 'hidden_act': 'relu' if a['mlp'] == 'relu2' else 'silu', 'rms_norm_eps': a['norm_eps'],
+                  'rope_theta': a['rope_theta'], 'attention_bias': a['bias'], 'mlp_bias': a['bias']}
     ends = {'bos_token_id': tokenizer.bos, 'eos_token_id': tokenizer.eos}
     write(folder, 'config.json', {'architectures': [ARCHITECTURE[kind]], 'model_type': kind, 'vocab_size': a['vocab_size'], **config,
                                   'tie_word_embeddings': a['tie_weights'], 'torch_dtype': dtype, **ends})
@@ -226,7 +232,7 @@ def write_llama2c(folder):
         for score, piece in pieces:
             f.write(struct.pack('<fi', score, len(piece)) + piece)
 
-    named = weights(neighbours=True)
+    size, named = a['n_embd'] // a['n_head'], weights(neighbours=True)
     table, head = named['model.embed_tokens.weight'][order], named['lm_head.weight'][order] if not a['tie_weights'] else None
     if not adds_space:
         head = table.clone() if head is None else head
@@ -238,7 +244,7 @@ def write_llama2c(folder):
                             a['vocab_size'] if head is None else -a['vocab_size'], a['block_size']))
         for weight in (table,
                        *(named[f'model.layers.{i}.{part}.weight'] for part in parts for i in range(a['n_layer'])),
-                       named['model.norm.weight'], model.cos, model.sin,  # run.c skips the angles, but they must be there
+                       named['model.norm.weight'], *torch.zeros(2, a['block_size'], size // 2),  # where the angles were, which run.c skips
                        *([] if head is None else [head])):
             f.write(weight.numpy().astype('<f4').tobytes())
 

@@ -4,7 +4,7 @@ The GPT: what it is, how it learns (forward with a loss), how it tells a story (
 Notable choices, each a keyword of GPT:
 - the default is Llama's block: RMSNorm, rotary positions, SwiGLU, no biases; heads may share keys and values (n_kv_head)
 - norm='layernorm', position='learned', mlp='gelu_new', bias=True is GPT-2; with bias=False and mlp='gelu' it is nanoGPT's
-- qk_norm=True is Qwen3's
+- qk_norm=True is Qwen3's; mlp='relu2' learns sooner than SwiGLU on a CPU, and is a gate equal to what it gates, with a ReLU, in those classes
 so that weights can be exchanged with Hugging Face's classes of those names.
 
 Generation keeps keys and values, works on many prompts at once, and gives each story a random stream of its own.
@@ -26,7 +26,8 @@ from jsonl import replacing
 from tokenizer import Tokenizer, from_folder, on_hub
 from tokenizer import load as load_tokenizer
 
-MLPS = {'swiglu': F.silu, 'gelu': F.gelu, 'gelu_new': lambda x: F.gelu(x, approximate='tanh')}
+MLPS = {'swiglu': F.silu, 'gelu': F.gelu, 'gelu_new': lambda x: F.gelu(x, approximate='tanh'),
+        'relu2': lambda x: F.relu(x).square()}  # So et al. 2021, "Primer"
 
 
 def rotate(x, cos, sin):
@@ -643,6 +644,8 @@ def hf_names(args):
         names = {'wte.weight': ['embed_tokens.weight'], 'norm.weight': ['norm.weight']}
         parts = {'norm1': ['input_layernorm'], 'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.proj': ['self_attn.o_proj'],
                  'norm2': ['post_attention_layernorm'], 'mlp.gate': ['mlp.gate_proj'], 'mlp.up': ['mlp.up_proj'], 'mlp.down': ['mlp.down_proj']}
+        if args['mlp'] != 'swiglu':
+            del parts['mlp.gate']
         if args['qk_norm']:
             parts |= {'attn.q_norm': ['self_attn.q_norm'], 'attn.k_norm': ['self_attn.k_norm']}
         for i in range(args['n_layer']):

@@ -312,23 +312,22 @@ with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.repl
                 checked += len(flat)
                 if len(old) < len(flat) or (new_ids[old] != flat).any():
                     fail(f'trimmed, {tokenizer} encodes these stories differently, so it cannot be; --trim=False keeps it whole')
-            flat = {'train': [], 'val': []}
-            for (split, text), story in zip(batch, ids):
-                if not start and not n[split]['stories']:
-                    flat[split].append(tok.eos)
-                if not story:  # a tokenizer of another script that has no bytes to spell this one with
-                    n[split]['unspelled'] += 1
-                    continue
-                flat[split] += [*start, *story, tok.eos]
-                longest = max(longest, len(story) + 2)
-                for size in longer:
-                    longer[size] += len(story) + 2 > size
-                n[split].update(stories=1, words=len(text.split()), bytes=len(text.encode()))
-            for split, flat_ids in flat.items():
-                array = np.array(flat_ids, '<u2')
-                files[split].write(array.tobytes())
+            for split, file in files.items():
+                of_split = [i for i, (name, _) in enumerate(batch) if name == split]
+                spelled = [i for i in of_split if ids[i]]  # a tokenizer of another script may have no bytes to spell this one with
+                first = [[tok.eos]] if spelled and not start and not n[split]['stories'] else []
+                parts = itertools.chain(first, *((start, ids[i], [tok.eos]) for i in spelled))
+                array = np.fromiter(itertools.chain.from_iterable(parts), '<u2')
+                file.write(array.tobytes())
                 counts += np.bincount(array, minlength=tok.vocab_size)
-                n[split]['tokens'] += len(array)
+                text = np.frombuffer(' '.join(batch[i][1] for i in spelled).encode(), np.uint8)
+                words = np.count_nonzero(np.diff(text > 32, prepend=False) & (text > 32))  # str.split takes as long as half of the encoding
+                n[split].update(stories=len(spelled), unspelled=len(of_split) - len(spelled), words=int(words), tokens=len(array),
+                                bytes=len(text) - max(0, len(spelled) - 1))
+                lengths = [len(ids[i]) + 2 for i in spelled]
+                longest = max(longest, *lengths, 0)
+                for size in longer:
+                    longer[size] += sum(length > size for length in lengths)
     if not n['train']['stories']:
         fail(f'{source}: no story in it' + f' that {tokenizer} has tokens for' * any(n[split]['unspelled'] for split in n)
              + ' but those set aside for validation; a lower --val_fraction sets fewer aside' * bool(n['val']['stories']))

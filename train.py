@@ -49,7 +49,7 @@ n_kv_head = 0  # heads that keys and values have, 0: as many as n_head
 n_inner = 0  # width of the MLP, 0: 4 times n_embd, or 8/3 of it when gated
 norm = 'rmsnorm'  # 'rmsnorm' or 'layernorm'
 position = 'rope'  # 'rope' or 'learned'
-mlp = 'swiglu'  # 'swiglu', 'gelu' or 'gelu_new'
+mlp = 'swiglu'  # 'swiglu', 'relu2', 'gelu' or 'gelu_new'
 bias = False  # biases in linear layers and LayerNorm
 tie_weights = True  # one matrix for embedding and head
 qk_norm = False  # RMSNorm on queries and keys, as Qwen3
@@ -63,6 +63,9 @@ merge_lora = False  # in the end add them to the model's weights, so that best.p
 # optimizer
 optimizer = 'adamw'  # 'adamw', or 'muon' for the blocks' matrices with AdamW for the rest
 learning_rate = 1e-3  # the largest
+embedding_lr = 0.0  # the largest of the embedding, which is then not decayed, where it is not the head too; 0.0: learning_rate
+muon_momentum = 0.95  # 0.85 for a few hundred steps
+muon_ns_steps = 5  # rounds that make a step of Muon orthogonal; with small batches, where they take their time, 3 will do
 max_iters = 5000  # steps in all
 max_epochs = 0.0  # instead, passes over the stories, 0.0: max_iters
 weight_decay = 0.1
@@ -70,7 +73,8 @@ beta1 = 0.9
 beta2 = 0.95
 grad_clip = 1.0  # gradients' norm at most, 0.0: any
 skip_nan = False  # pass over a step whose loss or gradient is no number or far above the usual, instead of ending there
-decay_lr = True  # warm up, then cosine down to min_lr
+decay_lr = True  # warm up, then fall to min_lr
+cooldown = 0.0  # share of the steps, the last ones, in which it falls, in a straight line, 0.0: a cosine from warm-up on
 warmup_iters = 100
 warmup_ratio = 0.0  # instead, warm-up as a share of all steps, 0.0: warmup_iters
 lr_decay_iters = 0  # steps until min_lr, 0: max_iters
@@ -144,11 +148,11 @@ device_type = device.split(':')[0]
 amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 sequences = batch_size * gradient_accumulation_steps  # a step, over all processes
-if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval, max_iters) < 1:
-    fail('batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval and max_iters are numbers from 1')
-limits = {'dropout': 1, 'lora_dropout': 1, 'beta1': 1, 'beta2': 1, 'seed': 2**32} | dict.fromkeys(
-    ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'lora_alpha', 'learning_rate', 'min_lr', 'max_epochs', 'warmup_ratio', 'warmup_iters',
-     'lr_decay_iters', 'max_minutes', 'stop_at_val_loss'), math.inf)
+if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval, max_iters, muon_ns_steps) < 1:
+    fail('batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval, max_iters and muon_ns_steps are numbers from 1')
+limits = dict.fromkeys(('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'), 1) | {'seed': 2**32} | dict.fromkeys(
+    ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'lora_alpha', 'learning_rate', 'min_lr', 'embedding_lr', 'max_epochs', 'warmup_ratio',
+     'warmup_iters', 'lr_decay_iters', 'max_minutes', 'stop_at_val_loss'), math.inf)
 for key, limit in limits.items():
     if not 0 <= config[key] < limit:  # nor is nan
         fail(f'{key} is {config[key]}; it is a number from 0 to below {limit}')
@@ -297,12 +301,17 @@ model.to(device).train()
 
 learning = [p for p in model.parameters() if p.requires_grad]
 matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and name.startswith('blocks.') and optimizer == 'muon']
-others = [p for p in learning if all(p is not m for m in matrices)]
+embedding = [model.wte.weight] if embedding_lr else []
+others = [p for p in learning if all(p is not other for other in matrices + embedding)]
 groups = [{'params': [p for p in others if p.dim() > 1], 'weight_decay': weight_decay},
           {'params': [p for p in others if p.dim() <= 1], 'weight_decay': 0.0}]
+if embedding_lr:
+    groups.append({'params': embedding, 'weight_decay': 0.0, 'largest': embedding_lr})
+    if model.args['tie_weights'] or lora_rank:
+        fail('embedding_lr is for an embedding that learns and is not the head too: --tie_weights=False')
 optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=device_type != 'mps')]
 if optimizer == 'muon':  # with steps as long as AdamW's, so that one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training")
-    optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay, adjust_lr_fn='match_rms_adamw'))
+    optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay, muon_momentum, ns_steps=muon_ns_steps, adjust_lr_fn='match_rms_adamw'))
 elif optimizer != 'adamw':
     fail(f"optimizer is {optimizer!r}; it is 'adamw' or 'muon'")
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
@@ -324,14 +333,18 @@ flops_per_token = 6 * (model.n_params() - (0 if a['tie_weights'] else model.wte.
 peak_flops = matrix_rate(device, dtype) * world_size if master else 1
 
 
-def lr_at(step):
-    """Linear warm-up, then a cosine down to min_lr."""
+def lr_at(step, largest=learning_rate):
+    """Linear warm-up, then a cosine, or a plateau and a straight line, down to min_lr."""
     if not decay_lr:
-        return learning_rate
+        return largest
     if step < warmup_iters:
-        return learning_rate * (step + 1) / (warmup_iters + 1)
+        return largest * (step + 1) / (warmup_iters + 1)
     progress = min(1.0, (step - warmup_iters) / max(1, lr_decay_iters - warmup_iters))
-    return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
+    if cooldown:
+        left = min(1.0, max(0.0, 1 - step / lr_decay_iters) / cooldown)
+    else:
+        left = 0.5 * (1 + math.cos(math.pi * progress))
+    return min_lr + left * (largest - min_lr)
 
 
 def bits_per_byte(loss):
@@ -484,7 +497,7 @@ batch = None
 while step < max_iters and not stop:
     for o in optimizers:
         for group in o.param_groups:
-            group['lr'] = lr_at(step)
+            group['lr'] = lr_at(step, group.get('largest', learning_rate))
     if dropout or lora_dropout:
         torch.manual_seed(hash((seed, step, rank)))  # a state that needs no saving
     loss_sum = 0.0

@@ -143,6 +143,18 @@ def test_mixed_precision_and_muon_learn(project, reference, dtype):
     assert len(losses(project)) == 12
 
 
+def test_rates_warm_up_and_cool_down(project):
+    """A plateau and a straight line to nothing, and for the embedding a rate of its own."""
+    project.run('train.py', *SMALL, '--optimizer=muon', '--cooldown=0.5', '--min_lr=0.0', '--tie_weights=False', '--embedding_lr=3e-2', '--muon_momentum=0.85',
+                '--muon_ns_steps=3', '--log_interval=1')
+    rates = [row['lr'] for row in project.jsonl('out/tiny/log.jsonl')]
+    assert rates == pytest.approx([1e-2 * min((step + 1) / 3, 1, (20 - step) / 10) for step in range(20)])
+    adamw, muon = (o['param_groups'] for o in torch.load(project.path / 'out/tiny/ckpt.pt', weights_only=True)['optimizer'])
+    assert (muon[0]['momentum'], muon[0]['ns_steps'], muon[0]['lr']) == (0.85, 3, pytest.approx(1e-3))
+    assert [group['lr'] for group in adamw] == pytest.approx([1e-3, 1e-3, 3e-3]) and [len(group['params']) for group in adamw] == [1, 5, 1]
+    assert '--tie_weights=False' in project.refuses('train.py', *SMALL, '--out_dir=out/other', '--embedding_lr=1e-2')
+
+
 def spoil(project, when, what):
     """Have train.py meet a bad loss, and its gradient, at some steps."""
     path = project.path / 'train.py'

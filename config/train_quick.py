@@ -1,0 +1,27 @@
+# The most that a small model learns in the first minutes on a CPU, on any stories: --dataset=… --max_iters=…
+# What each of these settings gives is in RESULTS.md.
+
+dataset = 'english'
+out_dir = 'out/quick'
+
+n_layer = 4
+n_head = 4
+n_embd = 256
+block_size = 256
+mlp = 'relu2'
+qk_norm = True
+tie_weights = False
+
+optimizer = 'muon'
+batch_size = 8
+learning_rate = 1.2e-2
+embedding_lr = 0.3
+muon_momentum = 0.85  # 0.95 from some thousand steps on, with 5e-3 instead of 1.2e-2
+muon_ns_steps = 3
+beta1 = 0.8
+weight_decay = 0.0
+min_lr = 0.0
+cooldown = 0.5
+warmup_iters = 10
+max_iters = 250
+eval_interval = 250
