@@ -280,9 +280,8 @@ def upload(path, repo):
         import huggingface_hub
     except ImportError:
         fail('push wants huggingface_hub: pip install huggingface_hub')
-    codes = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
     writers = collections.Counter(row['model'] for row in jsonl.read(path))
-    card = ['---', f'language: {codes[language]}' if language in codes else f'tags: [{language}]', 'task_categories: [text-generation]',
+    card = ['---', f'language: {measures.CODES[language]}' if language in measures.CODES else f'tags: [{language}]', 'task_categories: [text-generation]',
             'configs: [{config_name: default, data_files: stories.jsonl}]', '---', f'# {repo.split("/")[-1]}', '',
             f'{writers.total():,} short texts in {language.capitalize()}, written by {", ".join(writers)} for training small language models from scratch.',
             f'Each came from a prompt with seed words ({", ".join(words)}), which stand beside its `text`.']
