@@ -317,10 +317,8 @@ lists = {kind: some_of(read_words(os.path.join(folder, f'{kind}s.txt')), n_words
 n_prompts = math.prod(map(len, lists.values())) * epochs
 if not 0 < total <= n_prompts:
     fail(f'total is {total:,}; the word lists give from 1 to {n_prompts:,} prompts' + (' in so many epochs' if epochs > 1 else ''))
-part, _, parts = shard.partition('/')
-if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-    fail(f'shard is {shard!r}; it is a part and the number of parts, such as 2/8')
-ids = range(int(part) - 1, total, int(parts))
+part, parts = jsonl.parse_shard(shard) or fail(f'shard is {shard!r}; it is a part and the number of parts, such as 2/8')
+ids = range(part - 1, total, parts)
 
 if composed:
     if template:
