@@ -64,7 +64,7 @@ NAME = re.compile(r'(?<!^)(?<![.!?…:])(?<![.!?…:]["”’)])(?<![.!?…:]["�
 
 
 def compile_refusals(lines):
-    """The phrases of a language's refusals.txt -> a function that says whether a text holds one; the file's first lines say how they are written."""
+    """The lines of a language's refusals.txt, without comments, which say how it is written -> a function that says whether a text holds such a phrase."""
     def plain_marks(text):
         return text.replace('’', "'").replace('‘', "'").replace(' :', ':')
 
