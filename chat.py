@@ -155,15 +155,15 @@ def find_json(text, key):
         return None
 
 
-def finished(out, spent):
+def finished(out, spent=None):
     """Yield the rows of `out`, and those of failed.jsonl beside it that are about `out`; `spent` (a list: tokens in, tokens out, US dollars)
-    grows by what they took."""
+    grows by what they took, if given."""
     failed = os.path.join(os.path.dirname(out), 'failed.jsonl')
     for path in (out, failed):
         for row in jsonl.read(path) if os.path.exists(path) else ():
             if path == failed and not (isinstance(row, dict) and row.get('out') == os.path.basename(out)):
                 continue
-            if isinstance(row, dict):
+            if spent and isinstance(row, dict):
                 for place, name in enumerate(('prompt_tokens', 'completion_tokens', 'cost')):
                     spent[place] += row[name] if isinstance(row.get(name), (int, float)) else 0
             if path == out or 'id' in row:
@@ -674,7 +674,7 @@ class Batches:
         if state['open'] and state['model'] != asked:
             raise SystemExit(f'{self.path} holds open batches of {state["model"]}; fetch these first, with that --provider and --model')
         state['model'] = asked
-        done = {row['id'] for row in finished(run.out, [0, 0, 0])}  # of these a kill kept the state from hearing
+        done = {row['id'] for row in finished(run.out)}  # of these a kill kept the state from hearing
         for batch in state['open']:
             batch['jobs'] = [job for job in batch['jobs'] if job['id'] not in done]
         state['retry'] = [job for job in state['retry'] if job['id'] not in done]

@@ -635,7 +635,7 @@ complete = grade(sets) if judging else True
 
 graded, failed = dict(finished_elsewhere), set()
 with prefixed():
-    for row in grades_in(grades_path, chat.finished(grades_path, [0, 0, 0])):
+    for row in grades_in(grades_path, chat.finished(grades_path)):
         if 'reason' in row:
             failed.add(row['id'])
         else:

@@ -76,13 +76,13 @@ import torch
 from safetensors import SafetensorError
 
 import jsonl
+import measures
 from model import GPT, hf_names, load
 from tokenizer import WORDS
 
 CLASS = {'llama': 'Llama', 'qwen3': 'Qwen3', 'gpt2': 'GPT-2'}
 ARCHITECTURE = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM', 'gpt2': 'GPT2LMHeadModel'}
 PREFIX = {'llama': 'model.', 'qwen3': 'model.', 'gpt2': 'transformer.'}
-CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # llama.cpp knows patterns that cut text into words by the name of a model that has them. Qwen3.5's is not WORDS to the letter: it leaves
 # a quotation mark with its word, and so on. But no merge learned within WORDS reaches across such places, so the tokens are the same.
@@ -332,7 +332,7 @@ def card(notes):
     config, meta = checkpoint.get('config', {}), checkpoint.get('meta', {})
     step = checkpoint.get('step', checkpoint.get('iter_num'))  # nanoGPT's name for it
     dataset = config.get('dataset', '')
-    code = language or next((code for name, code in CODES.items() if name in dataset), '')
+    code = language or next((code for name, code in measures.CODES.items() if name in dataset), '')
     front = {'license': license, 'pipeline_tag': 'text-generation', 'tags': ['nanokahani', *([] if format == 'hf' else [format])],
              **({'library_name': 'transformers'} if format == 'hf' else {}), **({'language': code} if code else {})}
     use = {'hf': ['python', 'from transformers import pipeline', f'tell = pipeline("text-generation", {json.dumps(push or out)})',

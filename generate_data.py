@@ -9,7 +9,7 @@ Writes children's stories: word lists -> prompts -> a provider -> stories.jsonl.
 Prompt number i stands for one (noun, verb, adjective, feature) of data/<language>/*.txt, and no two numbers for the
 same one. The number is the story's id, so that stopping and starting again writes what is missing and nothing twice.
 
-A chat API is asked for the stories, and only what passes every check below becomes one. The provider `grammar` needs no
+A chat API is asked for the stories, and only what passes every check of replies.py becomes one. The provider `grammar` needs no
 key and no network: it composes a story out of data/<language>/plots.txt and characters.txt, which say in their first
 lines how they are written.
 """
@@ -17,12 +17,10 @@ lines how they are written.
 import collections
 import functools
 import hashlib
-import html
 import math
 import os
 import random
 import re
-import unicodedata
 
 # -----------------------------------------------------------------------------
 # what to write
@@ -71,12 +69,12 @@ proper_nouns = True  # False: no capitals inside a sentence
 # -----------------------------------------------------------------------------
 exec(open('configurator.py', encoding='utf-8').read())
 
-import numpy as np
 from tqdm import tqdm
 
 import chat
 import jsonl
 import measures
+import replies
 
 
 def fail(message):
@@ -250,197 +248,23 @@ def read_grammar(folder, lists):
 
 
 # -----------------------------------------------------------------------------
-# replies: what passes becomes a story
-
-class Seen:
-    """Stories so far, for finding one that came before, to the letter or nearly.
-
-    MinHash over shingles of three words, in bands of rows (Broder 1997, "On the resemblance and containment of
-    documents"; Leskovec et al., "Mining of Massive Datasets", chapter 3): two stories that share a part s of their
-    shingles meet in one of 6 bands of 5 rows with probability 1 - (1 - s^5)^6, which is 0.99 at 0.9, 0.67 at 0.7 and
-    0.01 at 0.3. A band is a table of fixed size in which a new story takes an old one's place, so that memory stays at
-    100 MB and among millions of stories the oldest fade.
-    """
-
-    def __init__(self, bands=6, rows=5, bits=22):
-        rng = np.random.default_rng(0)
-        self.shape, self.bits = (bands, rows), bits
-        self.factors = rng.integers(0, 1 << 63, (bands * rows, 1), np.uint64) * 2 + 1
-        self.mix = rng.integers(0, 1 << 63, (2, rows), np.uint64) * 2 + 1
-        self.tables = np.zeros((bands, 1 << bits), np.uint32)
-
-    def add(self, text):
-        """Remember a text -> the share of the bands in which one before it was the same: 1 for an exact copy."""
-        hashes = np.fromiter(map(hash, [*text.lower().split(), '', '']), np.int64).view(np.uint64)
-        shingles = hashes[:-2] * self.mix[0, 0] + hashes[1:-1] * self.mix[0, 1] + hashes[2:] * self.mix[0, 2]
-        shingles ^= shingles >> 29
-        least = (shingles * self.factors).min(1).reshape(self.shape)
-        keys = (least * self.mix[1]).sum(1)
-        places, marks = keys >> (64 - self.bits), (keys & 0xffffffff).astype(np.uint32) | 1
-        bands = np.arange(len(keys))
-        same = self.tables[bands, places] == marks
-        self.tables[bands, places] = marks
-        return same.mean()
-
-
-INVISIBLE = re.compile('[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]')  # soft hyphens, marks of direction and the like
-BROKEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\uf8ff\ufff9-\uffff]')  # control characters, halves of pairs, private ones, U+FFFD
-SIGNS = rf'\w{measures.MARKS}'  # what words are made of, for a class of characters; \w alone has no vowel signs
-VIRAMAS = ''.join(c for c in measures.MARKS if unicodedata.combining(c) == 9)
-JOINERS = re.compile(rf'(?<![{SIGNS}])[\u200c\u200d]+|(?<![{VIRAMAS}])[\u200c\u200d]+(?![{SIGNS}])')  # those that join nothing
-END = r'[.!?।॥…](?: ?[»)]|["\'”’])*$'  # of a sentence
-# A capital inside a sentence, inside a word, after a title or before the dot of an abbreviation, and a single word in quotation marks.
-NAME = re.compile(r'(?<!^)(?<![.!?…:])(?<![.!?…:]["”’)])(?<![.!?…:]["”’)]["”’)])\s\(?(?!I\b)[A-ZÀ-ÖØ-Þ]'
-                  r'|[\w/-][A-ZÀ-ÖØ-Þ]|\b(?:Mrs?|Ms|Dr)\b|\b[A-HJ-Z]\.|(?<=\s)["“][A-Z][\w’\'-]*["”]')
-
-
-def read_refusals(path):
-    """The phrases of a language's refusals.txt -> a function that says whether a text holds one; the file's first lines say how it is written."""
-    def plain_marks(text):
-        return text.replace('’', "'").replace('‘', "'").replace(' :', ':')
-
-    found = {'^': [], '$': [], '': []}
-    for line in filter(lambda line: line.strip('^$'), read_lines(path) if os.path.exists(path) else []):
-        where = '^' if line[0] == '^' else '$' if line[-1] == '$' else ''
-        phrase = re.escape(plain_marks(line.strip('^$')))
-        found[where].append(phrase + rf'(?![{SIGNS}])' * bool(re.match(rf'[{SIGNS}]', phrase[-1])))
-    begins = r'(?:^|(?<=[.!?।॥…:\n])|(?<=[.!?।॥…:)"”»] ))\(?'  # a sentence, and not one in quotation marks, which somebody in the story says
-    start, end, anywhere = (re.compile(before + f'(?:{"|".join(found[where]) or "(?!)"})', re.I)  # (?!) is in no text
-                            for where, before in (('^', begins), ('$', begins), ('', rf'(?<![{SIGNS}])')))
-
-    def refuses(text):
-        text = plain_marks(text)
-        ends = [match.start() for match in end.finditer(text)]
-        return bool(anywhere.search(text) or start.search(text[:100]) or ends and ends[-1] >= len(text) - 200)
-    return refuses
-
-
-def clean(text):
-    """A text as it came -> the same with white space, joiners and dandas in order, or chat.Rejected where it is no plain text in the language."""
-    if BROKEN.search(text):
-        raise chat.Rejected('broken characters')
-    text = INVISIBLE.sub('', unicodedata.normalize('NFC', text)).replace('\r\n', '\n')
-    text = re.sub(r'\n{2,}', '\n\n', '\n'.join(' '.join(line.split()) for line in JOINERS.sub('', text).strip().split('\n')))
-    if script in ('DEVANAGARI', 'BENGALI', 'GURMUKHI', 'ORIYA'):  # | is on every keyboard, the danda is not
-        text = re.sub(r'(?<=[^\s|]) ?(\|\|?)(?=[\s"\'”’»)]|$)', lambda match: '।॥'[len(match[1]) - 1], text)
-        text = re.sub(r' +(?=[।॥])', '', text)
-    title, _, rest = text.partition('\n\n' if '\n\n' in text else '\n')
-    if len(title) <= 60 and not re.search(r'\n|[,;:—–-]["”’»)]*$|' + END, title) and re.search(END, rest.partition('\n')[0]):
-        text = rest  # a paragraph with no end of a sentence above one with an end; in verse neither has one
-    if not measures.script_share(text, script) >= min_script:  # nor nan, where there is no letter
-        raise chat.Rejected(f'not in {script.lower()} script')
-    if refuses(text):
-        raise chat.Rejected('refusal or meta text')
-    if re.search(r'[*#<>{}\[\]|`_\\]|https?:|^[-–—=~ ]+$', text, flags=re.M):
-        raise chat.Rejected('markup')
-    return text
-
-
-def check(text):
-    """A story as it came -> as it is kept, or chat.Rejected with the reason."""
-    text = clean(text)
-    n = len(text.split())
-    if not min_words <= n <= max_words:
-        raise chat.Rejected('too short' if n < min_words else 'too long')
-    if not re.search(END + '|["”’»]$', text):
-        raise chat.Rejected('no end of a sentence')
-    if not proper_nouns and NAME.search(text):
-        raise chat.Rejected('proper noun')
-    return text
-
-
-def check_headline(text):
-    """The same for a headline."""
-    text = clean(text)
-    if not 2 <= len(text.split()) <= 30:
-        raise chat.Rejected('broken headline')
-    long = [word for word in re.findall(r'\w+', text)[1:] if len(word) > 3]
-    in_title_case = len(long) > 1 and sum(word[0].isupper() for word in long) > len(long) * 2 / 3  # which Says Nothing about Names
-    if not proper_nouns and not in_title_case and NAME.search(text):
-        raise chat.Rejected('proper noun')
-    return text
-
-
-def stories_in(reply):
-    """A reply -> [(headline or '', text)], those parts of it that can be read."""
-    if reply_format == 'json':
-        story = (chat.find_json(reply, 'story') or {}).get('story')
-        if isinstance(story, list) and all(isinstance(part, str) for part in story):
-            story = '\n\n'.join(story)
-        if not isinstance(story, str):
-            raise chat.Rejected('no JSON with a story')
-        return [('', story)]
-
-    def plain(part):
-        return ' '.join(html.unescape(re.sub(r'<[^>]*>?', ' ', part)).split())
-
-    reply = reply.rpartition('</think>')[2].partition('<think>')[0]
-    parts = re.split(r'<h1\b[^>]*>', reply, flags=re.I)[1:]
-    found = []
-    for number, part in enumerate(parts, 1):
-        headline, _, text = [*re.split(r'(</h1\s*>|(?=<p\b))', part, maxsplit=1, flags=re.I), '', ''][:3]
-        closed = re.fullmatch(r'(.*)</p\s*>(.*)', text, flags=re.I | re.S)
-        if number == len(parts) and (not closed or '<p' in closed[2].lower()):  # where the reply was cut
-            continue
-        text = closed[1] if closed else re.sub(r'\n\W{0,9}\d{0,9}\W{0,9}$', '', text)  # without the number of the next
-        found.append((plain(headline), plain(text)))
-    found = [pair for pair in found if all(pair)]
-    if not found:
-        raise chat.Rejected('no <h1> and <p>')
-    return found
-
-
-LIGHT = re.compile('(कर|दे|ले|हो|जा)ना|(कर|दे|घे|हो|जा)णे|(কর|দেওয়|নেওয়|হওয়|যাওয়|পাওয়)া')  # verbs that say little beside a noun, and are irregular
-
-
-def words_in(text):
-    """Its words, in lower case and without accents, which come and go (léger, légère)."""
-    text = re.sub('[\u0300-\u036f]', '', unicodedata.normalize('NFD', text.lower()))
-    return measures.WORD.findall(unicodedata.normalize('NFC', text))
-
-
-words_of_form = functools.lru_cache(2**16)(words_in)  # the lists' words come again and again
-
-
-def missing(words, text):
-    """The kinds of seed words that a text does not hold, as far as the beginnings of its words tell.
-
-    Of a group of words one will do: the prompt asks for some. A feature is said by the story, not named in it.
-    """
-    def there(word, is_verb):
-        """Whether a word of the text begins as this one does without its ending, and is not much longer."""
-        stem = re.sub(r'(?<=..)(ना|णे|নো|া|er|ir|re)$', '', word) if is_verb else word.rstrip(measures.MARKS)
-        if stem == word and word.islower() and len(word) > 4:  # a script with lower case
-            stem = word[:-1]
-        longest = len(word) + (max(0, min(3, len(word) - 2)) if word.islower() else 5)  # cats, not caterpillars; the others put more behind a word
-        bare = '' if is_verb or stem == word else stem  # कल is not the कली without its ending
-        return word in begun or any(other.startswith(stem) and len(other) <= longest and other != bare for other in begun)
-
-    def held(kind, form):
-        parts = [part for part in words_of_form(form) if part not in ('s', 'se')]  # se cacher: il s'est caché
-        if kind == 'verb' and len(parts) > 1 and LIGHT.fullmatch(parts[-1]):  # मदद करना: मदद की
-            parts.pop()
-        return all(there(part, kind == 'verb') for part in parts)
-
-    begun = set(words_in(text))
-    return [kind for kind, row in words.items() if kind != 'feature' and not any(
-        held(kind, form) for forms in row.values() if isinstance(forms, str) for form in forms.split(', '))]
-
+# what comes of a reply, and where the stories go
 
 def accept(i, reply):
     """A reply to prompt i -> its rows: those stories in it that pass."""
     rows, reasons = [], collections.Counter()
     seed_row = seed_words(i, lists)
-    for headline, text in stories_in(reply)[:items]:
+    for headline, text in replies.stories_in(reply, reply_format)[:items]:
         try:
-            text = f'{check_headline(headline)}</h> {check(text)}' if headline else check(text)
+            headline = replies.check_headline(clean(headline), proper_nouns) + '</h> ' if headline else ''
+            text = headline + replies.check(clean(text), min_words, max_words, proper_nouns)
             if (same := seen.add(text)) > 0:
                 raise chat.Rejected('duplicate' if same == 1 else 'near duplicate')
         except chat.Rejected as e:
             reasons[str(e)] += 1
             continue
         row = {'id': i * items + len(rows)} | {kind: row['word'] for kind, row in seed_row.items()}
-        row |= {'text': text, 'missing': missing(seed_row, text)}
+        row |= {'text': text, 'missing': replies.missing(seed_row, text)}
         rows.append(row | ({'complexity': complexity} if levels else {}))
     if not rows:
         raise chat.Rejected(reasons.most_common(1)[0][0])
@@ -456,9 +280,8 @@ def upload(path, repo):
         import huggingface_hub
     except ImportError:
         fail('push wants huggingface_hub: pip install huggingface_hub')
-    codes = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
     writers = collections.Counter(row['model'] for row in jsonl.read(path))
-    card = ['---', f'language: {codes[language]}' if language in codes else f'tags: [{language}]', 'task_categories: [text-generation]',
+    card = ['---', f'language: {measures.CODES[language]}' if language in measures.CODES else f'tags: [{language}]', 'task_categories: [text-generation]',
             'configs: [{config_name: default, data_files: stories.jsonl}]', '---', f'# {repo.split("/")[-1]}', '',
             f'{writers.total():,} short texts in {language.capitalize()}, written by {", ".join(writers)} for training small language models from scratch.',
             f'Each came from a prompt with seed words ({", ".join(words)}), which stand beside its `text`.']
@@ -494,10 +317,8 @@ lists = {kind: some_of(read_words(os.path.join(folder, f'{kind}s.txt')), n_words
 n_prompts = math.prod(map(len, lists.values())) * epochs
 if not 0 < total <= n_prompts:
     fail(f'total is {total:,}; the word lists give from 1 to {n_prompts:,} prompts' + (' in so many epochs' if epochs > 1 else ''))
-part, _, parts = shard.partition('/')
-if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-    fail(f'shard is {shard!r}; it is a part and the number of parts, such as 2/8')
-ids = range(int(part) - 1, total, int(parts))
+part, parts = jsonl.parse_shard(shard) or fail(f'shard is {shard!r}; it is a part and the number of parts, such as 2/8')
+ids = range(part - 1, total, parts)
 
 if composed:
     if template:
@@ -513,11 +334,13 @@ else:
         fail('reply_format is json, for one item, or html')
     letters = measures.scripts_in(' '.join(row['word'] for row in lists[words[0]]))
     script = max(letters, key=letters.get, default='')
-    refuses = read_refusals(os.path.join(folder, 'refusals.txt'))
+    refusals = os.path.join(folder, 'refusals.txt')
+    refuses = replies.compile_refusals(read_lines(refusals) if os.path.exists(refusals) else [])
+    clean = functools.partial(replies.clean, script=script, min_script=min_script, refuses=refuses)
     example_lines = [line for line in read_lines(os.path.join(folder, 'examples.txt')) if line] if examples else []
     if len(example_lines) < examples:
         fail(f'{folder}/examples.txt holds {len(example_lines)} lines, and examples is {examples}')
-    seen, counts = Seen(), collections.Counter()
+    seen, counts = replies.Seen(), collections.Counter()
     connect = functools.partial(chat.connect, '' if provider == 'grammar' else provider, base_url, model, temperature, max_tokens, extra,
                                 price_in, price_out, 'or write stories without one: --provider=grammar and no config file')
 

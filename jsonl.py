@@ -40,6 +40,12 @@ def read_lines(path):
         raise SystemExit(f'{path} could not be read: {e}') from None
 
 
+def parse_shard(text):
+    """'2/8', the second of eight shards -> (2, 8); None when it is no such text."""
+    part, _, parts = text.partition('/')
+    return (int(part), int(parts)) if part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) else None
+
+
 def open_append(path, wait=False):
     """Open a .jsonl file for `append`, creating it and its folder; a line that a kill tore is cut first.
 

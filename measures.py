@@ -14,6 +14,7 @@ import unicodedata
 
 import numpy as np
 
+CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}  # of languages (ISO 639-1), by their folders in data/
 LETTERS, MARKS = (''.join(c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] in kinds) for kinds in ('LN', 'M'))
 # A word keeps its signs and joiners, as in tokenizer.WORDS, which \w would cut off; listed one by one they make a table that
 # is far faster than \w with ranges. Of scripts that put no spaces between words a letter is a word.

@@ -225,9 +225,7 @@ def accept(i, reply):
 source = source or os.path.join('data', source_language, 'stories.jsonl')
 out = out or os.path.join('data', target_language, 'translated.jsonl')
 chatting = bool(provider or base_url)
-part, _, parts = shard.partition('/')
-if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-    fail(f'shard is {shard!r}; it is a part and the number of parts, such as 2/8')
+part, parts = jsonl.parse_shard(shard) or fail(f'shard is {shard!r}; it is a part and the number of parts, such as 2/8')
 if not out.endswith('.jsonl'):
     fail(f'out is {out!r}; it ends in .jsonl')
 if not os.path.isfile(source):
@@ -251,7 +249,7 @@ def read_source():
         if not (isinstance(row, dict) and type(row.get('id')) in (int, str) and isinstance(row.get('text'), str) and row['text'].strip()):
             fail(f'{source}, row {number + 1}: it wants an `id`, a number or a text, and a `text`')
         text = row['text'].encode('utf-8', 'replace').decode()  # half a surrogate pair is nothing to a tokenizer
-        yield number % int(parts) == int(part) - 1, row | {'text': unicodedata.normalize('NFC', text)}
+        yield number % parts == part - 1, row | {'text': unicodedata.normalize('NFC', text)}
 
 
 def own_fields(row):
@@ -283,7 +281,7 @@ for mine, row in tqdm(read_source(), desc=f'reading {source}', unit=' rows', lea
 if not seen:
     fail(f'{source} holds no story')
 if n_done < len(done):
-    fail(f'{out} holds stories that are not in {source}' + f', shard {shard}' * (int(parts) > 1) + '; name another --out')
+    fail(f'{out} holds stories that are not in {source}' + f', shard {shard}' * (parts > 1) + '; name another --out')
 del seen
 todo = (row for mine, row in read_source() if mine and row['id'] not in done)
 if dry_run:

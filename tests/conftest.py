@@ -15,6 +15,17 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # several tests run at once
 PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))  # for tests that call the ground floor directly
 
+import replies
+
+
+@functools.cache
+def cleaner(language):
+    """replies.clean for texts in the language of data/<language>, as generate_data.py has it."""
+    scripts = {'hindi': 'DEVANAGARI', 'marathi': 'DEVANAGARI', 'bangla': 'BENGALI'}
+    lines = (PROJECT / 'data' / language / 'refusals.txt').read_text(encoding='utf-8').splitlines()
+    refuses = replies.compile_refusals([line.strip() for line in lines if not line.startswith('#')])
+    return functools.partial(replies.clean, script=scripts.get(language, 'LATIN'), min_script=0.9, refuses=refuses)
+
 
 class Project:
     """A copy of the project's scripts, configs and word lists."""

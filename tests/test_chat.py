@@ -11,6 +11,7 @@ import pytest
 
 import chat
 import jsonl
+import replies
 
 KEY = 'sk-secret-0123456789'
 ASK = ('generate_data.py', 'config/generate_hindi.py', '--out=out/stories.jsonl', '--model=tiny')
@@ -344,11 +345,7 @@ def test_find_json_survives_anything():
 
 
 def test_near_duplicates(project):
-    source = (project.path / 'generate_data.py').read_text(encoding='utf-8')
-    import numpy as np
-    scope = {'np': np}
-    exec(source[source.index('class Seen:'):source.index('INVISIBLE =')], scope)
-    seen, rng = scope['Seen'](), random.Random(1)
+    seen, rng = replies.Seen(), random.Random(1)
     project.run('generate_data.py', '--language=english', '--total=400', '--out=s.jsonl')
     words = sorted({word for row in project.jsonl('s.jsonl') for word in row['text'].split()})
     stories = [[rng.choice(words) for _ in range(200)] for _ in range(300)]
@@ -360,7 +357,7 @@ def test_near_duplicates(project):
         for place in rng.sample(range(len(story)), n):
             story[place] = rng.choice(words)
         return ' '.join(story)
-    fresh = scope['Seen']()
+    fresh = replies.Seen()
     assert all(fresh.add(' '.join(story)) == 0 for story in stories)
     assert sum(fresh.add(altered(story, 4)) > 0 for story in stories) > 285  # some 0.9 of the shingles stay
     assert sum(fresh.add(altered(story, 100)) > 0 for story in stories) < 30  # some 0.06 of them

@@ -2,7 +2,6 @@
 
 import ast
 import collections
-import functools
 import hashlib
 import json
 import os
@@ -12,10 +11,10 @@ import time
 import unicodedata
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, cleaner
 
 import chat
-import measures
+import replies
 
 LANGUAGES = ('hindi', 'marathi', 'bangla', 'english', 'french')
 KINDS = ('noun', 'verb', 'adjective', 'feature')
@@ -268,22 +267,10 @@ def test_the_stories_of_the_grammar(project, language, total):
 # -----------------------------------------------------------------------------
 # replies
 
-@pytest.fixture
-def judge(monkeypatch):
-    """judge('hindi') -> a dict with the functions that a reply goes through, for stories of from 3 words in that language."""
-    monkeypatch.chdir(PROJECT)
-    source = (PROJECT / 'generate_data.py').read_text(encoding='utf-8')
-
-    def functions(language, **settings):
-        scripts = {'marathi': 'DEVANAGARI', 'hindi': 'DEVANAGARI', 'bangla': 'BENGALI'}
-        scope = {'functools': functools, 're': re, 'os': os, 'unicodedata': unicodedata, 'measures': measures, 'chat': chat,
-                 'script': scripts.get(language, 'LATIN'), 'min_script': 0.9, 'min_words': 3, 'max_words': 600, 'proper_nouns': True} | settings
-        exec(source[source.index('def read_lines('):source.index('def read_words(')], scope)
-        exec(source[source.index('INVISIBLE ='):source.index('def stories_in(')], scope)
-        exec(source[source.index('LIGHT ='):source.index('def accept(')], scope)
-        scope['refuses'] = scope['read_refusals'](f'data/{language}/refusals.txt')
-        return scope
-    return functions
+def judge(language, proper_nouns=True):
+    """What a story of from 3 words in that language goes through, a function of its text."""
+    clean = cleaner(language)
+    return lambda text: replies.check(clean(text), 3, 600, proper_nouns)
 
 
 def reason(function, text):
@@ -312,8 +299,8 @@ STORY = {
      [' तात्पर्य: वाटून खावे.', '\n\nबोध: वाटून खावे.', ' या गोष्टीतून आपण वाटायला शिकतो.', ' समाप्त.']),
     ('bangla', ['এখানে একটি গল্প দেওয়া হলো। ', 'অবশ্যই! ', 'এই নিন আপনার গল্প: '],
      [' নীতিকথা: ভাগ করে খাও।', '\n\nএই গল্প থেকে আমরা শিখি ভাগ করতে।', ' শিক্ষা: ভাগ করো।', ' সমাপ্ত।'])])
-def test_talk_about_the_task_is_rejected(judge, language, before, behind):
-    check = judge(language)['check']
+def test_talk_about_the_task_is_rejected(language, before, behind):
+    check = judge(language)
     assert reason(check, STORY[language]) == ''
     for text in [text + STORY[language] for text in before] + [STORY[language] + text for text in behind]:
         assert reason(check, text) == 'refusal or meta text', text
@@ -327,27 +314,27 @@ def test_talk_about_the_task_is_rejected(judge, language, before, behind):
     ('hindi', ['“यहाँ एक कहानी है,” दादी बोलीं।', 'उसने किताब का शीर्षक पढ़ा।', 'राजा ने इस अनुरोध को मान लिया।', 'उसने बहुत कुछ सीखा।', 'खेल समाप्त हुआ।']),
     ('marathi', ['“इथे एक गोष्ट आहे,” आजी म्हणाली.', 'तिने शीर्षक वाचले.', 'बाईंनी क्रियापद शिकवले.', 'खेळ समाप्त झाला.']),
     ('bangla', ['“এখানে একটি গল্প আছে,” দিদা বললেন।', 'রাজা এই অনুরোধ রাখলেন।', 'সে বইয়ের শিরোনাম পড়ল।', 'খেলা শেষ।'])])
-def test_what_people_say_in_stories_passes(judge, language, inside):
-    check = judge(language)['check']
+def test_what_people_say_in_stories_passes(language, inside):
+    check = judge(language)
     for sentence in inside:
         for text in (f'{sentence} {STORY[language]}', f'{STORY[language]} {sentence}', f'{STORY[language]} {sentence} {STORY[language]}'):
             assert reason(check, text) == '', text
 
 
-def test_a_title_is_cut_off(judge):
+def test_a_title_is_cut_off():
     for language, title in [('english', 'The Cat, the Milk and Mia'), ('english', 'Title: “The Kind Girl”'), ('hindi', 'राधा और बिल्ली'),
                             ('hindi', 'शीर्षक: राधा और बिल्ली'), ('bangla', 'রাধার বিড়াল'), ('french', 'Léa et le chat'), ('english', '**The Kind Girl**')]:
         for gap in ('\n', '\n\n'):
-            assert judge(language)['check'](title + gap + STORY[language]) == STORY[language]
-    check = judge('english')['check']
+            assert judge(language)(title + gap + STORY[language]) == STORY[language]
+    check = judge('english')
     for text in ['“Come here!”\n' + STORY['english'], 'He said:\n\n“' + STORY['english'] + '”',
                  'The moon is high\nThe stars are bright\nAnd all the world\nIs full of light.',
                  'One day\na cat came.\n\n' + STORY['english']]:
         assert check(text) == text
 
 
-def test_signs_that_nobody_sees(judge):
-    check = judge('hindi')['check']
+def test_signs_that_nobody_sees():
+    check = judge('hindi')
     text = STORY['hindi']
     for sign in '\u200b\ufeff\u2060\u00ad\u200e':
         assert check(sign + text[:4] + sign + text[4:] + sign) == text
@@ -355,20 +342,20 @@ def test_signs_that_nobody_sees(judge):
         assert check(f'{text}{joiner}') == check(f'{text[:-1]} {joiner}।') == text
         word = f'क्{joiner}ष'
         assert word in check(f'{word} {text}')
-    assert 'হঠাত্\u200d ' in judge('bangla')['check'](f'হঠাত্\u200d {STORY["bangla"]}')  # an old way to write ৎ
+    assert 'হঠাত্\u200d ' in judge('bangla')(f'হঠাত্\u200d {STORY["bangla"]}')  # an old way to write ৎ
     for sign in '\x00\x0b\x7f\x85\x9f\ue000\ufffd\uffff':
         assert reason(check, text[:9] + sign + text[9:]) == 'broken characters', repr(sign)
     assert reason(check, f'{text}\n\n---\n\n{text}') == 'markup'
 
 
-def test_a_bar_is_a_danda_in_indic_scripts(judge):
+def test_a_bar_is_a_danda_in_indic_scripts():
     for language in ('hindi', 'bangla'):
-        check = judge(language)['check']
+        check = judge(language)
         for bar in ('|', ' |', ' ।'):
             assert check(STORY[language].replace('।', bar)) == STORY[language]
         assert check(f'{STORY[language][:-1]}||') == f'{STORY[language][:-1]}॥'
         assert reason(check, f'| {STORY[language]} |') == 'markup'
-    assert reason(judge('english')['check'], STORY['english'].replace('.', ' |')) == 'markup'
+    assert reason(judge('english'), STORY['english'].replace('.', ' |')) == 'markup'
 
 
 NEWS = 'The mayor opened the bridge on a windy morning. '
@@ -382,16 +369,16 @@ NEWS = 'The mayor opened the bridge on a windy morning. '
     ('She said, “We like Paris.”', 'proper noun'), ('The group (Unesco) paid.', 'proper noun'),
     ('The ship "Hope" sank.', 'proper noun'), ('Mr. Smith came.', 'proper noun'), ('NATO met.', 'proper noun'), ('In mid-July it opened.', 'proper noun'),
     ('U.S. farmers met.', 'proper noun'), ('The town of Évry slept.', 'proper noun')])
-def test_names_in_news(judge, text, says):
-    assert reason(judge('news', proper_nouns=False)['check'], NEWS + text) == says
-    assert reason(judge('news')['check'], NEWS + text) == ''
+def test_names_in_news(text, says):
+    assert reason(judge('news', proper_nouns=False), NEWS + text) == says
+    assert reason(judge('news'), NEWS + text) == ''
 
 
 @pytest.mark.parametrize('headline, says', [
     ('Mayor opens bridge', ''), ('Mayor Opens New Bridge after Long Delay', ''), ('Mayor visits Paris', 'proper noun'), ('Fire in London', 'proper noun'),
     ('“We won,” says coach', ''), ('Mayor visits South Korea', 'proper noun'), ('**Mayor** opens bridge', 'markup'), ('Bridge', 'broken headline')])
-def test_headlines(judge, headline, says):
-    assert reason(judge('news', proper_nouns=False)['check_headline'], headline) == says
+def test_headlines(headline, says):
+    assert reason(lambda text: replies.check_headline(cleaner('news')(text), False), headline) == says
 
 
 def item(n, end='</p>'):
@@ -421,31 +408,30 @@ def test_bulletins_of_a_reply(project, chat_server, reply, kept):
     ('french', 'adjective', 'léger', 'Une plume légère.', True), ('french', 'noun', 'chat', 'Le château brille.', False),
     ('french', 'noun', 'arc-en-ciel', 'Un arc-en-ciel !', True),
     ('news', 'group', 'storm, roof, wind', 'The roofs were new.', True), ('news', 'group', 'storm, roof, wind', 'The cows were new.', False)])
-def test_which_seed_words_are_missing(judge, language, kind, word, text, held):
+def test_which_seed_words_are_missing(language, kind, word, text, held):
     word, text = unicodedata.normalize('NFC', word), unicodedata.normalize('NFC', text)
-    assert judge(language)['missing']({kind: {'word': word, 'tags': []}}, text) == ([] if held else [kind])
+    assert replies.missing({kind: {'word': word, 'tags': []}}, text) == ([] if held else [kind])
 
 
-def test_irregular_verbs_of_french(judge, project):
+def test_irregular_verbs_of_french(project):
     lines = [line.split('\t') for line in (project.path / 'data/french/verbs.txt').read_text(encoding='utf-8').splitlines()]
     rows = {line[0]: dict(zip(('word', 'tags', 'present', 'past', 'other'), line)) for line in lines}
     for verb, text in [('prendre', 'Il prit son sac.'), ('aller', 'Elle va à la mer.'), ('voir', 'Il a vu un loup.'),
                        ('se souvenir', 'Elle se souvint de lui.'), ('faire', 'Il fit un nid.')]:
-        assert judge('french')['missing']({'verb': rows[verb] | {'tags': []}}, text) == []
+        assert replies.missing({'verb': rows[verb] | {'tags': []}}, text) == []
 
 
 @pytest.mark.parametrize('language', ['hindi', 'english'])
-def test_no_word_of_the_grammar_is_missing(judge, project, language):
-    missing = judge(language)['missing']
+def test_no_word_of_the_grammar_is_missing(project, language):
     project.run('generate_data.py', f'--language={language}', '--total=1000', '--out=s.jsonl')
     rows = project.jsonl('s.jsonl')
     for kind in ('noun', 'verb', 'adjective'):
         columns = (project.path / 'data' / language / f'{kind}s.txt').read_text(encoding='utf-8').split('word\t', 1)[1].split('\n', 1)[0].split('\t')
         lines = (line.split('\t') for line in (project.path / 'data' / language / f'{kind}s.txt').read_text(encoding='utf-8').splitlines())
         lists = {line[0]: {'word': line[0]} | dict(zip(columns[1:], line[2:])) for line in lines}
-        assert [row[kind] for row in rows if missing({kind: lists[row[kind]]}, row['text'])] == []
+        assert [row[kind] for row in rows if replies.missing({kind: lists[row[kind]]}, row['text'])] == []
         others = [row[kind] for row in rows[1:]]
-        assert sum(not missing({kind: lists[word]}, row['text']) for row, word in zip(rows, others)) < 0.06 * len(rows)
+        assert sum(not replies.missing({kind: lists[word]}, row['text']) for row, word in zip(rows, others)) < 0.06 * len(rows)
 
 
 # -----------------------------------------------------------------------------

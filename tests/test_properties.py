@@ -6,7 +6,6 @@ EXAMPLES=100000 python -m pytest tests/test_properties.py     is a fuzz, with ot
 import ast
 import functools
 import hashlib
-import html
 import itertools
 import json
 import math
@@ -16,13 +15,13 @@ import time
 import unicodedata
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, cleaner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import chat
 import jsonl
-import measures
+import replies
 import tokenizer
 
 LIMITS = settings(max_examples=int(os.environ.get('EXAMPLES', 60)), deadline=None, database=None, derandomize='EXAMPLES' not in os.environ)
@@ -167,48 +166,40 @@ def test_a_reply_says_a_text_or_is_rejected(data, whole):
         assert isinstance(text, str) and text.strip()
 
 
-@pytest.fixture(scope='module')
-def judges():
-    """{(language, format): the functions that a reply of it goes through}"""
-    source, found = (PROJECT / 'generate_data.py').read_text(encoding='utf-8'), {}
-    for language, reply_format, script in (('hindi', 'json', 'DEVANAGARI'), ('english', 'json', 'LATIN'), ('news', 'html', 'LATIN')):
-        scope = {'functools': functools, 're': re, 'os': os, 'html': html, 'unicodedata': unicodedata, 'measures': measures, 'chat': chat,
-                 'script': script, 'min_script': 0.9, 'min_words': 3, 'max_words': 600, 'proper_nouns': language != 'news', 'reply_format': reply_format}
-        exec(source[source.index('def read_lines('):source.index('def read_words(')], scope)
-        exec(source[source.index('INVISIBLE ='):source.index('def accept(')], scope)
-        scope['refuses'] = scope['read_refusals'](str(PROJECT / f'data/{language}/refusals.txt'))
-        found[language] = scope
-    return found
+# -----------------------------------------------------------------------------
+# replies.py
+
+FORMATS = {'hindi': 'json', 'english': 'json', 'news': 'html'}
 
 
 @given(REPLY)
 @LIMITS
-def test_a_reply_becomes_stories_or_is_rejected(judges, reply):
-    for scope in judges.values():
+def test_a_reply_becomes_stories_or_is_rejected(reply):
+    for language, reply_format in FORMATS.items():
         try:
-            pairs = scope['stories_in'](reply)
+            pairs = replies.stories_in(reply, reply_format)
         except chat.Rejected:
             continue
         for headline, text in pairs:
-            for judge, part in (('check', text), ('check_headline', headline)):
+            for check, part in ((functools.partial(replies.check, min_words=3, max_words=600), text), (replies.check_headline, headline)):
                 try:
-                    passed = scope[judge](part)
+                    passed = check(cleaner(language)(part), proper_nouns=language != 'news')
                 except chat.Rejected as e:
                     assert '\n' not in str(e)
                 else:
                     assert passed == unicodedata.normalize('NFC', passed).strip() and not re.search('[\ud800-\udfff\0\ufffd<>{}]', passed)
-            scope['missing']({'noun': {'word': 'रवि', 'tags': []}, 'verb': {'word': 'जाना'}}, text)
+            replies.missing({'noun': {'word': 'रवि', 'tags': []}, 'verb': {'word': 'जाना'}}, text)
 
 
 @pytest.mark.parametrize('reply', ['<h1>A b</h1><p>A' + 5000 * '\n' + 'a', 100_000 * '"story":"', 20_000 * '{"a":', 2000 * '<h1>', 20_000 * '. "A'],
                          ids=lambda reply: reply[:4])
-def test_a_reply_that_goes_round_in_circles_is_done_with_at_once(judges, reply):
+def test_a_reply_that_goes_round_in_circles_is_done_with_at_once(reply):
     """As a small model's does that was not stopped in time."""
     started = time.process_time()
-    for scope in judges.values():
+    for language, reply_format in FORMATS.items():
         try:
-            for _, text in scope['stories_in'](reply):
-                scope['check'](text)
+            for _, text in replies.stories_in(reply, reply_format):
+                replies.check(cleaner(language)(text), 3, 600, language != 'news')
         except chat.Rejected:
             pass
     assert time.process_time() - started < 5
