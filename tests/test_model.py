@@ -1,10 +1,12 @@
 """The GPT against Hugging Face's own classes, and what generation promises."""
 
+import copy
+
 import pytest
 import torch
 import transformers
 
-from model import GPT, LinearCrossEntropy, load, load_hf
+from model import GPT, LinearCrossEntropy, attend, load, load_hf, quantize_int8
 from tokenizer import train as train_tokenizer
 
 LLAMA = {'vocab_size': 300, 'hidden_size': 64, 'intermediate_size': 160, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'max_position_embeddings': 64}
@@ -86,6 +88,32 @@ def test_a_story_does_not_depend_on_its_batch(pair):
         alone = [stories(ours, [p], n=80, seeds=[s], eos=eos, **settings)[0] for s, p in enumerate(PROMPTS * 2)]
         assert together == alone
         assert len({tuple(s) for s in together}) > 4
+
+
+def test_rows_that_end_make_room_for_the_last_ones():
+    """Sharp in float64: every story of a large batch, in which they end at any time, is what it is alone."""
+    torch.manual_seed(0)
+    model = GPT(vocab_size=12, block_size=24, n_layer=2, n_head=4, n_embd=32, n_kv_head=2, qk_norm=True).double().eval()
+    prompts = [[4 + i % 7] * (1 + i % 5) for i in range(50)]
+    together = stories(model, prompts, n=60, seeds=range(50), eos=3)
+    assert together == [stories(model, [prompt], n=60, seeds=[seed], eos=3)[0] for seed, prompt in enumerate(prompts)]
+    assert len({len(story) for story in together}) > 15
+
+
+@pytest.mark.parametrize('length', [1, 7, 256])
+def test_attention_of_short_rows_in_bfloat16(length):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, length, 16)
+    sharp = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.allclose(attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), None, 0.0).float(), sharp, atol=0.03)
+
+
+def test_int8_is_close(pair):
+    _, ours = pair
+    ids = torch.tensor(PROMPTS[1:2])
+    with torch.no_grad():
+        sharp, rough = ours(ids), quantize_int8(copy.deepcopy(ours))(ids)
+    assert torch.nn.functional.cosine_similarity(sharp.flatten(), rough.float().flatten(), dim=0) > 0.999
 
 
 def test_keys_and_values_change_nothing(pair):
