@@ -77,11 +77,6 @@ def attend(q, k, v, mask, dropout):
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != k.size(1))
 
 
-def some_rows(x, vocab_size):
-    """Of how many rows of x to make logits at once, so that in float32 they stay in a CPU's cache (8 MB) or are a small part of a GPU's memory (256 MB)."""
-    return max(1, min(2048, (2**26 if x.is_cuda else 2**21) // vocab_size))
-
-
 class Attention(nn.Module):
     def __init__(self, args, make_norm):
         super().__init__()
@@ -142,7 +137,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        rows = some_rows(x, len(weight))
+        # so few that a CPU's cache holds their logits, so many that adding to dweight is little work beside the products; few, too, for sums in float16
+        rows = max(256, min(2048, (2**26 if x.is_cuda else 2**21) // len(weight)))
         loss = torch.zeros((), device=x.device)
         wanted = ctx.needs_input_grad[0]
         dx, dweight = torch.zeros_like(x) if wanted else x, torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
@@ -274,7 +270,7 @@ class GPT(nn.Module):
                 x = self.hidden(token[:, None], positions, mask, cache, at)[:, -1]
                 at += 1
             logits, tokens = head(x), []
-            n = some_rows(x, logits.size(1))
+            n = max(1, (2**26 if x.is_cuda else 2**21) // logits.size(1))  # of which the probabilities stay in a CPU's cache
             for i in range(0, len(rows), n):
                 some = restrain(logits[i:i + n].float(), [stories[row] for row in rows[i:i + n]], repetition_penalty, no_repeat_ngram, bad_words)
                 tokens.append(choose(some, chance[rows[i:i + n], step], temperature, top_k, top_p, min_p))
