@@ -194,14 +194,14 @@ def grow():
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(2, len(sizes) + 1, figsize=(3.4 * len(sizes) + 3.4, 6), dpi=100, sharey='row')
+    figure, axes = plt.subplots(2, len(sizes) + 1, figsize=(3 * len(sizes) + 3, 5), dpi=80, sharey='row')
     lines = [['of the model above', 'tokens/s in training', 'of the products', 'peak memory, GB'], ['---', '---:', '---:', '---:']]
     for (key, values), (above, below) in zip(sizes.items(), axes.T):
         found = [train(**{'n_head': max(1, value // 64) if key == 'n_embd' else n_head, key: value}) for value in tqdm(values, desc=key)]
         lines += [[f'{key} = {value}', f'{row["tokens_per_s"]:,}', f'{row["mfu"]:.0%}', f'{row["memory"] / 1e9:.2f}'] for value, row in zip(values, found)]
         above.loglog(values, [row['tokens_per_s'] for row in found], marker='o')
-        below.loglog(values, [row['memory'] / 1e9 for row in found], marker='o')
-        below.set(xlabel=key)
+        below.semilogx(values, [row['memory'] / 1e9 for row in found], marker='o')
+        below.set(xlabel=key, ylim=(0, None))
         for axis in (above, below):
             axis.set_xticks(values, values, minor=False)
             axis.minorticks_off()
