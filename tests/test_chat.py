@@ -419,7 +419,9 @@ def test_open_batches_are_neither_forgotten_nor_mixed(project, chat_server):
     server = chat_server(batch_seconds=8)
     command = (*ASK, f'--base_url={server.url}', '--total=10')
     process = project.start(*command, '--batch=True')
-    time.sleep(3)
+    while 'batches' not in server.counts():
+        time.sleep(0.1)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     status, out, err = told(process)
     assert status == 0 and 'the same command fetches them' in err and 'the same command goes on' in out
