@@ -119,7 +119,7 @@ def copy_rate(size=2**28):
 # -----------------------------------------------------------------------------
 # here
 
-run_dir, data = os.path.join(out_dir, 'run'), os.path.join('data', 'bench')
+run_dir, grown_dir, data = os.path.join(out_dir, 'run'), os.path.join(out_dir, 'grown'), os.path.join('data', 'bench')
 composed, asked = os.path.join(out_dir, 'stories.jsonl'), os.path.join(out_dir, 'asked.jsonl')
 source = source or composed
 
@@ -149,20 +149,14 @@ def prepare():
         return sum(json.load(f)['bytes'].values()) / 1e6 / taken
 
 
-def train(**other):
-    """The last line of train.py's log after so many steps, and its peak memory in bytes."""
-    shutil.rmtree(run_dir, ignore_errors=True)
-    options = {'dataset': 'bench', 'out_dir': run_dir, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size,
+def train(folder, **other):
+    """The last line of train.py's log after so many steps."""
+    shutil.rmtree(folder, ignore_errors=True)
+    options = {'dataset': 'bench', 'out_dir': folder, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size,
                'batch_size': batch_size, 'device': device, 'dtype': dtype, 'max_iters': steps, 'log_interval': steps - steps // 2,
                'eval_interval': steps, 'eval_iters': 1} | train_options | other
-    with subprocess.Popen([sys.executable, 'train.py', *(f'--{key}={value}' for key, value in options.items())], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace') as process:
-        said = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if status:
-        fail('train.py failed: ' + said.strip().split('\n')[-1])
-    return list(jsonl.read(os.path.join(run_dir, 'log.jsonl')))[-1] | {'memory': usage.ru_maxrss * (1 if sys.platform == 'darwin' else 1024)}
+    run('train.py', *(f'--{key}={value}' for key, value in options.items()))
+    return list(jsonl.read(os.path.join(folder, 'log.jsonl')))[-1]
 
 
 @torch.no_grad()
@@ -181,12 +175,11 @@ def tell(model, n):
     return n * new_tokens / seconds(stories)
 
 
-def tell_many(kind):
+def tell_many(dtype):
     """Stories a second of sample.py, three for each prompt, with its start and its end."""
-    out = os.path.join(out_dir, 'many.jsonl')
-    options = ['--quantize=int8'] if kind == 'int8' else [f'--dtype={kind}']
-    return 3 * n_prompts / seconds(run, 'sample.py', f'--init_from={model_dir or run_dir}', f'--start=FILE:{out_dir}/prompts.txt', '--num_samples=3',
-                                   f'--max_new_tokens={block_size - 16}', f'--batch_size={max(batches)}', f'--device={device}', f'--out={out}', *options)
+    return 3 * len(prompts) / seconds(run, 'sample.py', f'--init_from={model_dir or run_dir}', f'--start=FILE:{out_dir}/prompts.txt', '--num_samples=3',
+                                      f'--max_new_tokens={block_size - 16}', f'--batch_size={max(batches)}', f'--device={device}', f'--dtype={dtype}',
+                                      f'--out={out_dir}/many.jsonl')
 
 
 def grow():
@@ -197,7 +190,7 @@ def grow():
     figure, axes = plt.subplots(2, len(sizes) + 1, figsize=(3 * len(sizes) + 3, 5), dpi=80, sharey='row')
     lines = [['of the model above', 'tokens/s in training', 'of the products', 'peak memory, GB'], ['---', '---:', '---:', '---:']]
     for (key, values), (above, below) in zip(sizes.items(), axes.T):
-        found = [train(**{'n_head': max(1, value // 64) if key == 'n_embd' else n_head, key: value}) for value in tqdm(values, desc=key)]
+        found = [train(grown_dir, **{'n_head': max(1, value // 64) if key == 'n_embd' else n_head, key: value}) for value in tqdm(values, desc=key)]
         lines += [[f'{key} = {value}', f'{row["tokens_per_s"]:,}', f'{row["mfu"]:.0%}', f'{row["memory"] / 1e9:.2f}'] for value, row in zip(values, found)]
         above.loglog(values, [row['tokens_per_s'] for row in found], marker='o')
         below.semilogx(values, [row['memory'] / 1e9 for row in found], marker='o')
@@ -267,8 +260,8 @@ def tell_many_transformers(n):
     import transformers
     pipe = transformers.pipeline('text-generation', os.path.join(model_dir or run_dir, 'hf'), dtype=getattr(torch, dtype), device=device)
     pipe.tokenizer.padding_side, pipe.tokenizer.pad_token = 'left', pipe.tokenizer.eos_token
-    prompts = sorted((prompt for prompt in prompts_of_many for _ in range(3)), key=len)
-    return lambda: len(prompts) / seconds(lambda: pipe(prompts, batch_size=n, do_sample=True, temperature=0.8, top_k=0, max_length=None,
+    thrice = sorted((prompt for prompt in prompts for _ in range(3)), key=len)
+    return lambda: len(thrice) / seconds(lambda: pipe(thrice, batch_size=n, do_sample=True, temperature=0.8, top_k=0, max_length=None,
                                                        max_new_tokens=block_size - 16))
 
 
@@ -303,7 +296,7 @@ with open(os.path.join(data, 'meta.json'), encoding='utf-8') as f:
 if 'train' in stages or not os.path.exists(os.path.join(run_dir, 'best.pt')):
     last = []
     theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if peers else {}
-    measure('train', 'tokens/s', {'': lambda: last.append(train()) or last[-1]['tokens_per_s']}, **theirs)
+    measure('train', 'tokens/s', {'': lambda: last.append(train(run_dir)) or last[-1]['tokens_per_s']}, **theirs)
     rows[-1][2] = f'{max(row["mfu"] for row in last):.0%} of the products'
 if {'evaluate', 'generate'} & set(stages):
     model = load(run_dir, device)[0]
@@ -325,14 +318,14 @@ if 'generate' in stages:
         measure(f'tell stories, {n} at a time', 'tokens/s', {kind: lambda kind=kind, n=n: tell(told[kind], n) for kind in told},
                 {kind: n * memory / (widths[kind] * n_params) for kind in told}, 'memory', **theirs)
 if 'many' in stages:
-    spelling, ids = load(model_dir or run_dir)[1], np.fromfile(os.path.join(data, 'val.bin'), '<u2')
-    parts = np.split(ids, np.flatnonzero(ids == meta['eos']))[:n_prompts]
-    prompts_of_many = [' '.join(load_tokenizer(os.path.join(data, 'tokenizer.json')).decode(part.tolist()).split()[:4]) for part in parts]
+    spelling, ids = load_tokenizer(os.path.join(data, 'tokenizer.json')), np.fromfile(os.path.join(data, 'val.bin'), '<u2')
+    of_val = np.split(ids, np.flatnonzero(ids == meta['eos']))[:-1]  # behind the last eos there is none
+    prompts = [' '.join(spelling.decode(story).split()[:4]) for story in of_val[:n_prompts]]
     with jsonl.replacing(os.path.join(out_dir, 'prompts.txt')) as temporary, open(temporary, 'w', encoding='utf-8') as f:
-        f.writelines(prompt + '\n' for prompt in prompts_of_many)
+        f.writelines(prompt + '\n' for prompt in prompts)
     if peers:
         run('export.py', f'--out_dir={model_dir or run_dir}', '--format=hf', '--examples=0')
-    measure(f'tell {3 * n_prompts:,} stories', 'stories/s', {kind: lambda kind=kind: tell_many(kind) for kind in dict.fromkeys(['float32', dtype])},
+    measure(f'tell {3 * len(prompts):,} stories', 'stories/s', {kind: lambda kind=kind: tell_many(kind) for kind in dict.fromkeys(['float32', dtype])},
             **{f'Transformers_by_{n}': tell_many_transformers(n) for n in batches if n > 1 and peers})
 
 tables = {'bench.md': [['stage', 'here', 'of what is possible', 'others'], ['---', '---:', '---', '---'], *rows]} if rows else {}

@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import re
+import sys
 import time
 import warnings
 import zipfile
@@ -252,7 +253,10 @@ class GPT(nn.Module):
         chance = torch.stack([torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
         head = self.head
         if device.type == 'cpu' and type(head) is nn.Linear:  # for few rows the product with the matrix turned over is up to three times as fast
-            head = head.weight.t().contiguous().__rmatmul__
+            turned = head.weight.t().contiguous()
+
+            def head(x):
+                return x @ turned
         rows = list(range(len(prompts)))  # whose story each row of the batch is
         cache, at, token = None, 0, None  # at: columns of the cache that are filled
         for step in range(max_new_tokens):
@@ -451,6 +455,17 @@ def matrix_rate(device, dtype, seconds=0.1):
         wait()
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def peak_memory(device):
+    """The bytes that this process has held at most: of the GPU's memory, else of the machine's; 0 where the system does not tell."""
+    if device.startswith('cuda'):
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 # -----------------------------------------------------------------------------

@@ -99,7 +99,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import jsonl
-from model import GPT, add_lora, choose_device, load, load_checkpoint, matrix_rate, resized, restore, save_checkpoint
+from model import GPT, add_lora, choose_device, load, load_checkpoint, matrix_rate, peak_memory, resized, restore, save_checkpoint
 from tokenizer import load as load_tokenizer
 
 
@@ -301,14 +301,14 @@ model.to(device).train()
 
 learning = [p for p in model.parameters() if p.requires_grad]
 matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and name.startswith('blocks.') and optimizer == 'muon']
+if embedding_lr and (model.args['tie_weights'] or lora_rank):
+    fail('embedding_lr is for an embedding that learns and is not the head too: --tie_weights=False')
 embedding = [model.wte.weight] if embedding_lr else []
 others = [p for p in learning if all(p is not other for other in matrices + embedding)]
 groups = [{'params': [p for p in others if p.dim() > 1], 'weight_decay': weight_decay},
           {'params': [p for p in others if p.dim() <= 1], 'weight_decay': 0.0}]
-if embedding_lr:
+if embedding:
     groups.append({'params': embedding, 'weight_decay': 0.0, 'largest': embedding_lr})
-    if model.args['tie_weights'] or lora_rank:
-        fail('embedding_lr is for an embedding that learns and is not the head too: --tie_weights=False')
 optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=device_type != 'mps')]
 if optimizer == 'muon':  # with steps as long as AdamW's, so that one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training")
     optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay, muon_momentum, ns_steps=muon_ns_steps, adjust_lr_fn='match_rms_adamw'))
@@ -339,11 +339,10 @@ def lr_at(step, largest=learning_rate):
         return largest
     if step < warmup_iters:
         return largest * (step + 1) / (warmup_iters + 1)
-    progress = min(1.0, (step - warmup_iters) / max(1, lr_decay_iters - warmup_iters))
     if cooldown:
         left = min(1.0, max(0.0, 1 - step / lr_decay_iters) / cooldown)
     else:
-        left = 0.5 * (1 + math.cos(math.pi * progress))
+        left = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_iters) / max(1, lr_decay_iters - warmup_iters))))
     return min_lr + left * (largest - min_lr)
 
 
@@ -536,7 +535,8 @@ while step < max_iters and not stop:
         seconds = time.time() - mark_time
         speed = (step - mark_step) * sequences * block_size / max(seconds, 1e-9)
         row = {'step': step, 'tokens': step * sequences * block_size, 'loss': loss, 'lr': lr_at(step - 1), 'tokens_per_s': round(speed),
-               'mfu': round(speed * flops_per_token / peak_flops, 4), 'seconds': round(time.time() - started, 2)} | ({'skipped': skipped} if skipped else {})
+               'mfu': round(speed * flops_per_token / peak_flops, 4), 'memory': peak_memory(device),
+               'seconds': round(time.time() - started, 2)} | ({'skipped': skipped} if skipped else {})
         bar.set_postfix_str(f'loss {loss:.3f}, {speed:,.0f} tokens/s')
         if evaluating:
             val_loss = evaluate()

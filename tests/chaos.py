@@ -93,7 +93,7 @@ def bytes_of(*names):
 def trained(folder):
     """The log and every number in the checkpoints."""
     import torch
-    found = rows_of('log.jsonl', 'seconds', 'tokens_per_s', 'mfu')(folder)
+    found = rows_of('log.jsonl', 'seconds', 'tokens_per_s', 'mfu', 'memory')(folder)
     for file in ('ckpt.pt', 'best.pt'):
         checkpoint = torch.load(folder / file, weights_only=True)
         found |= {f'{file} {name}': weight.numpy().tobytes() for name, weight in checkpoint['model'].items()}

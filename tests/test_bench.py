@@ -7,12 +7,14 @@ def test_every_stage_has_its_row(project):
     (project.path / 'tests').mkdir()
     (project.path / 'tests/chat_server.py').write_bytes((PROJECT / 'tests/chat_server.py').read_bytes())
     sizes = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch_size=4', '--vocab_size=600', '--new_tokens=10', '--batches=[1, 4]',
-             '--steps=4', '--num_workers=4', '--repetitions=1', '--device=cpu']
+             '--steps=4', '--num_workers=4', '--repetitions=1', '--n_prompts=3', '--device=cpu',
+             "--stages=['compose', 'chat', 'prepare', 'train', 'evaluate', 'generate', 'many']"]
     text = project.run('bench.py', *sizes)
     table = (project.path / 'out/bench/bench.md').read_text(encoding='utf-8')
     assert table in text and [line.split(' | ')[0][2:] for line in table.splitlines()[2:]] == [
         'write stories, by the grammar', 'write stories, 4 requests of 1 s in flight', 'prepare tokens', 'train', 'evaluate',
-        'tell stories, 1 at a time', 'tell stories, 4 at a time']
+        'tell stories, 1 at a time', 'tell stories, 4 at a time', 'tell 9 stories']
+    assert len(project.jsonl('out/bench/many.jsonl')) == 9
 
 
 def test_growth(project):

@@ -419,7 +419,7 @@ def test_open_batches_are_neither_forgotten_nor_mixed(project, chat_server):
     server = chat_server(batch_seconds=8)
     command = (*ASK, f'--base_url={server.url}', '--total=10')
     process = project.start(*command, '--batch=True')
-    while 'batches' not in server.counts():
+    while 'batches' not in server.counts() and process.poll() is None:
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(signal.SIGINT)

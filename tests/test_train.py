@@ -54,7 +54,7 @@ def test_what_a_run_leaves(project):
     log = project.jsonl('out/tiny/log.jsonl')
     assert [row['step'] for row in log] == list(range(1, 21))
     assert log[-1]['tokens'] == 20 * 8 * 64 and log[-1]['loss'] < log[0]['loss'] - 0.5
-    assert all(math.isfinite(row[key]) for row in log for key in ('loss', 'lr', 'tokens_per_s', 'mfu', 'seconds'))
+    assert all(math.isfinite(row[key]) for row in log for key in ('loss', 'lr', 'tokens_per_s', 'mfu', 'memory', 'seconds'))
     assert (project.path / 'out/tiny/loss.png').read_bytes().startswith(b'\x89PNG')
 
     # the validation loss is that of all windows of val.bin, one after the other
