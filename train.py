@@ -15,6 +15,7 @@ any number of processes.
 """
 
 import collections
+import ctypes
 import functools
 import json
 import math
@@ -63,7 +64,8 @@ merge_lora = False  # in the end add them to the model's weights, so that best.p
 # optimizer
 optimizer = 'adamw'  # 'adamw', or 'muon' for the blocks' matrices with AdamW for the rest
 learning_rate = 1e-3  # the largest
-embedding_lr = 0.0  # the largest of the embedding, which is then not decayed, where it is not the head too; 0.0: learning_rate
+embedding_lr = 0.0  # the largest of embedding and head, which are then not decayed, 0.0: learning_rate
+bigram_steps = 0  # from scratch, steps that embedding and head take before all others, 0: none; 40 save hundreds later, if tie_weights is False
 muon_momentum = 0.95  # 0.85 for a few hundred steps
 muon_ns_steps = 5  # rounds that make a step of Muon orthogonal; with small batches, where they take their time, 3 will do
 max_iters = 5000  # steps in all
@@ -95,6 +97,7 @@ started = time.time()
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -142,6 +145,9 @@ if compile not in (True, False, None):
     fail(f'compile is {compile!r}; it is True, False or None')
 if compile is None:  # Triton wants Linux and a card from V100 on
     compile = device.startswith('cuda') and sys.platform == 'linux' and torch.cuda.get_device_capability(device) >= (7, 0)
+if device == 'cpu' and sys.platform == 'linux':
+    for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: else glibc gives freed blocks back, and getting them anew is a tenth of a step
+        ctypes.CDLL(None).mallopt(option, 2**30)
 torch.manual_seed(seed)  # the same on every process
 torch.set_float32_matmul_precision('high')
 device_type = device.split(':')[0]
@@ -152,7 +158,7 @@ if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_i
     fail('batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval, max_iters and muon_ns_steps are numbers from 1')
 limits = dict.fromkeys(('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'), 1) | {'seed': 2**32} | dict.fromkeys(
     ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'lora_alpha', 'learning_rate', 'min_lr', 'embedding_lr', 'max_epochs', 'warmup_ratio',
-     'warmup_iters', 'lr_decay_iters', 'max_minutes', 'stop_at_val_loss'), math.inf)
+     'warmup_iters', 'bigram_steps', 'lr_decay_iters', 'max_minutes', 'stop_at_val_loss'), math.inf)
 for key, limit in limits.items():
     if not 0 <= config[key] < limit:  # nor is nan
         fail(f'{key} is {config[key]}; it is a number from 0 to below {limit}')
@@ -160,6 +166,10 @@ if eval_only and init_from == 'scratch':
     fail('eval_only wants a model: --init_from=resume, or the name of one')
 if lora_rank and init_from == 'scratch':
     fail('lora_rank wants a model to adapt: --init_from=gpt2, say')
+if lora_rank and embedding_lr:
+    fail('embedding_lr is of no use with lora_rank, where the embedding does not learn; leave one out')
+if bigram_steps and init_from not in ('scratch', 'resume'):
+    fail(f'bigram_steps would undo what the embedding of {init_from} has learned; they are for --init_from=scratch')
 rows = sequences // world_size  # a step, of this process
 micro_rows = min(batch_size, rows)
 if sequences % world_size or rows % micro_rows:
@@ -299,11 +309,41 @@ else:
         add_lora(model, lora_rank, lora_alpha, lora_dropout)
 model.to(device).train()
 
+
+def learn_bigrams():
+    """Have embedding and head, without the blocks between them, learn which token follows which.
+
+    What follows each token was counted in the first 2^24 of train.bin. A step draws tokens as often as they come there, and the
+    target is all that followed, so that it knows what a step of ordinary training would have to read thousands of times as much for.
+    """
+    tokens, size = data['train'][:2**24].astype(np.int64), model.args['vocab_size']
+    pairs, counts = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
+    followers = torch.sparse_coo_tensor(np.stack(np.divmod(pairs, size)), counts, (size, size), dtype=torch.float32, is_coalesced=True, check_invariants=True)
+    often, chance, drawn = torch.from_numpy(np.bincount(tokens[:-1], minlength=size)).double(), torch.Generator().manual_seed(seed), 4096
+    both = [p for name, p in model.named_parameters() if name in ('wte.weight', 'head.weight')]
+    adam = torch.optim.Adam([{'params': [p], 'lr': p.std().item() / 2} for p in both], betas=(0.8, 0.95))
+    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1, (1 - i / bigram_steps) / 0.7))
+    for _ in tqdm(range(bigram_steps), 'bigrams', unit=' steps', leave=False):
+        drawn_tokens, times = often.multinomial(drawn, replacement=True, generator=chance).unique(return_counts=True)
+        rows = max(1, 2**23 // size)  # whose distributions take 32 MB
+        for some, weight in zip(drawn_tokens.split(rows), times.split(rows)):
+            target = followers.index_select(0, some).to_dense()
+            target = (target / target.sum(1, keepdim=True)).to(device)
+            with amp:
+                logits = model.head(model.norm(model.wte(some.to(device))))
+            (F.cross_entropy(logits.float(), target, reduction='none') @ (weight / drawn).to(device)).backward()
+        adam.step()
+        rate.step()
+        adam.zero_grad()
+    model.zero_grad()  # the norm's
+
+
+if bigram_steps and init_from == 'scratch' and master:  # DDP gives its weights to the other processes
+    learn_bigrams()
+
 learning = [p for p in model.parameters() if p.requires_grad]
 matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and name.startswith('blocks.') and optimizer == 'muon']
-if embedding_lr and (model.args['tie_weights'] or lora_rank):
-    fail('embedding_lr is for an embedding that learns and is not the head too: --tie_weights=False')
-embedding = [model.wte.weight] if embedding_lr else []
+embedding = [p for name, p in model.named_parameters() if embedding_lr and name in ('wte.weight', 'head.weight')]
 others = [p for p in learning if all(p is not other for other in matrices + embedding)]
 groups = [{'params': [p for p in others if p.dim() > 1], 'weight_decay': weight_decay},
           {'params': [p for p in others if p.dim() <= 1], 'weight_decay': 0.0}]

@@ -144,15 +144,29 @@ def test_mixed_precision_and_muon_learn(project, reference, dtype):
 
 
 def test_rates_warm_up_and_cool_down(project):
-    """A plateau and a straight line to nothing, and for the embedding a rate of its own."""
+    """A plateau and a straight line to nothing, and for embedding and head a rate of their own."""
     project.run('train.py', *SMALL, '--optimizer=muon', '--cooldown=0.5', '--min_lr=0.0', '--tie_weights=False', '--embedding_lr=3e-2', '--muon_momentum=0.85',
                 '--muon_ns_steps=3', '--log_interval=1')
     rates = [row['lr'] for row in project.jsonl('out/tiny/log.jsonl')]
     assert rates == pytest.approx([1e-2 * min((step + 1) / 3, 1, (20 - step) / 10) for step in range(20)])
     adamw, muon = (o['param_groups'] for o in torch.load(project.path / 'out/tiny/ckpt.pt', weights_only=True)['optimizer'])
     assert (muon[0]['momentum'], muon[0]['ns_steps'], muon[0]['lr']) == (0.85, 3, pytest.approx(1e-3))
-    assert [group['lr'] for group in adamw] == pytest.approx([1e-3, 1e-3, 3e-3]) and [len(group['params']) for group in adamw] == [1, 5, 1]
-    assert '--tie_weights=False' in project.refuses('train.py', *SMALL, '--out_dir=out/other', '--embedding_lr=1e-2')
+    assert [group['lr'] for group in adamw] == pytest.approx([1e-3, 1e-3, 3e-3]) and [len(group['params']) for group in adamw] == [0, 5, 2]
+
+
+def test_bigrams_first(project, prepared):
+    """Embedding and head begin as a model of which token follows which, nearly as good as the counts themselves, on any number of processes."""
+    options = [*SMALL, '--tie_weights=False', '--bigram_steps=60', '--learning_rate=0.0', '--eval_iters=0', '--max_iters=1', '--eval_interval=1']
+    project.run('train.py', *options)
+    train, val = (np.fromfile(project.path / f'data/tiny/{split}.bin', '<u2').astype(np.int64) for split in ('train', 'val'))
+    size = project.json('data/tiny/meta.json')['vocab_size']
+    counts = np.bincount(train[:-1] * size + train[1:], minlength=size**2).reshape(size, size) + 0.1  # for pairs that only val has
+    counted = -np.log((counts / counts.sum(1, keepdims=True))[val[:-1], val[1:]]).mean()
+    begun = project.jsonl('out/tiny/log.jsonl')[-1]['val_loss']
+    assert counted - 0.3 < begun < counted + 0.3 < math.log(size) - 1
+    prepared.run(*torchrun(2, '--standalone', 'train.py', *options, '--out_dir=out/bigrams'), OMP_NUM_THREADS='1')
+    assert prepared.jsonl('out/bigrams/log.jsonl')[-1]['val_loss'] == pytest.approx(begun, abs=1e-3)
+    assert 'undo' in project.refuses('train.py', *options, '--out_dir=out/other', '--init_from=out/tiny')
 
 
 def spoil(project, when, what):
