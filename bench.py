@@ -194,7 +194,7 @@ def grow():
         lines += [[f'{key} = {value}', f'{row["tokens_per_s"]:,}', f'{row["mfu"]:.0%}', f'{row["memory"] / 1e9:.2f}'] for value, row in zip(values, found)]
         above.loglog(values, [row['tokens_per_s'] for row in found], marker='o')
         below.semilogx(values, [row['memory'] / 1e9 for row in found], marker='o')
-        below.set(xlabel=key, ylim=(0, None))
+        below.set(xlabel=key)
         for axis in (above, below):
             axis.set_xticks(values, values, minor=False)
             axis.minorticks_off()
@@ -210,7 +210,7 @@ def grow():
     axes[0, -1].set(xlabel='tokens of the story')
     axes[1, -1].axis('off')
     axes[0, 0].set(ylabel='tokens/s')
-    axes[1, 0].set(ylabel='peak memory, GB')
+    axes[1, 0].set(ylabel='peak memory, GB', ylim=(0, None))
     figure.suptitle(f'{n_layer} layers × {n_embd}, vocabulary {vocab_size:,}, {batch_size} × {block_size} tokens a step, {device}, {dtype}')
     figure.tight_layout()
     with jsonl.replacing(os.path.join(out_dir, 'growth.png')) as temporary:

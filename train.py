@@ -313,25 +313,26 @@ model.to(device).train()
 def learn_bigrams():
     """Have embedding and head, without the blocks between them, learn which token follows which.
 
-    What follows each token was counted in the first 2^24 of train.bin. A step draws tokens as often as they come there, and the
-    target is all that followed, so that it knows what a step of ordinary training would have to read thousands of times as much for.
+    What follows each token is counted once, in the first 2^24 of train.bin. A step draws tokens as often as they come there; the target of
+    each is the whole distribution of its followers, where ordinary training shows one at a time.
     """
     tokens, size = data['train'][:2**24].astype(np.int64), model.args['vocab_size']
     pairs, counts = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
     followers = torch.sparse_coo_tensor(np.stack(np.divmod(pairs, size)), counts, (size, size), dtype=torch.float32, is_coalesced=True, check_invariants=True)
-    often, chance, drawn = torch.from_numpy(np.bincount(tokens[:-1], minlength=size)).double(), torch.Generator().manual_seed(seed), 4096
+    often, chance = torch.from_numpy(np.bincount(tokens[:-1], minlength=size)).double(), torch.Generator().manual_seed(seed)
     both = [p for name, p in model.named_parameters() if name in ('wte.weight', 'head.weight')]
     adam = torch.optim.Adam([{'params': [p], 'lr': p.std().item() / 2} for p in both], betas=(0.8, 0.95))
     rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1, (1 - i / bigram_steps) / 0.7))
     for _ in tqdm(range(bigram_steps), 'bigrams', unit=' steps', leave=False):
-        drawn_tokens, times = often.multinomial(drawn, replacement=True, generator=chance).unique(return_counts=True)
+        drawn, times = often.multinomial(4096, replacement=True, generator=chance).unique(return_counts=True)
         rows = max(1, 2**23 // size)  # whose distributions take 32 MB
-        for some, weight in zip(drawn_tokens.split(rows), times.split(rows)):
+        for some, weight in zip(drawn.split(rows), times.split(rows)):
             target = followers.index_select(0, some).to_dense()
             target = (target / target.sum(1, keepdim=True)).to(device)
             with amp:
                 logits = model.head(model.norm(model.wte(some.to(device))))
-            (F.cross_entropy(logits.float(), target, reduction='none') @ (weight / drawn).to(device)).backward()
+            loss = F.cross_entropy(logits.float(), target, reduction='none') @ weight.float().to(device)  # a sum, large enough for float16; Adam does not mind
+            loss.backward()
         adam.step()
         rate.step()
         adam.zero_grad()
@@ -370,7 +371,6 @@ if ddp:
     net = DistributedDataParallel(net, device_ids=[local_rank] if device_type == 'cuda' else None)
 a = model.args  # operations a token, forward and backward: PaLM (Chowdhery et al. 2022), appendix B
 flops_per_token = 6 * (model.n_params() - (0 if a['tie_weights'] else model.wte.weight.numel())) + 12 * a['n_layer'] * a['n_embd'] * block_size
-peak_flops = matrix_rate(device, dtype) * world_size if master else 1
 
 
 def lr_at(step, largest=learning_rate):
@@ -531,6 +531,7 @@ else:
 bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not master or eval_only, smoothing=0.05, dynamic_ncols=True)
 mark_time, mark_step = time.time(), step
 recent, skipped, skipped_in_a_row = collections.deque(maxlen=100), 0, 0
+peak_flops = 0.0 if master else 1.0
 n_micro = rows // micro_rows
 batch = None
 while step < max_iters and not stop:
@@ -574,6 +575,7 @@ while step < max_iters and not stop:
     if step % log_interval == 0 or evaluating or stop:
         seconds = time.time() - mark_time
         speed = (step - mark_step) * sequences * block_size / max(seconds, 1e-9)
+        peak_flops = peak_flops or matrix_rate(device, dtype) * world_size  # not sooner: it takes a while until each thread has a core of its own
         row = {'step': step, 'tokens': step * sequences * block_size, 'loss': loss, 'lr': lr_at(step - 1), 'tokens_per_s': round(speed),
                'mfu': round(speed * flops_per_token / peak_flops, 4), 'memory': peak_memory(device),
                'seconds': round(time.time() - started, 2)} | ({'skipped': skipped} if skipped else {})
