@@ -325,7 +325,7 @@ def learn_bigrams():
     rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1, (1 - i / bigram_steps) / 0.7))
     for _ in tqdm(range(bigram_steps), 'bigrams', unit=' steps', leave=False):
         drawn, times = often.multinomial(4096, replacement=True, generator=chance).unique(return_counts=True)
-        rows = max(1, 2**23 // size)  # whose distributions take 32 MB
+        rows = max(1, 2**22 // size)  # whose distributions take 16 MB
         for some, weight in zip(drawn.split(rows), times.split(rows)):
             target = followers.index_select(0, some).to_dense()
             target = (target / target.sum(1, keepdim=True)).to(device)
