@@ -54,7 +54,7 @@ import torch
 from tqdm import tqdm
 
 import jsonl
-from model import GPT, choose_device, load, matrix_rate, quantize_int8
+from model import GPT, choose_device, load, load_checkpoint, matrix_rate, quantize_int8
 from tokenizer import load as load_tokenizer
 
 
@@ -121,7 +121,7 @@ def copy_rate(size=2**28):
 
 run_dir, grown_dir, data = os.path.join(out_dir, 'run'), os.path.join(out_dir, 'grown'), os.path.join('data', 'bench')
 composed, asked = os.path.join(out_dir, 'stories.jsonl'), os.path.join(out_dir, 'asked.jsonl')
-source = source or composed
+config['source'] = source = source or composed
 
 
 def compose():
@@ -145,8 +145,17 @@ def prepare():
     """Megabytes of text a second, all passes of prepare.py and the training of its tokenizer."""
     shutil.rmtree(data, ignore_errors=True)
     taken = seconds(run, 'prepare.py', f'--source={source}', '--dataset=bench', f'--tokenizer={tokenizer}', '--trim=False', f'--vocab_size={vocab_size}')
+    return sum(read_meta()['bytes'].values()) / 1e6 / taken
+
+
+def read_meta():
     with open(os.path.join(data, 'meta.json'), encoding='utf-8') as f:
-        return sum(json.load(f)['bytes'].values()) / 1e6 / taken
+        return json.load(f)
+
+
+def differs(made, *keys):
+    """Whether what lies here from before was made with other settings."""
+    return any(made[key] != config[key] for key in keys)
 
 
 def train(folder, **other):
@@ -289,11 +298,12 @@ if 'chat' in stages:
         measure(f'write stories, {num_workers} requests of 1 s in flight', 'stories/min', {'': lambda: ask(url)}, {'': 60 * num_workers}, 'workers / latency')
     finally:
         server.kill()
-if 'prepare' in stages or not os.path.exists(os.path.join(data, 'meta.json')):
+meta_path, best = os.path.join(data, 'meta.json'), os.path.join(run_dir, 'best.pt')
+if 'prepare' in stages or not os.path.exists(meta_path) or differs(read_meta()['config'], 'source', 'tokenizer', 'vocab_size'):
     measure('prepare tokens', 'MB/s', {'': prepare})
-with open(os.path.join(data, 'meta.json'), encoding='utf-8') as f:
-    meta = json.load(f)
-if 'train' in stages or not os.path.exists(os.path.join(run_dir, 'best.pt')):
+    shutil.rmtree(run_dir, ignore_errors=True)  # a model of other tokens
+meta = read_meta()
+if 'train' in stages or not os.path.exists(best) or differs(load_checkpoint(best)['config'], 'n_layer', 'n_head', 'n_embd', 'block_size'):
     last = []
     theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if peers else {}
     measure('train', 'tokens/s', {'': lambda: last.append(train(run_dir)) or last[-1]['tokens_per_s']}, **theirs)

@@ -64,8 +64,8 @@ merge_lora = False  # in the end add them to the model's weights, so that best.p
 # optimizer
 optimizer = 'adamw'  # 'adamw', or 'muon' for the blocks' matrices with AdamW for the rest
 learning_rate = 1e-3  # the largest
-embedding_lr = 0.0  # the largest of embedding and head, which are then not decayed, 0.0: learning_rate
-bigram_steps = 0  # from scratch, steps that embedding and head take before all others, 0: none; 40 save hundreds later, if tie_weights is False
+embedding_lr = 0.0  # the largest of embedding and head, which are then not decayed; 0.0: learning_rate
+bigram_steps = 0  # steps in which embedding and head alone learn first which token follows which; 40 save hundreds, with tie_weights=False, embedding_lr=1e-3
 muon_momentum = 0.95  # 0.85 for a few hundred steps
 muon_ns_steps = 5  # rounds that make a step of Muon orthogonal; with small batches, where they take their time, 3 will do
 max_iters = 5000  # steps in all
@@ -146,8 +146,9 @@ if compile not in (True, False, None):
 if compile is None:  # Triton wants Linux and a card from V100 on
     compile = device.startswith('cuda') and sys.platform == 'linux' and torch.cuda.get_device_capability(device) >= (7, 0)
 if device == 'cpu' and sys.platform == 'linux':
-    for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD: else glibc gives freed blocks back, and getting them anew is a tenth of a step
-        ctypes.CDLL(None).mallopt(option, 2**30)
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's: else it gives freed blocks back, and to get them anew is a tenth of a step
+    if mallopt and (mallopt(-3, 2**30) or mallopt(-3, 2**25)):  # M_MMAP_THRESHOLD; old ones take 32 MB at most
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD; alone it would freeze the other one at 128 KB
 torch.manual_seed(seed)  # the same on every process
 torch.set_float32_matmul_precision('high')
 device_type = device.split(':')[0]
@@ -168,8 +169,10 @@ if lora_rank and init_from == 'scratch':
     fail('lora_rank wants a model to adapt: --init_from=gpt2, say')
 if lora_rank and embedding_lr:
     fail('embedding_lr is of no use with lora_rank, where the embedding does not learn; leave one out')
-if bigram_steps and init_from not in ('scratch', 'resume'):
-    fail(f'bigram_steps would undo what the embedding of {init_from} has learned; they are for --init_from=scratch')
+if bigram_steps and init_from not in ('scratch', 'resume') and not eval_only:
+    fail(f'bigram_steps would undo what the embedding of {init_from} has learned; they are for a model from scratch: --bigram_steps=0')
+if bigram_steps and tie_weights:
+    fail('an embedding that is the head too cannot tell what follows from what goes before: --tie_weights=False, or --bigram_steps=0')
 rows = sequences // world_size  # a step, of this process
 micro_rows = min(batch_size, rows)
 if sequences % world_size or rows % micro_rows:
@@ -309,47 +312,13 @@ else:
         add_lora(model, lora_rank, lora_alpha, lora_dropout)
 model.to(device).train()
 
-
-def learn_bigrams():
-    """Have embedding and head, without the blocks between them, learn which token follows which.
-
-    What follows each token is counted once, in the first 2^24 of train.bin. A step draws tokens as often as they come there; the target of
-    each is the whole distribution of its followers, where ordinary training shows one at a time.
-    """
-    tokens, size = data['train'][:2**24].astype(np.int64), model.args['vocab_size']
-    pairs, counts = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
-    followers = torch.sparse_coo_tensor(np.stack(np.divmod(pairs, size)), counts, (size, size), dtype=torch.float32, is_coalesced=True, check_invariants=True)
-    often, chance = torch.from_numpy(np.bincount(tokens[:-1], minlength=size)).double(), torch.Generator().manual_seed(seed)
-    both = [p for name, p in model.named_parameters() if name in ('wte.weight', 'head.weight')]
-    adam = torch.optim.Adam([{'params': [p], 'lr': p.std().item() / 2} for p in both], betas=(0.8, 0.95))
-    rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1, (1 - i / bigram_steps) / 0.7))
-    for _ in tqdm(range(bigram_steps), 'bigrams', unit=' steps', leave=False):
-        drawn, times = often.multinomial(4096, replacement=True, generator=chance).unique(return_counts=True)
-        rows = max(1, 2**22 // size)  # whose distributions take 16 MB
-        for some, weight in zip(drawn.split(rows), times.split(rows)):
-            target = followers.index_select(0, some).to_dense()
-            target = (target / target.sum(1, keepdim=True)).to(device)
-            with amp:
-                logits = model.head(model.norm(model.wte(some.to(device))))
-            loss = F.cross_entropy(logits.float(), target, reduction='none') @ weight.float().to(device)  # a sum, large enough for float16; Adam does not mind
-            loss.backward()
-        adam.step()
-        rate.step()
-        adam.zero_grad()
-    model.zero_grad()  # the norm's
-
-
-if bigram_steps and init_from == 'scratch' and master:  # DDP gives its weights to the other processes
-    learn_bigrams()
-
 learning = [p for p in model.parameters() if p.requires_grad]
 matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and name.startswith('blocks.') and optimizer == 'muon']
-embedding = [p for name, p in model.named_parameters() if embedding_lr and name in ('wte.weight', 'head.weight')]
-others = [p for p in learning if all(p is not other for other in matrices + embedding)]
+outer = [p for name, p in model.named_parameters() if p.requires_grad and name in ('wte.weight', 'head.weight')]
+others = [p for p in learning if all(p is not other for other in matrices + outer)]
 groups = [{'params': [p for p in others if p.dim() > 1], 'weight_decay': weight_decay},
-          {'params': [p for p in others if p.dim() <= 1], 'weight_decay': 0.0}]
-if embedding:
-    groups.append({'params': embedding, 'weight_decay': 0.0, 'largest': embedding_lr})
+          {'params': [p for p in others if p.dim() <= 1], 'weight_decay': 0.0},
+          {'params': outer, 'weight_decay': 0.0 if embedding_lr else weight_decay, 'largest': embedding_lr or learning_rate}]
 optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=device_type != 'mps')]
 if optimizer == 'muon':  # with steps as long as AdamW's, so that one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training")
     optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay, muon_momentum, ns_steps=muon_ns_steps, adjust_lr_fn='match_rms_adamw'))
@@ -359,13 +328,49 @@ scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 if state:
     for o, saved in zip(optimizers, state.get('optimizer', [])):  # none in best.pt, which may stand in for a damaged ckpt.pt
         settings = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
-        o.load_state_dict(saved)
+        try:
+            o.load_state_dict(saved)
+        except ValueError:
+            fail(f'{ckpt_path}: an older train.py grouped the weights otherwise; --init_from={ckpt_path} may start from its weights, in another --out_dir')
         for group, setting in zip(o.param_groups, settings):
             group.update(setting)  # those of this run's config
     if state.get('scaler'):  # it is empty unless that run was in float16
         scaler.load_state_dict(state['scaler'])
     del state
 
+
+def learn_bigrams():
+    """Have embedding and head, without the blocks between them, learn which token follows which.
+
+    What follows each token is counted once, in the first 2^24 tokens of train.bin. A step draws tokens as often as they come there; the target
+    of each is the whole distribution of its followers, where ordinary training shows one at a time.
+    """
+    size = meta['vocab_size']
+    tokens = data['train'][:2**24].astype(np.uint32)  # so large are pairs of uint16
+    pairs, counts = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
+    first, second = np.divmod(pairs.astype(np.int64), size)
+    often = np.bincount(first, counts, size)
+    share = counts / often[first]  # of the tokens behind `first`
+    followers = torch.sparse_coo_tensor(np.stack([first, second]), share, (size, size), dtype=torch.float32, is_coalesced=True, check_invariants=True)
+    often, chance = torch.from_numpy(often), torch.Generator().manual_seed(seed)
+    adam = torch.optim.Adam([{'params': [p], 'lr': p.std().item() / 2} for p in (model.wte.weight, model.head.weight)], betas=(0.8, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1, (1 - i / bigram_steps) / 0.7))
+    for _ in tqdm(range(bigram_steps), 'bigrams', unit=' steps', leave=False):
+        drawn, times = often.multinomial(4096, replacement=True, generator=chance).unique(return_counts=True)
+        wanted = followers.index_select(0, drawn)
+        for i in torch.arange(len(drawn)).split(max(1, 2**22 // size)):  # whose distributions take 16 MB
+            target = (wanted.index_select(0, i).to_dense() * times[i, None]).to(device)
+            with amp:
+                logits = model.head(model.norm(model.wte(drawn[i].to(device))))
+            F.cross_entropy(logits.float(), target, reduction='sum').backward()  # the gradients of a mean would be too small for float16
+        adam.step()
+        schedule.step()
+        adam.zero_grad()
+    model.zero_grad()  # the norm's
+
+
+if bigram_steps and init_from == 'scratch' and master:  # DDP gives its weights to the other processes
+    learn_bigrams()
 net = torch.compile(model) if compile else model
 if ddp:
     net = DistributedDataParallel(net, device_ids=[local_rank] if device_type == 'cuda' else None)
@@ -374,7 +379,7 @@ flops_per_token = 6 * (model.n_params() - (0 if a['tie_weights'] else model.wte.
 
 
 def lr_at(step, largest=learning_rate):
-    """Linear warm-up, then a cosine, or a plateau and a straight line, down to min_lr."""
+    """Linear warm-up, then a cosine, or a plateau and a straight line, down to min_lr, or `largest` where that is less."""
     if not decay_lr:
         return largest
     if step < warmup_iters:
@@ -383,7 +388,8 @@ def lr_at(step, largest=learning_rate):
         left = min(1.0, max(0.0, 1 - step / lr_decay_iters) / cooldown)
     else:
         left = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_iters) / max(1, lr_decay_iters - warmup_iters))))
-    return min_lr + left * (largest - min_lr)
+    least = min(min_lr, largest)
+    return least + left * (largest - least)
 
 
 def bits_per_byte(loss):
@@ -575,7 +581,7 @@ while step < max_iters and not stop:
     if step % log_interval == 0 or evaluating or stop:
         seconds = time.time() - mark_time
         speed = (step - mark_step) * sequences * block_size / max(seconds, 1e-9)
-        peak_flops = peak_flops or matrix_rate(device, dtype) * world_size  # not sooner: it takes a while until each thread has a core of its own
+        peak_flops = peak_flops or matrix_rate(device, dtype) * world_size  # not sooner: until each thread has a core of its own, it comes out too low
         row = {'step': step, 'tokens': step * sequences * block_size, 'loss': loss, 'lr': lr_at(step - 1), 'tokens_per_s': round(speed),
                'mfu': round(speed * flops_per_token / peak_flops, 4), 'memory': peak_memory(device),
                'seconds': round(time.time() - started, 2)} | ({'skipped': skipped} if skipped else {})

@@ -15,6 +15,8 @@ def test_every_stage_has_its_row(project):
         'write stories, by the grammar', 'write stories, 4 requests of 1 s in flight', 'prepare tokens', 'train', 'evaluate',
         'tell stories, 1 at a time', 'tell stories, 4 at a time', 'tell 9 stories']
     assert len(project.jsonl('out/bench/many.jsonl')) == 9
+    text = project.run('bench.py', *sizes[:-1], '--vocab_size=500', "--stages=['evaluate']")  # what lies there has other tokens
+    assert text.index('| prepare tokens') < text.index('| train') < text.index('| evaluate') and project.json('data/bench/meta.json')['vocab_size'] == 500
 
 
 def test_growth(project):

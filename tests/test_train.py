@@ -154,9 +154,10 @@ def test_rates_warm_up_and_cool_down(project):
     assert [group['lr'] for group in adamw] == pytest.approx([1e-3, 1e-3, 3e-3]) and [len(group['params']) for group in adamw] == [0, 5, 2]
 
 
-def test_bigrams_first(project, prepared):
+@pytest.mark.parametrize('kind', [[], ['--dtype=float16'], ['--norm=layernorm', '--bias=True', '--position=learned', '--mlp=gelu']])
+def test_bigrams_first(project, prepared, kind):
     """Embedding and head begin as a model of which token follows which, nearly as good as the counts themselves, on any number of processes."""
-    options = [*SMALL, '--tie_weights=False', '--bigram_steps=60', '--learning_rate=0.0', '--eval_iters=0', '--max_iters=1', '--eval_interval=1']
+    options = [*SMALL, '--tie_weights=False', '--bigram_steps=60', '--learning_rate=0.0', '--eval_iters=0', '--max_iters=1', '--eval_interval=1', *kind]
     project.run('train.py', *options)
     train, val = (np.fromfile(project.path / f'data/tiny/{split}.bin', '<u2').astype(np.int64) for split in ('train', 'val'))
     size = project.json('data/tiny/meta.json')['vocab_size']
@@ -164,9 +165,13 @@ def test_bigrams_first(project, prepared):
     counted = -np.log((counts / counts.sum(1, keepdims=True))[val[:-1], val[1:]]).mean()
     begun = project.jsonl('out/tiny/log.jsonl')[-1]['val_loss']
     assert counted - 0.3 < begun < counted + 0.3 < math.log(size) - 1
-    prepared.run(*torchrun(2, '--standalone', 'train.py', *options, '--out_dir=out/bigrams'), OMP_NUM_THREADS='1')
-    assert prepared.jsonl('out/bigrams/log.jsonl')[-1]['val_loss'] == pytest.approx(begun, abs=1e-3)
-    assert 'undo' in project.refuses('train.py', *options, '--out_dir=out/other', '--init_from=out/tiny')
+    if not kind:
+        prepared.run(*torchrun(2, '--standalone', 'train.py', *options, '--out_dir=out/bigrams'), OMP_NUM_THREADS='1')
+        assert prepared.jsonl('out/bigrams/log.jsonl')[-1]['val_loss'] == pytest.approx(begun, abs=1e-3)
+        project.run('train.py', *options, '--init_from=resume', '--max_iters=2', '--embedding_lr=1e-3')  # nothing is learned twice, and the key may change
+        assert project.jsonl('out/tiny/log.jsonl')[-1]['val_loss'] < begun + 0.1
+        assert 'undo' in project.refuses('train.py', *options, '--out_dir=out/other', '--init_from=out/tiny')
+        assert 'goes before' in project.refuses('train.py', *options, '--out_dir=out/other', '--tie_weights=True')
 
 
 def spoil(project, when, what):
