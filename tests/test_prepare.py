@@ -305,8 +305,8 @@ def test_what_cannot_be_used_is_one_line(project, content, options, says):
 @pytest.mark.parametrize('name, content, says', [
     ('s.txt', 'déjà vu'.encode('latin-1'), 'not UTF-8'), ('s.jsonl', '{"text": "déjà"}\n'.encode('latin-1'), 'line 1'),
     ('s.csv', 'text\ndéjà\n'.encode('latin-1'), 'not UTF-8'), ('s.jsonl.xz', lzma.compress(b'{"text": "abc"}\n' * 1000)[:-30], 's.jsonl.xz'),
-    ('s.jsonl.xz', b'not packed', 's.jsonl.xz'), ('s.jsonl.gz', gzip.compress(b'{"text": "abc"}\n' * 1000)[:-10], 's.jsonl.gz'),
-    ('s.txt.gz', gzip.compress(b'abc')[:10] + b'\xff' * 20, 's.txt.gz'),
+    ('s.jsonl.xz', b'not packed', 's.jsonl.xz'), ('s.jsonl.gz', gzip.compress(b'{"text": "abc"}\n' * 1000, mtime=0)[:-10], 's.jsonl.gz'),
+    ('s.txt.gz', gzip.compress(b'abc', mtime=0)[:10] + b'\xff' * 20, 's.txt.gz'),
     ('s.json', b'{"text": ', 'JSONDecodeError'), ('s.json', b'{"text": "a"}', 'no list'), ('s.parquet', b'PAR0', 's.parquet'),
     ('s.csv', b'', 'no story'), ('s.txt', b' \n\n', 'no story'), ('s.jsonl.gz', b'', 'no story')])
 def test_broken_files_are_one_line(project, name, content, says):
