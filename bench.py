@@ -54,7 +54,8 @@ import torch
 from tqdm import tqdm
 
 import jsonl
-from model import GPT, choose_device, load, load_checkpoint, matrix_rate, quantize_int8
+from checkpoint import load, load_checkpoint
+from model import GPT, choose_device, matrix_rate, quantize_int8
 from tokenizer import load as load_tokenizer
 
 
@@ -121,7 +122,8 @@ def copy_rate(size=2**28):
 
 run_dir, grown_dir, data = os.path.join(out_dir, 'run'), os.path.join(out_dir, 'grown'), os.path.join('data', 'bench')
 composed, asked = os.path.join(out_dir, 'stories.jsonl'), os.path.join(out_dir, 'asked.jsonl')
-config['source'] = source = source or composed
+meta_path, best = os.path.join(data, 'meta.json'), os.path.join(run_dir, 'best.pt')
+source = source or composed
 
 
 def compose():
@@ -149,13 +151,13 @@ def prepare():
 
 
 def read_meta():
-    with open(os.path.join(data, 'meta.json'), encoding='utf-8') as f:
+    with open(meta_path, encoding='utf-8') as f:
         return json.load(f)
 
 
-def differs(made, *keys):
-    """Whether what lies here from before was made with other settings."""
-    return any(made[key] != config[key] for key in keys)
+def differs(made, **settings):
+    """Whether what lies here from before, by its config, was made with others than these settings."""
+    return any(made.get(key) != value for key, value in settings.items())
 
 
 def train(folder, **other):
@@ -298,12 +300,13 @@ if 'chat' in stages:
         measure(f'write stories, {num_workers} requests of 1 s in flight', 'stories/min', {'': lambda: ask(url)}, {'': 60 * num_workers}, 'workers / latency')
     finally:
         server.kill()
-meta_path, best = os.path.join(data, 'meta.json'), os.path.join(run_dir, 'best.pt')
-if 'prepare' in stages or not os.path.exists(meta_path) or differs(read_meta()['config'], 'source', 'tokenizer', 'vocab_size'):
+if 'prepare' in stages or not os.path.exists(meta_path) or differs(
+        read_meta()['config'], source=source, tokenizer=tokenizer, vocab_size=vocab_size):
     measure('prepare tokens', 'MB/s', {'': prepare})
     shutil.rmtree(run_dir, ignore_errors=True)  # a model of other tokens
 meta = read_meta()
-if 'train' in stages or not os.path.exists(best) or differs(load_checkpoint(best)['config'], 'n_layer', 'n_head', 'n_embd', 'block_size'):
+if 'train' in stages or not os.path.exists(best) or differs(
+        load_checkpoint(best)['config'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size):
     last = []
     theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if peers else {}
     measure('train', 'tokens/s', {'': lambda: last.append(train(run_dir)) or last[-1]['tokens_per_s']}, **theirs)

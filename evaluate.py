@@ -360,7 +360,8 @@ def measure_loss(path):
     """
     import torch
 
-    from model import choose_device, load
+    from checkpoint import load
+    from model import choose_device
     from tokenizer import load as load_tokenizer
     with prefixed():
         device, dtype = choose_device()

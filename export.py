@@ -77,7 +77,8 @@ from safetensors import SafetensorError
 
 import jsonl
 import measures
-from model import GPT, hf_names, load
+from checkpoint import hf_names, load
+from model import GPT
 from tokenizer import WORDS
 
 CLASS = {'llama': 'Llama', 'qwen3': 'Qwen3', 'gpt2': 'GPT-2'}

@@ -87,7 +87,8 @@ import torch
 from tqdm import tqdm
 
 import jsonl
-from model import choose_device, load, quantize_int8
+from checkpoint import load
+from model import choose_device, quantize_int8
 
 if out:
     jsonl.claim(out)

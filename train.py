@@ -65,7 +65,7 @@ merge_lora = False  # in the end add them to the model's weights, so that best.p
 optimizer = 'adamw'  # 'adamw', or 'muon' for the blocks' matrices with AdamW for the rest
 learning_rate = 1e-3  # the largest
 embedding_lr = 0.0  # the largest of embedding and head, which are then not decayed; 0.0: learning_rate
-bigram_steps = 0  # steps in which embedding and head alone learn first which token follows which; 40 save hundreds, with tie_weights=False, embedding_lr=1e-3
+bigram_steps = 0  # steps in which embedding and head alone learn first which token follows which; 40 will do, with tie_weights=False and embedding_lr=1e-3
 muon_momentum = 0.95  # 0.85 for a few hundred steps
 muon_ns_steps = 5  # rounds that make a step of Muon orthogonal; with small batches, where they take their time, 3 will do
 max_iters = 5000  # steps in all
@@ -97,12 +97,12 @@ started = time.time()
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import jsonl
-from model import GPT, add_lora, choose_device, load, load_checkpoint, matrix_rate, peak_memory, resized, restore, save_checkpoint
+from checkpoint import add_lora, load, load_checkpoint, resized, restore, save_checkpoint
+from model import GPT, choose_device, learn_bigrams, matrix_rate, peak_memory
 from tokenizer import load as load_tokenizer
 
 
@@ -314,11 +314,11 @@ model.to(device).train()
 
 learning = [p for p in model.parameters() if p.requires_grad]
 matrices = [p for name, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and name.startswith('blocks.') and optimizer == 'muon']
-outer = [p for name, p in model.named_parameters() if p.requires_grad and name in ('wte.weight', 'head.weight')]
-others = [p for p in learning if all(p is not other for other in matrices + outer)]
+embedding_and_head = [p for name, p in model.named_parameters() if p.requires_grad and name in ('wte.weight', 'head.weight')]
+others = [p for p in learning if all(p is not other for other in matrices + embedding_and_head)]
 groups = [{'params': [p for p in others if p.dim() > 1], 'weight_decay': weight_decay},
           {'params': [p for p in others if p.dim() <= 1], 'weight_decay': 0.0},
-          {'params': outer, 'weight_decay': 0.0 if embedding_lr else weight_decay, 'largest': embedding_lr or learning_rate}]
+          {'params': embedding_and_head, 'weight_decay': 0.0 if embedding_lr else weight_decay, 'largest': embedding_lr or learning_rate}]
 optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=device_type != 'mps')]
 if optimizer == 'muon':  # with steps as long as AdamW's, so that one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training")
     optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay, muon_momentum, ns_steps=muon_ns_steps, adjust_lr_fn='match_rms_adamw'))
@@ -338,39 +338,8 @@ if state:
         scaler.load_state_dict(state['scaler'])
     del state
 
-
-def learn_bigrams():
-    """Have embedding and head, without the blocks between them, learn which token follows which.
-
-    What follows each token is counted once, in the first 2^24 tokens of train.bin. A step draws tokens as often as they come there; the target
-    of each is the whole distribution of its followers, where ordinary training shows one at a time.
-    """
-    size = meta['vocab_size']
-    tokens = data['train'][:2**24].astype(np.uint32)  # so large are pairs of uint16
-    pairs, counts = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
-    first, second = np.divmod(pairs.astype(np.int64), size)
-    often = np.bincount(first, counts, size)
-    share = counts / often[first]  # of the tokens behind `first`
-    followers = torch.sparse_coo_tensor(np.stack([first, second]), share, (size, size), dtype=torch.float32, is_coalesced=True, check_invariants=True)
-    often, chance = torch.from_numpy(often), torch.Generator().manual_seed(seed)
-    adam = torch.optim.Adam([{'params': [p], 'lr': p.std().item() / 2} for p in (model.wte.weight, model.head.weight)], betas=(0.8, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1, (1 - i / bigram_steps) / 0.7))
-    for _ in tqdm(range(bigram_steps), 'bigrams', unit=' steps', leave=False):
-        drawn, times = often.multinomial(4096, replacement=True, generator=chance).unique(return_counts=True)
-        wanted = followers.index_select(0, drawn)
-        for i in torch.arange(len(drawn)).split(max(1, 2**22 // size)):  # whose distributions take 16 MB
-            target = (wanted.index_select(0, i).to_dense() * times[i, None]).to(device)
-            with amp:
-                logits = model.head(model.norm(model.wte(drawn[i].to(device))))
-            F.cross_entropy(logits.float(), target, reduction='sum').backward()  # the gradients of a mean would be too small for float16
-        adam.step()
-        schedule.step()
-        adam.zero_grad()
-    model.zero_grad()  # the norm's
-
-
 if bigram_steps and init_from == 'scratch' and master:  # DDP gives its weights to the other processes
-    learn_bigrams()
+    learn_bigrams(model, data['train'][:2**24], bigram_steps, seed, amp)
 net = torch.compile(model) if compile else model
 if ddp:
     net = DistributedDataParallel(net, device_ids=[local_rank] if device_type == 'cuda' else None)
@@ -608,7 +577,7 @@ while step < max_iters and not stop:
         mark_time, mark_step = time.time(), step
 bar.close()
 if ddp:
-    net = None  # it holds on to the group, whose threads must end before Python does, or they abort it
+    dist.barrier()  # a thread of gloo's may still hold a tensor of the step before this one; were Python to end meanwhile, letting go of it would abort
     dist.destroy_process_group()
 if master and lora and merge_lora and not eval_only:
     best = os.path.join(out_dir, 'best.pt')

@@ -314,7 +314,8 @@ if chatting:
 import torch
 import transformers
 
-from model import choose_device, reason_in, stay_inside
+from checkpoint import reason_in, stay_inside
+from model import choose_device
 from tokenizer import on_hub
 
 device, fast = choose_device(device, dtype)

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # several tests run at once
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell's & started pytest it is ignored, and what pytest starts would ignore it too
 PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))  # for tests that call the ground floor directly
 

@@ -11,7 +11,7 @@ import torch
 from conftest import Project
 
 import jsonl
-from model import load_checkpoint
+from checkpoint import load_checkpoint
 
 NAMES = ['prepare', 'sample', 'export', 'evaluate']  # the others: test_generate.py, test_chat.py, test_translate.py, test_train.py; all of them: make chaos
 

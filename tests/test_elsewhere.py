@@ -10,7 +10,8 @@ import torch
 import transformers
 from conftest import PROJECT
 
-from model import GPT, load
+from checkpoint import load
+from model import GPT
 from tokenizer import load as load_tokenizer
 
 TELL = ['sample.py', '--start=एक दिन', '--max_new_tokens=25', '--temperature=0.0']

@@ -366,7 +366,8 @@ def test_the_loss_of_a_checkpoint(prepared):
     """The loss of a model that knows nothing yet, as worked out here, on the whole of val.bin; its size; and copies of training stories."""
     import torch
 
-    from model import GPT, save_checkpoint
+    from checkpoint import save_checkpoint
+    from model import GPT
     from tokenizer import load
     folder, meta = prepared.path / 'data/tiny', prepared.json('data/tiny/meta.json')
     torch.manual_seed(1)

@@ -14,7 +14,8 @@ import transformers
 from conftest import Project
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from model import GPT, load, save_checkpoint
+from checkpoint import load, save_checkpoint
+from model import GPT
 from tokenizer import load as load_tokenizer
 
 SHAPES = {

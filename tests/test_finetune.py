@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from model import GPT, load
+from checkpoint import load
+from model import GPT
 from tokenizer import load as load_tokenizer
 
 pytest.importorskip('peft')
@@ -56,7 +57,7 @@ def test_the_adapters_alone_learn_and_are_saved(here):
 
 
 def test_merged_equals_unmerged(here):
-    from model import restore
+    from checkpoint import restore
     checkpoint = torch.load('out/gpt2/best.pt', weights_only=True)
     ids = torch.randint(300, (3, 32))
     with torch.no_grad():

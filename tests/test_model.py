@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from model import GPT, LinearCrossEntropy, attend, load, load_hf, quantize_int8
+from checkpoint import load, load_hf
+from model import GPT, LinearCrossEntropy, attend, quantize_int8
 from tokenizer import train as train_tokenizer
 
 LLAMA = {'vocab_size': 300, 'hidden_size': 64, 'intermediate_size': 160, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'max_position_embeddings': 64}

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from model import load
+from checkpoint import load
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +64,7 @@ def test_a_hugging_face_folder(trained, tmp_path):
     """The same weights as a Transformers Llama tell the same story."""
     import transformers
 
-    from model import hf_names
+    from checkpoint import hf_names
     model, tokenizer, _ = load(str(trained.path / 'out/teller'))
     a = model.args
     config = transformers.LlamaConfig(vocab_size=a['vocab_size'], hidden_size=a['n_embd'], intermediate_size=a['n_inner'], num_hidden_layers=a['n_layer'],

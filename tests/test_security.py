@@ -19,7 +19,8 @@ import pytest
 import torch
 from conftest import PROJECT
 
-from model import GPT, load
+from checkpoint import load
+from model import GPT
 from tokenizer import load as load_tokenizer
 
 HINDI = 'एक दिन रवि बाग में गया। वहाँ उसने एक बिल्ली देखी।'

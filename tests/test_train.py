@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import load
+from checkpoint import load
 
 SMALL = ['--dataset=tiny', '--out_dir=out/tiny', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64', '--batch_size=4',
          '--gradient_accumulation_steps=2', '--learning_rate=1e-2', '--max_iters=20', '--lr_decay_iters=20', '--warmup_iters=2', '--eval_interval=5',
