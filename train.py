@@ -95,14 +95,7 @@ exec(open('configurator.py', encoding='utf-8').read())
 started = time.time()
 
 import numpy as np
-import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-import jsonl
-from checkpoint import add_lora, load, load_checkpoint, resized, restore, save_checkpoint
-from model import GPT, choose_device, learn_bigrams, matrix_rate, peak_memory
 from tokenizer import load as load_tokenizer
 
 
@@ -111,52 +104,21 @@ def fail(message):
 
 
 # -----------------------------------------------------------------------------
-# processes: one, or those that torchrun started
+# settings; what is wrong with them or the data is said at once, before torch is there
 
 ddp = 'RANK' in os.environ
 rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
 master = rank == 0
 restarts = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))  # how often torchrun --max-restarts has begun this anew
-if ddp and device in ('', 'cuda') and torch.cuda.is_available():
-    if local_rank >= torch.cuda.device_count():
-        fail(f'--nproc_per_node asks for more processes than the {torch.cuda.device_count()} GPUs here')
-    device = f'cuda:{local_rank}'
-    torch.cuda.set_device(device)
-device, dtype = choose_device(device, dtype)
-if ddp:
-    if backend not in ('', 'nccl', 'gloo'):
-        fail(f"backend is {backend!r}; it is 'nccl' or 'gloo'")
-    usual_hook = sys.excepthook
-
-    def without_the_others(kind, value, trace):
-        """A collective operation that failed: the traceback says nothing that torchrun does not."""
-        if 'gloo' in str(value) or isinstance(value, dist.DistError):
-            print(f'train.py: process {rank} has lost the others; what {out_dir}/ckpt.pt holds is safe. --init_from=resume goes on, or torchrun '
-                  '--max-restarts=3 by itself', file=sys.stderr)
-        else:
-            usual_hook(kind, value, trace)
-    sys.excepthook = without_the_others
-    meeting = {}
-    if restarts and os.environ.get('LOCAL_WORLD_SIZE') == str(world_size):  # one node: torchrun keeps its store, where the dead left their addresses
-        store = next(dist.rendezvous('env://'))[0]
-        meeting = {'store': dist.PrefixStore(f'restart {restarts}', store), 'rank': rank, 'world_size': world_size}
-    dist.init_process_group(backend or ('nccl' if 'cuda' in device else 'gloo'), **meeting)
-if compile not in (True, False, None):
-    fail(f'compile is {compile!r}; it is True, False or None')
-if compile is None:  # Triton wants Linux and a card from V100 on
-    compile = device.startswith('cuda') and sys.platform == 'linux' and torch.cuda.get_device_capability(device) >= (7, 0)
-if device == 'cpu' and sys.platform == 'linux':
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's: else it gives freed blocks back, and to get them anew is a tenth of a step
-    if mallopt and (mallopt(-3, 2**30) or mallopt(-3, 2**25)):  # M_MMAP_THRESHOLD; old ones take 32 MB at most
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD; alone it would freeze the other one at 128 KB
-torch.manual_seed(seed)  # the same on every process
-torch.set_float32_matmul_precision('high')
-device_type = device.split(':')[0]
-amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
-
 sequences = batch_size * gradient_accumulation_steps  # a step, over all processes
 if min(batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval, max_iters, muon_ns_steps) < 1:
     fail('batch_size, gradient_accumulation_steps, block_size, eval_interval, log_interval, max_iters and muon_ns_steps are numbers from 1')
+if compile not in (True, False, None):
+    fail(f'compile is {compile!r}; it is True, False or None')
+if backend not in ('', 'nccl', 'gloo'):
+    fail(f"backend is {backend!r}; it is 'nccl' or 'gloo'")
+if optimizer not in ('adamw', 'muon'):
+    fail(f"optimizer is {optimizer!r}; it is 'adamw' or 'muon'")
 limits = dict.fromkeys(('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'), 1) | {'seed': 2**32} | dict.fromkeys(
     ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'lora_alpha', 'learning_rate', 'min_lr', 'embedding_lr', 'max_epochs', 'warmup_ratio',
      'warmup_iters', 'bigram_steps', 'lr_decay_iters', 'max_minutes', 'stop_at_val_loss'), math.inf)
@@ -258,6 +220,51 @@ def get_batch(step, micro_step):
 
 
 # -----------------------------------------------------------------------------
+# processes: one, or those that torchrun started
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import jsonl
+from checkpoint import add_lora, load, load_checkpoint, resized, restore, save_checkpoint
+from model import GPT, choose_device, learn_bigrams, matrix_rate, peak_memory
+
+if ddp and device in ('', 'cuda') and torch.cuda.is_available():
+    if local_rank >= torch.cuda.device_count():
+        fail(f'--nproc_per_node asks for more processes than the {torch.cuda.device_count()} GPUs here')
+    device = f'cuda:{local_rank}'
+    torch.cuda.set_device(device)
+device, dtype = choose_device(device, dtype)
+if ddp:
+    usual_hook = sys.excepthook
+
+    def without_the_others(kind, value, trace):
+        """A collective operation that failed: the traceback says nothing that torchrun does not."""
+        if 'gloo' in str(value) or isinstance(value, dist.DistError):
+            print(f'train.py: process {rank} has lost the others; what {out_dir}/ckpt.pt holds is safe. --init_from=resume goes on, or torchrun '
+                  '--max-restarts=3 by itself', file=sys.stderr)
+        else:
+            usual_hook(kind, value, trace)
+    sys.excepthook = without_the_others
+    meeting = {}
+    if restarts and os.environ.get('LOCAL_WORLD_SIZE') == str(world_size):  # one node: torchrun keeps its store, where the dead left their addresses
+        store = next(dist.rendezvous('env://'))[0]
+        meeting = {'store': dist.PrefixStore(f'restart {restarts}', store), 'rank': rank, 'world_size': world_size}
+    dist.init_process_group(backend or ('nccl' if 'cuda' in device else 'gloo'), **meeting)
+if compile is None:  # Triton wants Linux and a card from V100 on
+    compile = device.startswith('cuda') and sys.platform == 'linux' and torch.cuda.get_device_capability(device) >= (7, 0)
+if device == 'cpu' and sys.platform == 'linux':
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # glibc's: else it gives freed blocks back, and to get them anew is a tenth of a step
+    if mallopt and (mallopt(-3, 2**30) or mallopt(-3, 2**25)):  # M_MMAP_THRESHOLD; old ones take 32 MB at most
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD; alone it would freeze the other one at 128 KB
+torch.manual_seed(seed)  # the same on every process
+torch.set_float32_matmul_precision('high')
+device_type = device.split(':')[0]
+amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
+
+# -----------------------------------------------------------------------------
 # model and optimizer
 
 shape = {key: config[key] for key in ('block_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head', 'n_inner', 'norm', 'position', 'mlp',
@@ -322,8 +329,6 @@ groups = [{'params': [p for p in others if p.dim() > 1], 'weight_decay': weight_
 optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), fused=device_type != 'mps')]
 if optimizer == 'muon':  # with steps as long as AdamW's, so that one learning rate serves both (Liu et al. 2025, "Muon is scalable for LLM training")
     optimizers.append(torch.optim.Muon(matrices, learning_rate, weight_decay, muon_momentum, ns_steps=muon_ns_steps, adjust_lr_fn='match_rms_adamw'))
-elif optimizer != 'adamw':
-    fail(f"optimizer is {optimizer!r}; it is 'adamw' or 'muon'")
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 if state:
     for o, saved in zip(optimizers, state.get('optimizer', [])):  # none in best.pt, which may stand in for a damaged ckpt.pt
