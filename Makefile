@@ -50,9 +50,10 @@ demo: env
 
 env: $(VENV)/installed
 
+# to compile all packages beforehand would double the time; Python compiles what is imported when it is
 $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt -c constraints.txt  # Python compiles what is used when it is: half the time
+	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt -c constraints.txt
 	touch $@
 
 env-gpu: env
