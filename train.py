@@ -582,7 +582,8 @@ while step < max_iters and not stop:
         mark_time, mark_step = time.time(), step
 bar.close()
 if ddp:
-    dist.barrier()  # gloo's threads may hold tensors of the last sum for a moment more; were Python to end meanwhile, letting go of them would abort it
+    if dist.get_backend() == 'gloo':  # whose threads may hold the last sum for a moment more; were Python to end meanwhile, letting go of it would abort
+        dist.barrier()
     net = None  # it holds on to the group
     dist.destroy_process_group()
 if master and lora and merge_lora and not eval_only:

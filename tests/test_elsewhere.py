@@ -85,7 +85,7 @@ def test_published_sizes(name, vocab_size, size, monkeypatch):
     """The configs by name give models of the sizes that their systems publish."""
     monkeypatch.chdir(PROJECT)
     monkeypatch.setattr('sys.argv', ['train.py', f'config/train_{name}.py', '--dataset=none'])
-    with pytest.raises(SystemExit, match='data/none') as stopped:  # behind the config and before anything else
+    with pytest.raises(SystemExit, match='data/none') as stopped:  # behind the config
         runpy.run_path('train.py')
     frame = stopped.value.__traceback__
     while 'config' not in frame.tb_frame.f_globals:

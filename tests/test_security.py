@@ -145,8 +145,8 @@ def test_no_script_trusts_code_from_elsewhere():
     (LLAMA | {'max_position_embeddings': -1}, {}, 'from 1')])
 def test_a_folder_that_leads_out_of_itself(home, config, files, said):
     torch.save({}, home.path / 'secret.safetensors')
-    with pytest.raises(SystemExit, match=said):
-        load(str(folder_of(home, config, **files)))
+    folder_of(home, config, **files)
+    assert said in home.refuses(*TELL, '--init_from=evil')
 
 
 def test_links_and_names_that_lead_to_other_files(home):

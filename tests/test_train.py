@@ -154,7 +154,7 @@ def test_rates_warm_up_and_cool_down(project):
     assert [group['lr'] for group in adamw] == pytest.approx([1e-3, 1e-3, 3e-3]) and [len(group['params']) for group in adamw] == [0, 5, 2]
 
 
-@pytest.mark.parametrize('kind', [[], ['--dtype=float16', '--norm=layernorm', '--bias=True', '--position=learned', '--mlp=gelu']])
+@pytest.mark.parametrize('kind', [[], ['--dtype=float16'], ['--norm=layernorm', '--bias=True', '--position=learned', '--mlp=gelu']])
 def test_bigrams_first(project, prepared, kind):
     """Embedding and head begin as a model of which token follows which, nearly as good as the counts themselves, on any number of processes."""
     options = [*SMALL, '--tie_weights=False', '--bigram_steps=60', '--learning_rate=0.0', '--eval_iters=0', '--max_iters=1', '--eval_interval=1', *kind]
@@ -182,10 +182,10 @@ def spoil(project, when, what):
     path.write_text(code.replace(line, f'        if {when}:\n            loss = loss * {what}\n{line}'), encoding='utf-8')
 
 
-@pytest.mark.parametrize('what, says', [("float('nan')", 'the loss is nan'), ('5', 'of late it was')])
+@pytest.mark.parametrize('what, says', [("float('nan')", 'the loss is nan'), ('1e30', 'the loss is'), ('5', 'of late it was')])
 def test_a_bad_step_ends_the_run_at_once(project, what, says):
     spoil(project, 'step == 117', what)
-    line = project.refuses('train.py', *SMALL, '--max_iters=150', '--eval_interval=50')
+    line = project.refuses('train.py', *SMALL, '--max_iters=150', '--eval_interval=100')
     assert says in line and 'at step 117' in line
     checkpoint = torch.load(project.path / 'out/tiny/ckpt.pt', weights_only=True)
     assert checkpoint['step'] == 100 and all(p.isfinite().all() for p in checkpoint['model'].values())
