@@ -32,6 +32,7 @@ nproc_per_node = 1  # GPUs that train together, by torchrun
 exec(open('configurator.py', encoding='utf-8').read())
 
 import jsonl
+import report
 
 
 def fail(message):
@@ -87,27 +88,20 @@ def row_of(setting, folder):
             'train_tokens': log[-1]['tokens'], 'train_seconds': log[-1]['seconds']}
 
 
-def cell(estimate, digits=2):
-    if estimate is None or isinstance(estimate, (int, float)):
-        return '' if estimate is None else f'{estimate:.{digits}f}'
-    low, high = estimate['low'], estimate['high']
-    return f'{estimate["mean"]:.{digits}f}' + (f' ({low:.{digits}f}–{high:.{digits}f})' if low is not None else '')
-
-
 def write_table(rows):
+    """Write results.json and results.md -> the table"""
     grades = list(dict.fromkeys((judge, criterion) for row in rows for judge, scores in row['grades'].items() for criterion in scores))
-    judges = list(dict.fromkeys(judge for judge, _ in grades))
+    judges = {judge for judge, _ in grades}
     head = ['width', 'layers', 'parameters', 'val loss', 'perplexity', 'bits/byte', 'ended', 'minutes']
-    head += [criterion + (f' ({judge})' if len(judges) > 1 else '') for judge, criterion in grades]
-    lines = [head, ['---'] * len(head)]
-    for row in rows:
-        lines.append([str(row.get('n_embd', '')), str(row.get('n_layer', '')), f'{row.get("n_params", 0) / 1e6:.2f} M', cell(row.get('val_loss'), 3),
-                      cell(row.get('perplexity')), cell(row.get('bits_per_byte'), 3), cell(row['text'].get('ended')), cell(row['train_seconds'] / 60, 1),
-                      *(cell(row['grades'].get(judge, {}).get(criterion)) for judge, criterion in grades)])
+    head += [criterion + f' ({judge})' * (len(judges) > 1) for judge, criterion in grades]
+    table = report.table('Settings', head, [[
+        report.shown(row.get('n_embd')), report.shown(row.get('n_layer')), report.size_of(row.get('n_params')),
+        *(f'{row[key]:.3f}' if key in row else '' for key in ('val_loss', 'perplexity', 'bits_per_byte')), report.shown(row['text'].get('ended'), 'ended'),
+        f'{row["train_seconds"] / 60:.1f}', *(report.shown(row['grades'].get(judge, {}).get(criterion)) for judge, criterion in grades)] for row in rows])
     save({'rows': rows, 'config': config}, os.path.join(out_dir, 'results.json'))
     with jsonl.replacing(os.path.join(out_dir, 'results.md')) as temporary, open(temporary, 'w', encoding='utf-8') as f:
-        f.write('\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n')
-    return lines
+        f.write(report.as_markdown([table]))
+    return table
 
 
 def draw(rows):
@@ -126,8 +120,7 @@ def draw(rows):
         graded = [row for row in rows if row['grades'].get(judge, {}).get(criterion) and row.get('n_params')]
         if graded:
             sizes, found = [row['n_params'] for row in graded], [row['grades'][judge][criterion] for row in graded]
-            errors = [[abs(grade['mean'] - (grade['mean'] if grade[end] is None else grade[end])) for grade in found] for end in ('low', 'high')]
-            axes[0][1].errorbar(sizes, [grade['mean'] for grade in found], errors, fmt='o-', capsize=3,
+            axes[0][1].errorbar(sizes, [grade['mean'] for grade in found], report.errors(found), fmt='o-', capsize=3,
                                 label=criterion + (f' ({judge})' if len({judge for judge, _ in grades}) > 1 else ''))
             axes[0][1].set(xscale='log', xlabel='parameters', ylabel='grade, with 95 % intervals')
     for axis in axes[0]:
@@ -185,8 +178,9 @@ for name, setting in zip(names, settings):
         table = write_table(rows)
         draw(rows)
 if rows:
-    widths = [max(map(len, column)) for column in zip(*table)]
-    print('\n' + '\n'.join('  '.join(text.rjust(width) for text, width in zip(line, widths)) for line in table if line[0] != '---'))
+    lines = [table['head'], *table['rows']]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    print('\n' + '\n'.join('  '.join(text.rjust(width) for text, width in zip(line, widths)) for line in lines))
     print(f'\n{len(rows)} of {len(settings)} settings are in {out_dir}/results.json, .md and .png')
 if failed:
     fail('not done: ' + '; '.join(failed) + '. The same command tries again')

@@ -24,7 +24,7 @@ def test_a_sweep(swept):
     rows = swept.json('out/sweep/results.json')['rows']
     assert [(row['n_embd'], row['n_layer']) for row in rows] == [(16, 2), (32, 1)] and rows[0]['n_params'] < rows[1]['n_params']
     assert all(0 < row['val_loss'] < 8 and row['train_tokens'] == 6 * 4 * 64 and row['text']['words']['n'] == 3 for row in rows)
-    table = (swept.path / 'out/sweep/results.md').read_text(encoding='utf-8').splitlines()
+    table = [line for line in (swept.path / 'out/sweep/results.md').read_text(encoding='utf-8').splitlines() if line.startswith('|')]
     assert len(table) == 4 and f'{rows[0]["val_loss"]:.3f}' in table[2]
     assert (swept.path / 'out/sweep/results.png').read_bytes().startswith(b'\x89PNG')
 
