@@ -53,7 +53,8 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x):
-        if torch.is_inference_mode_enabled():  # for the few rows of a step in telling torch's own is the quicker one
+        # for the few rows of a step in telling torch's own is the quicker one; to ask that breaks a graph of torch.compile in two
+        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return ScaleByRMS.apply(x, self.weight, self.eps)
 
@@ -138,7 +139,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         rows = max(256, min(2048, (2**26 if x.is_cuda else 2**21) // len(weight)))
         loss = torch.zeros((), device=x.device)
         wanted = ctx.needs_input_grad[0]
-        dx, dweight = torch.zeros_like(x) if wanted else x, torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        dx, dweight = torch.empty_like(x) if wanted else x, torch.zeros_like(weight) if wanted and ctx.needs_input_grad[1] else None
         for some, dsome, target in zip(x.split(rows), dx.split(rows), targets.split(rows)):
             logprobs = F.log_softmax((some @ weight.t()).float(), dim=-1)
             wanted_logprobs = logprobs.gather(1, target[:, None])

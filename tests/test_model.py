@@ -157,6 +157,22 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(n, v):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize('shape', [{'qk_norm': True, 'mlp': 'relu2', 'tie_weights': False}, {'norm': 'layernorm', 'position': 'learned'}])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_torch_compile_sees_one_graph(shape, dtype):
+    """Nothing in the model makes it stop half-way; and the loss and its gradient are the same."""
+    torch.manual_seed(0)
+    model, ids = GPT(vocab_size=100, block_size=32, n_layer=2, n_head=2, n_embd=32, **shape), torch.randint(100, (4, 33))
+    found = []
+    for net in (model, torch.compile(model, backend='eager', fullgraph=True)):
+        model.zero_grad()
+        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+            loss = net(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        found.append((loss.item(), model.blocks[0].attn.qkv.weight.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-3) and torch.allclose(found[0][1], found[1][1], rtol=0.05, atol=1e-4)
+
+
 def test_nanogpt_shape():
     """LayerNorm without biases, learned positions, exact GELU: a nanoGPT model, whose logits at the start are near uniform."""
     model = GPT(vocab_size=100, block_size=16, n_layer=2, n_head=2, n_embd=32, norm='layernorm', position='learned', mlp='gelu')
