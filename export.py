@@ -328,7 +328,7 @@ def table(heading, rows):
     return [f'## {heading}', '', '| | |', '| --- | --- |', *rows, '']
 
 
-def card(notes):
+def card(notes, stories):
     """README.md: between the dashes what the hub reads, then what a person wants to know, in the figures of this very model."""
     config, meta = checkpoint.get('config', {}), checkpoint.get('meta', {})
     step = checkpoint.get('step', checkpoint.get('iter_num'))  # nanoGPT's name for it
@@ -359,7 +359,6 @@ def card(notes):
         names = {'tokens': 'tokens seen', 'loss': 'training loss, nats a token', 'val_loss': 'validation loss, nats a token',
                  'perplexity': 'perplexity', 'bits_per_byte': 'bits per byte'}
         lines += table('Measured', [(names[key], value if type(value) is int else f'{float(value):.4f}') for key, value in measured.items() if key in names])
-    stories = tell()
     if stories:
         lines += ['## Stories', '', f'The first ones that came, at temperature {temperature}, with seeds from {seed}:', '']
     for story in stories:
@@ -389,8 +388,9 @@ try:
         shutil.rmtree(left)  # by a kill
     with tempfile.TemporaryDirectory(prefix=f'{os.path.basename(os.path.abspath(out))}.tmp', dir=parent) as folder:
         notes = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf}[format](folder)
+        stories = tell()
         try:
-            text = card(notes)
+            text = card(notes, stories)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             fail(f'{out_dir}: what the checkpoint or log.jsonl says of its making is not as train.py writes it ({type(e).__name__}: {e})')
         write(folder, 'README.md', text)

@@ -94,10 +94,10 @@ if out:
     jsonl.claim(out)
 device, fast = choose_device(device, dtype)
 dtype = dtype or (fast if device != 'cpu' else 'float32')
+if quantize and device != 'cpu':
+    fail('quantize is for a CPU: --device=cpu')
 model, tokenizer, _ = load(out_dir if init_from == 'resume' else init_from, device, tokenizer)
 if quantize:
-    if device != 'cpu':
-        fail('quantize is for a CPU: --device=cpu')
     quantize_int8(model)
 else:
     model.to(getattr(torch, dtype))

@@ -119,7 +119,7 @@ if backend not in ('', 'nccl', 'gloo'):
     fail(f"backend is {backend!r}; it is 'nccl' or 'gloo'")
 if optimizer not in ('adamw', 'muon'):
     fail(f"optimizer is {optimizer!r}; it is 'adamw' or 'muon'")
-limits = dict.fromkeys(('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'), 1) | {'seed': 2**32} | dict.fromkeys(
+limits = dict.fromkeys(('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'), 1) | {'seed': 2**32, 'muon_ns_steps': 100} | dict.fromkeys(
     ('grad_clip', 'weight_decay', 'eval_iters', 'lora_rank', 'lora_alpha', 'learning_rate', 'min_lr', 'embedding_lr', 'max_epochs', 'warmup_ratio',
      'warmup_iters', 'bigram_steps', 'lr_decay_iters', 'max_minutes', 'stop_at_val_loss'), math.inf)
 for key, limit in limits.items():
@@ -177,7 +177,7 @@ if n_tokens <= sequences * block_size:
          'lower batch_size, gradient_accumulation_steps or block_size, or find more stories')
 max_iters = math.ceil(max_epochs * n_tokens / (sequences * block_size)) or max_iters
 lr_decay_iters = lr_decay_iters or max_iters
-warmup_iters = round(warmup_ratio * max_iters) or warmup_iters
+warmup_iters = round(warmup_ratio * max_iters) if warmup_ratio else warmup_iters
 config |= {'max_iters': max_iters, 'lr_decay_iters': lr_decay_iters, 'warmup_iters': warmup_iters}  # the checkpoint, and a model card, tell what was done
 
 
@@ -237,6 +237,8 @@ if ddp and device in ('', 'cuda') and torch.cuda.is_available():
     device = f'cuda:{local_rank}'
     torch.cuda.set_device(device)
 device, dtype = choose_device(device, dtype)
+if ddp and device == 'mps':
+    fail('processes of torchrun cannot share what is on mps; one process can use it, or several --device=cpu')
 if ddp:
     usual_hook = sys.excepthook
 
@@ -270,14 +272,15 @@ amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float
 shape = {key: config[key] for key in ('block_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head', 'n_inner', 'norm', 'position', 'mlp',
                                       'bias', 'tie_weights', 'qk_norm', 'rope_theta', 'dropout')}
 step, best_val_loss, state, lora = 0, math.inf, None, None
+recent, skipped, skipped_in_a_row = [], 0, 0  # the last losses, steps that were passed over
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
 if master and not eval_only:
     jsonl.claim(ckpt_path)
 if restarts and os.path.exists(ckpt_path):
     init_from = 'resume'  # a process died, and all have begun again by the same command line
+if init_from != 'resume' and os.path.exists(ckpt_path) and not eval_only:
+    fail(f'{ckpt_path} is there already; --init_from=resume goes on with it, another --out_dir leaves it in peace')
 if init_from == 'scratch':
-    if os.path.exists(ckpt_path) and not eval_only:
-        fail(f'{ckpt_path} is there already; --init_from=resume goes on with it, another --out_dir leaves it in peace')
     model = GPT(vocab_size=meta['vocab_size'], **shape)
 elif init_from == 'resume':
     try:
@@ -291,19 +294,22 @@ elif init_from == 'resume':
         except SystemExit:
             fail(f'{e}, which is damaged too')
         fail(f'{e}, of step {older:,} and whole: copied over ckpt.pt, it goes on from there, the optimizer without its averages')
-    if not isinstance(state, dict) or not {'model_args', 'config', 'tokenizer', 'step'} <= state.keys():
+    if not isinstance(state, dict) or not {'model_args', 'config', 'meta', 'tokenizer', 'step'} <= state.keys():
         fail(f'{ckpt_path} is no checkpoint of train.py; --init_from={ckpt_path} may start from its weights, in another --out_dir')
     then = state['config']
     same = {*shape, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha', 'lora_dropout'} - {'dropout'}
     other = [f'{key} {then[key]!r}, here {config[key]!r}' for key in config if key in same & then.keys() and then[key] != config[key]]
     if then['batch_size'] * then['gradient_accumulation_steps'] != sequences:
         other.append(f'{then["batch_size"] * then["gradient_accumulation_steps"]} sequences a step, here {sequences}')
+    if state['meta']['tokens'] != meta['tokens']:  # the stories would come in another order
+        other.append(f'{state["meta"]["tokens"]["train"]:,} tokens in train.bin, here {meta["tokens"]["train"]:,}')
     if other:
         fail(f'{ckpt_path} comes from a run with {"; ".join(other)}; go on with its settings, or begin anew in another --out_dir')
     if state['tokenizer'] != tokenizer.state():
         fail(f'{ckpt_path} was trained with another tokenizer than that of {folder}; prepare the data with it: --tokenizer={ckpt_path} --trim=False')
     model = restore(state | {'model_args': state['model_args'] | {'dropout': dropout}}, ckpt_path)
     step, best_val_loss, lora = state['step'], state['best_val_loss'], state.get('lora')
+    recent, skipped, skipped_in_a_row = state.get('guard', (recent, skipped, skipped_in_a_row))
 else:
     model, their_tokenizer, _ = load(init_from)
     if not isinstance(model, GPT):
@@ -332,13 +338,12 @@ if optimizer == 'muon':  # with steps as long as AdamW's, so that one learning r
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 if state:
     for o, saved in zip(optimizers, state.get('optimizer', [])):  # none in best.pt, which may stand in for a damaged ckpt.pt
-        settings = [{k: v for k, v in group.items() if k != 'params'} for group in o.param_groups]
+        for theirs, ours in zip(saved['param_groups'], o.param_groups):
+            theirs |= {key: value for key, value in ours.items() if key != 'params'}  # the settings are those of this run
         try:
             o.load_state_dict(saved)
         except ValueError:
             fail(f'{ckpt_path}: an older train.py grouped the weights otherwise; --init_from={ckpt_path} may start from its weights, in another --out_dir')
-        for group, setting in zip(o.param_groups, settings):
-            group.update(setting)  # those of this run's config
     if state.get('scaler'):  # it is empty unless that run was in float16
         scaler.load_state_dict(state['scaler'])
     del state
@@ -348,8 +353,9 @@ if bigram_steps and init_from == 'scratch' and master:  # DDP gives its weights 
 net = torch.compile(model) if compile else model
 if ddp:
     net = DistributedDataParallel(net, device_ids=[local_rank] if device_type == 'cuda' else None)
-a = model.args  # operations a token, forward and backward: PaLM (Chowdhery et al. 2022), appendix B
-flops_per_token = 6 * (model.n_params() - (0 if a['tie_weights'] else model.wte.weight.numel())) + 12 * a['n_layer'] * a['n_embd'] * block_size
+a = model.args  # operations a token, forward and backward: PaLM (Chowdhery et al. 2022), appendix B; what does not learn has no gradient to be made
+multiplied = [p for name, p in model.named_parameters() if name != 'wpe.weight' and (a['tie_weights'] or name != 'wte.weight')]
+flops_per_token = sum((6 if p.requires_grad else 4) * p.numel() for p in multiplied) + 12 * a['n_layer'] * a['n_embd'] * block_size
 
 
 def lr_at(step, largest=learning_rate):
@@ -420,16 +426,16 @@ def save(best):
     if best:
         save_checkpoint(os.path.join(out_dir, 'best.pt'), checkpoint)
     if best or always_save_checkpoint or stop:
-        save_checkpoint(ckpt_path, checkpoint | {'optimizer': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict()})
+        save_checkpoint(ckpt_path, checkpoint | {'optimizer': [o.state_dict() for o in optimizers], 'scaler': scaler.state_dict(),
+                                                 'guard': (list(recent), skipped, skipped_in_a_row)})
 
 
 def draw():
     """The loss curve so far, as a picture."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     log = list(jsonl.read(log_path))
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.subplots()
     for key, style, label in (('loss', {'alpha': 0.5, 'linewidth': 1}, 'training'), ('val_loss', {'marker': 'o', 'markersize': 4}, 'validation')):
         points = [(row['tokens'] / 1e6, row[key]) for row in log if key in row]
         axes.plot(*zip(*points), label=f'{label}, {points[-1][1]:.3f}', **style) if points else None
@@ -439,16 +445,16 @@ def draw():
     figure.tight_layout()
     with jsonl.replacing(os.path.join(out_dir, 'loss.png')) as temporary:
         figure.savefig(temporary)
-    plt.close(figure)
 
 
 # -----------------------------------------------------------------------------
 # the loop
 
 log_path = os.path.join(out_dir, 'log.jsonl')
-log = None
+log, seconds_before = None, 0.0  # seconds: of the runs that this one goes on from
 if master and not eval_only:
     earlier = [row for row in jsonl.read(log_path) if row['step'] <= step] if step and os.path.exists(log_path) else []
+    seconds_before = earlier[-1]['seconds'] if earlier else 0.0
     with jsonl.replacing(log_path) as temporary, jsonl.open_append(temporary) as f:
         for row in earlier:  # what came after the checkpoint comes again
             jsonl.append(f, row)
@@ -501,6 +507,8 @@ def on_signal(number, frame):
 
 if eval_only:
     val_loss = evaluate()
+    if not val_loss < 700:
+        fail(f'the validation loss is {val_loss}')
     if master:
         print(f'val loss {val_loss:.4f}, perplexity {math.exp(val_loss):.2f}, bits per byte {bits_per_byte(val_loss):.4f}')
     stop = 'eval_only'
@@ -510,7 +518,7 @@ else:
 
 bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not master or eval_only, smoothing=0.05, dynamic_ncols=True)
 mark_time, mark_step = time.time(), step
-recent, skipped, skipped_in_a_row = collections.deque(maxlen=100), 0, 0
+recent = collections.deque(recent, maxlen=100)
 peak_flops = 0.0 if master else 1.0
 n_micro = rows // micro_rows
 batch = None
@@ -558,11 +566,11 @@ while step < max_iters and not stop:
         peak_flops = peak_flops or matrix_rate(device, dtype) * world_size  # not sooner: until each thread has a core of its own, it comes out too low
         row = {'step': step, 'tokens': step * sequences * block_size, 'loss': loss, 'lr': lr_at(step - 1), 'tokens_per_s': round(speed),
                'mfu': round(speed * flops_per_token / peak_flops, 4), 'memory': peak_memory(device),
-               'seconds': round(time.time() - started, 2)} | ({'skipped': skipped} if skipped else {})
+               'seconds': round(seconds_before + time.time() - started, 2)} | ({'skipped': skipped} if skipped else {})
         bar.set_postfix_str(f'loss {loss:.3f}, {speed:,.0f} tokens/s')
         if evaluating:
             val_loss = evaluate()
-            if not math.isfinite(val_loss):
+            if not val_loss < 700:  # nor is nan; e to the power of more is none that a float could hold
                 lost(f'the validation loss is {val_loss}')
             better, best_val_loss = val_loss < best_val_loss, min(val_loss, best_val_loss)
             row |= {'val_loss': val_loss, 'perplexity': math.exp(val_loss), 'bits_per_byte': bits_per_byte(val_loss)}
@@ -586,8 +594,8 @@ if ddp:
         dist.barrier()
     net = None  # it holds on to the group
     dist.destroy_process_group()
-if master and lora and merge_lora and not eval_only:
-    best = os.path.join(out_dir, 'best.pt')
+best = os.path.join(out_dir, 'best.pt')
+if master and lora and merge_lora and not eval_only and os.path.exists(best):  # it is not, where this ends before an evaluation
     model, _, checkpoint = load(best)
     save_checkpoint(best, {key: value for key, value in checkpoint.items() if key != 'lora'} | {'model': model.state_dict()})
 if master and not eval_only:

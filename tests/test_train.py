@@ -95,6 +95,8 @@ def test_killed_and_resumed_is_the_same_to_the_last_bit(project, reference):
     process.communicate()
     project.run('train.py', *SMALL, '--dropout=0.1', '--init_from=resume')
     assert losses(project) == reference[0]
+    seconds = [row['seconds'] for row in project.jsonl('out/tiny/log.jsonl')]
+    assert seconds == sorted(seconds)
     weights = torch.load(project.path / 'out/tiny/ckpt.pt', weights_only=True)['model']
     assert all(torch.equal(weights[name], reference[1]['model'][name]) for name in weights)
 
@@ -185,7 +187,11 @@ def spoil(project, when, what):
 @pytest.mark.parametrize('what, says', [("float('nan')", 'the loss is nan'), ('1e30', 'the loss is'), ('5', 'of late it was')])
 def test_a_bad_step_ends_the_run_at_once(project, what, says):
     spoil(project, 'step == 117', what)
-    line = project.refuses('train.py', *SMALL, '--max_iters=150', '--eval_interval=100')
+    again = []
+    if what == '5':  # a run that goes on knows the losses before
+        project.run('train.py', *SMALL, '--max_iters=100', '--eval_interval=100')
+        again = ['--init_from=resume']
+    line = project.refuses('train.py', *SMALL, '--max_iters=150', '--eval_interval=100', *again)
     assert says in line and 'at step 117' in line
     checkpoint = torch.load(project.path / 'out/tiny/ckpt.pt', weights_only=True)
     assert checkpoint['step'] == 100 and all(p.isfinite().all() for p in checkpoint['model'].values())
@@ -260,6 +266,12 @@ def foreign_checkpoint(project):
     project.run('train.py', *SMALL, '--max_iters=1', '--n_embd=64')
 
 
+def other_stories(project):
+    project.run('train.py', *SMALL, '--max_iters=1')
+    project.run('prepare.py', '--source=data/tiny/stories.jsonl', '--dataset=tiny', '--tokenizer=data/tiny/tokenizer.json', '--trim=False',
+                '--val_fraction=0.1')
+
+
 def garbage_checkpoint(project):
     (project.path / 'out/tiny').mkdir(parents=True)
     (project.path / 'out/tiny/ckpt.pt').write_bytes(b'not a checkpoint')
@@ -274,6 +286,8 @@ def garbage_checkpoint(project):
     (None, ['--init_from=resume'], 'train first'),
     (foreign_checkpoint, ['--init_from=resume'], 'n_embd 64, here 32'),
     (foreign_checkpoint, [], '--init_from=resume goes on'),
+    (foreign_checkpoint, ['--init_from=out/tiny'], '--init_from=resume goes on'),
+    (other_stories, ['--init_from=resume'], 'tokens in train.bin, here'),
     (garbage_checkpoint, ['--init_from=resume'], 'not a checkpoint'),
     (None, ['--init_from=no/such/place'], 'no checkpoint'),
     (None, ['--learning_rate=1e30', '--grad_clip=0.0', '--decay_lr=False'], 'lower'),
