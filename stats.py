@@ -22,7 +22,7 @@ def resampled_means(values, clusters, n_resamples=4000, seed=SEED):
     rng = np.random.default_rng(seed)
     _, place = np.unique(clusters, return_inverse=True)
     sums, counts = np.bincount(place, values), np.bincount(place)
-    draws = [rng.integers(len(sums), size=(min(500, n_resamples - i), len(sums))) for i in range(0, n_resamples, 500)]
+    draws = (rng.integers(len(sums), size=(min(500, n_resamples - i), len(sums))) for i in range(0, n_resamples, 500))
     return np.concatenate([sums[draw].sum(1) / counts[draw].sum(1) for draw in draws])
 
 
@@ -52,12 +52,16 @@ def estimate(values, clusters):
 
 
 def ratio(values, clusters, reference, reference_clusters):
-    """The mean of some values over that of others, both resampled, each by itself -> an estimate, or None where there is none"""
+    """The mean of some values over that of others, both resampled, each by itself -> an estimate, or None where there is none
+
+    Draws in which the others' mean is 0 are left out.
+    """
     (values, clusters), (reference, reference_clusters) = ((v[~np.isnan(v)], c[~np.isnan(v)]) for v, c in ((values, clusters), (reference, reference_clusters)))
     if not len(values) or not len(reference) or reference.mean() <= 0:
         return None
-    ratios = resampled_means(values, clusters) / resampled_means(reference, reference_clusters, seed=SEED + 1)
-    low, high = interval(ratios, min(len(np.unique(clusters)), len(np.unique(reference_clusters))))
+    with np.errstate(divide='ignore', invalid='ignore'):
+        ratios = resampled_means(values, clusters) / resampled_means(reference, reference_clusters, seed=SEED + 1)
+    low, high = interval(ratios[np.isfinite(ratios)], min(len(np.unique(clusters)), len(np.unique(reference_clusters))))
     return {'mean': float(values.mean() / reference.mean()), 'low': low, 'high': high, 'n': len(values)}
 
 

@@ -7,8 +7,8 @@ Trains, samples and evaluates a list of settings, one after the other, into one 
 
 Each setting has a folder of its own under out_dir, with what train.py, sample.py and evaluate.py leave there, and its row
 of the table as soon as it is through: results.json, results.md, results.png in out_dir. Stopped at any time, the same
-command goes on; what is done is not done again unless its options changed. A setting that fails is passed over, named at
-the end, and tried again by the next run.
+command goes on; what is done is not done again unless its options changed (what a config file holds is not looked at).
+A setting that fails is passed over, named at the end, and tried again by the next run.
 """
 
 import json
@@ -40,24 +40,21 @@ def fail(message):
 
 
 def command(script, *config_files, **options):
-    """A script with its options as a command line."""
-    return [sys.executable, script, *filter(None, config_files), *(f'--{key}={value}' for key, value in options.items())]
+    """A script with its options, as they stand behind python on a command line."""
+    return [script, *filter(None, config_files), *(f'--{key}={value}' for key, value in options.items())]
 
 
 def stages(setting, folder):
     """The commands that a setting takes, in their order: {name: command}"""
     samples = os.path.join(folder, 'samples.jsonl')
-    train = command('train.py', train_config, **train_options, **setting, out_dir=folder)
-    if nproc_per_node > 1:
-        train = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={nproc_per_node}', *train[1:]]
-    return {'train': train,
+    return {'train': command('train.py', train_config, **train_options, **setting, out_dir=folder),
             'sample': command('sample.py', **{'out_dir': folder, 'start': start, 'num_samples': num_samples, 'out': samples} | sample_options),
             'evaluate': command('evaluate.py', evaluate_config, **{'samples': samples, 'out_dir': folder} | evaluate_options)}
 
 
-def run(arguments):
-    """Run a command to its end -> its exit status. Ctrl-C reaches it too, and SIGTERM is passed on; then the sweep ends with it."""
-    process = subprocess.Popen(arguments)
+def run(arguments, nproc=1):
+    """Run a command, several processes of it by torchrun, to its end -> its exit status. Ctrl-C reaches it too, SIGTERM is passed on; both end the sweep."""
+    process = subprocess.Popen([sys.executable, *(['-m', 'torch.distributed.run', f'--nproc_per_node={nproc}'] if nproc > 1 else []), *arguments])
     stopped = []
 
     def stop(number, _):
@@ -106,11 +103,10 @@ def write_table(rows):
 
 def draw(rows):
     """Loss, and the mean of each grade, against parameters; a line a depth, since depth and width count differently."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     grades = list(dict.fromkeys((judge, criterion) for row in rows for judge, scores in row['grades'].items() for criterion in scores))
-    figure, axes = plt.subplots(1, 1 + bool(grades), figsize=(6 + 6 * bool(grades), 4.5), squeeze=False)
+    figure = Figure(figsize=(6 + 6 * bool(grades), 4.5))
+    axes = figure.subplots(1, 1 + bool(grades), squeeze=False)
     losses = [row for row in rows if row.get('val_loss') and row.get('n_params')]
     for n_layer in sorted({row['n_layer'] for row in losses}):
         points = sorted((row['n_params'], row['val_loss']) for row in losses if row['n_layer'] == n_layer)
@@ -130,7 +126,6 @@ def draw(rows):
     figure.tight_layout()
     with jsonl.replacing(os.path.join(out_dir, 'results.png')) as temporary:
         figure.savefig(temporary, dpi=120)
-    plt.close(figure)
 
 
 # -----------------------------------------------------------------------------
@@ -165,8 +160,8 @@ for name, setting in zip(names, settings):
         resume = stage == 'train' and done.get('begun') == arguments and os.path.exists(os.path.join(folder, 'ckpt.pt'))
         done = {earlier: done[earlier] for earlier in list(commands)[:number]} | {'begun': commands['train']}  # what follows is to be done again
         save(done, done_path)
-        print(f'\n--- {name}: {" ".join(arguments[1:])}', flush=True)
-        status = run(arguments + ['--init_from=resume'] * resume)
+        print(f'\n--- {name}: {" ".join(arguments)}', flush=True)
+        status = run(arguments + ['--init_from=resume'] * resume, nproc_per_node if stage == 'train' else 1)
         if status:
             failed.append(f'{name} ({stage}, status {status})')
             break

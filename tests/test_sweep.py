@@ -27,6 +27,8 @@ def test_a_sweep(swept):
     table = [line for line in (swept.path / 'out/sweep/results.md').read_text(encoding='utf-8').splitlines() if line.startswith('|')]
     assert len(table) == 4 and f'{rows[0]["val_loss"]:.3f}' in table[2]
     assert (swept.path / 'out/sweep/results.png').read_bytes().startswith(b'\x89PNG')
+    done = swept.json('out/sweep/n_embd=32_n_layer=1_n_head=2/done.json')  # what was asked for, whatever python and however many processes do it
+    assert {command[0] for command in done.values()} == {'train.py', 'sample.py', 'evaluate.py'}
 
     again = swept.run(*TINY, SETTINGS)  # nothing is left to do
     assert '--- n_embd=' not in again and '2 of 2 settings' in again
