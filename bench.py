@@ -195,10 +195,9 @@ def tell_many(dtype):
 
 def grow():
     """Measure how speed and memory change with one size at a time, and draw it."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(2, len(sizes) + 1, figsize=(3 * len(sizes) + 3, 5), dpi=80, sharey='row')
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(3 * len(sizes) + 3, 5), dpi=80)
+    axes = figure.subplots(2, len(sizes) + 1, sharey='row')
     lines = [['of the model above', 'tokens/s in training', 'of the products', 'peak memory, GB'], ['---', '---:', '---:', '---:']]
     for (key, values), (above, below) in zip(sizes.items(), axes.T):
         found = [train(grown_dir, **{'n_head': max(1, value // 64) if key == 'n_embd' else n_head, key: value}) for value in tqdm(values, desc=key)]

@@ -26,7 +26,6 @@ results.json, in which an estimate E is {"mean", "low", "high", "n"}, low and hi
 """
 
 import collections
-import contextlib
 import hashlib
 import heapq
 import itertools
@@ -71,7 +70,7 @@ batch = False  # by the provider's Batch API: half the price, done within a day
 repeat = 0.0  # this share of the stories is graded once more, to see how well the judge agrees with itself; 2.0: all of them twice more
 
 # the rubric; config/evaluate_*.py fill these in
-template = ''  # the prompt; {story} or {opening} and {continuation} stand for the text, {criteria} for the list of them, {low} and {high} for the scale
+template = ''  # the prompt; {story}, {split_story} (*** behind the opening) or {opening} and {continuation} are the text, {criteria}, {low} and {high} the rest
 criteria = {}  # name: what it means
 scale = [1, 10]  # the lowest and the highest grade
 choices = {}  # {criterion: {letter: number}} for a criterion that is answered with a letter
@@ -84,23 +83,16 @@ import numpy as np
 from tqdm import tqdm
 
 import chat
+import collect
 import jsonl
 import measures
+import replies
 import report
 import stats
 
 
 def fail(message):
     raise SystemExit(f'evaluate.py: {message}')
-
-
-@contextlib.contextmanager
-def prefixed():
-    """Let the line with which a ground-floor function ends the program begin with this script's name."""
-    try:
-        yield
-    except SystemExit as e:
-        fail(e)
 
 
 # -----------------------------------------------------------------------------
@@ -136,17 +128,16 @@ def read_stories(path, reference=False):
     Of a reference, n_references of them, chosen by a hash so that they stay the same when others are added.
     """
     def rows():
-        with prefixed():
-            for number, row in enumerate(jsonl.read(path), 1):
-                if number > 200_000 and not (reference and n_references):  # for days: all are compared with all
-                    raise SystemExit(f'{path} holds more than 200,000 stories; evaluate some of them')
-                text = row.get('story', row.get('text')) if isinstance(row, dict) else None
-                if not isinstance(text, str):
-                    raise SystemExit(f'{path}, row {number}: no story or text in it')
-                i, prompt = row.get('id', number - 1), row.get('prompt') or ''
-                if not isinstance(i, (int, str)) or not isinstance(prompt, str):
-                    raise SystemExit(f'{path}, row {number}: an id is a whole number or a text, a prompt is a text')
-                yield {'id': i, 'prompt': clean(prompt), 'story': clean(text), 'ended': row.get('ended')}
+        for number, row in enumerate(jsonl.read(path), 1):
+            if number > 200_000 and not (reference and n_references):  # for days: all are compared with all
+                fail(f'{path} holds more than 200,000 stories; evaluate some of them')
+            text = row.get('story', row.get('text')) if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                fail(f'{path}, row {number}: no story or text in it')
+            i, prompt = row.get('id', number - 1), row.get('prompt') or ''
+            if not isinstance(i, (int, str)) or not isinstance(prompt, str):
+                fail(f'{path}, row {number}: an id is a whole number or a text, a prompt is a text')
+            yield {'id': i, 'prompt': clean(prompt), 'story': clean(text), 'ended': row.get('ended')}
 
     found = heapq.nsmallest(n_references, rows(), lambda row: digest(row['id'], row['story'])) if reference and n_references else list(rows())
     if not found:
@@ -206,130 +197,41 @@ def grade_id(judge, story, number):
     return digest(judge, template, criteria, scale, choices, prefill, story['prompt'], story['opening'], story['story'], story['copy'], number)
 
 
-def plain(name):
-    """'Context Awareness' and 'context_awareness' -> 'contextawareness'"""
-    return re.sub(r'[\W_]+', '', str(name).lower())
-
-
-def scale_of(criterion):
-    """-> (lowest, highest) number that a criterion can have"""
-    values = choices.get(criterion, {}).values()
-    return (min(values), max(values)) if values else tuple(scale)
-
-
-def number_in(value, criterion):
-    """What a judge wrote for a criterion (8, 8.5, '8', '8/10', '८', 'B: 4-5', {'score': 8}) -> a number, or chat.Rejected."""
-    if isinstance(value, dict):
-        named = {plain(key): inner for key, inner in value.items()}
-        value = next((named[key] for key in ('score', 'grade', 'rating', 'value') if key in named), None)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    low, high = scale_of(criterion)
-    if isinstance(value, str) and criterion in choices:
-        letters = '|'.join(map(re.escape, choices[criterion]))
-        match = re.match(rf'[\W_]*(?:(?:age )?group )?({letters})(?=$|\s*[^\w\s]|\s+\d)', value, flags=re.I)
-        if not match:
-            raise chat.Rejected(f'{criterion} is none of its letters')
-        return float(next(number for key, number in choices[criterion].items() if re.fullmatch(re.escape(key), match[1], flags=re.I)))
-    if isinstance(value, str):
-        match = re.match(r'[\W_]*?([-−]?\d+(?:[.,]\d+)?)(.*)', value, flags=re.S)
-        value = match and float(match[1].replace(',', '.').replace('−', '-'))
-        rest = match and re.sub(rf'^\s*(?:/|out of|of|von|sur)\s*{high:g}(?:\.0+)?(?!\d|\.\d)', '', match[2], flags=re.I)
-        if match and re.match(r'\w|\s*[%/+]|\s*(?:[-–−]|to|or|bis|à)\s*\d', rest):  # '8th', '80 %', '4/5' of ten, '7-8'
-            raise chat.Rejected(f'unclear grade for {criterion}')
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise chat.Rejected(f'no grade for {criterion}')
-    if not low <= value <= high:  # nor is nan
-        raise chat.Rejected(f'{criterion} out of range')
-    return float(value)
-
-
-def objects_in(text):
-    """Yield the JSON objects in a text, the outermost ones, passing over trailing commas and line breaks inside strings."""
-    decoder, at = json.JSONDecoder(strict=False), 0
-    text = re.sub(r',(?=\s*[}\]])', '', text)
-    while (at := text.find('{', at)) >= 0:
-        try:
-            found, at = decoder.raw_decode(text, at)
-            yield found
-        except (ValueError, RecursionError):
-            at += 1
-
-
-def read_reply(reply):
-    """A judge's reply -> ({criterion: number}, notes), or chat.Rejected with what is wrong.
-
-    It is JSON with prose or code fences around it, the rest of the prefilled one, or, failing that, lines such as
-    'Grammar: 8/10'. Other keys may be there; a reply with two different gradings is none.
-    """
-    text = re.sub(r'<think>.*?</think>', '', prefill + reply, flags=re.S)
-    gradings, notes, problem = [], '', None
-    for found in objects_in(text):
-        named = {plain(key): value for key, value in found.items()}
-        inner = next((named[key] for key in ('scores', 'grades', 'ratings', 'evaluation') if isinstance(named.get(key), dict)), {})
-        named |= {plain(key): value for key, value in inner.items()}
-        if all(plain(name) in named for name in criteria):
-            try:
-                gradings.append({name: number_in(named[plain(name)], name) for name in criteria})
-                notes = next((named[key] for key in ('notes', 'note', 'comments', 'reasoning') if isinstance(named.get(key), str)), '')
-            except chat.Rejected as e:
-                problem = e
-        elif any(plain(name) in named for name in criteria):
-            problem = chat.Rejected(f'no {next(name for name in criteria if plain(name) not in named)}')
-    if not gradings and not problem:
-        if text.rfind('{') > text.rfind('}'):
-            raise chat.Rejected('cut off')
-        scores = {}
-        for name in criteria:
-            pattern = r'[\W_]*'.join(map(re.escape, re.findall(r'[^\W_]+', name)))
-            values = re.findall(rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)', text, flags=re.I)
-            numbers = {number_in(value, name) for value in values}
-            if len(numbers) != 1:
-                raise chat.Rejected(f'several gradings of {name}' if numbers else f'no {name}')
-            scores[name] = numbers.pop()
-        gradings.append(scores)
-    if not gradings:
-        raise problem
-    if any(grading != gradings[0] for grading in gradings):
-        raise chat.Rejected('several gradings')
-    return gradings[0], notes.strip()[:2000]
-
-
 def grades_in(path, rows):
     """Yield the rows of a grades.jsonl and of what failed.jsonl says of it; one that is no grade ends the program."""
     for row in rows:
         if not (isinstance(row, dict) and isinstance(row.get('id'), str) and ('reason' in row or (
                 isinstance(row.get('judge'), str) and type(row.get('repeat')) is int and 0 <= row['repeat'] <= 100 and isinstance(row.get('scores'), dict)
                 and all(type(score) in (int, float) and abs(score) < 1e9 for score in row['scores'].values())))):
-            raise SystemExit(f'{path}: {json.dumps(row):.60} is no grade; delete its line, and what is missing is asked for again')
+            fail(f'{path}: {json.dumps(row):.60} is no grade; delete its line, and what is missing is asked for again')
         yield row
 
 
 def grade(sets):
-    """Ask the judge for every grade that is missing; they are appended to grades.jsonl as they come. -> whether all are done"""
-    with prefixed():
-        api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out, 'or leave --provider out to do without a judge')
-        wanted = {}
-        for name, stories in sets.items():
-            for story in stories:
-                again = repeat + (int(digest(story['prompt'], story['story'], story['copy']), 16) % 2**32) / 2**32  # so much beyond the first
-                wanted |= {grade_id(api['model'], story, number): (name, story, number) for number in range(1 + int(again))}
-        f = jsonl.open_append(grades_path)  # before it is read, so that no other run writes what this one takes to be missing
-        spent = [0, 0, 0]
-        done = {row['id'] for row in grades_in(grades_path, chat.finished(grades_path, spent))} | finished_elsewhere.keys()
-        # first grades before repeats, else in an order of chance: what max_cost leaves undone is a fair sample
-        left = sorted(wanted.keys() - done, key=lambda i: (wanted[i][2], i))
-        if not left:
-            print(f'all {len(wanted):,} grades by {api["model"]} are there')
-            return True
+    """Ask the judge for every grade that is missing; they are appended to grades.jsonl as they come. -> the judge, whether all is done"""
+    api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out, 'or leave --provider out to do without a judge')
+    judge, wanted = api['model'], {}
+    for name, stories in sets.items():
+        for story in stories:
+            again = repeat + (int(digest(story['prompt'], story['story'], story['copy']), 16) % 2**32) / 2**32  # so much beyond the first
+            wanted |= {grade_id(judge, story, number): (name, story, number) for number in range(1 + int(again))}
+    f = jsonl.open_append(grades_path)  # before it is read, so that no other run writes what this one takes to be missing
+    spent = [0, 0, 0]
+    done = {row['id'] for row in grades_in(grades_path, collect.finished(grades_path, spent))} | finished_elsewhere.keys()
+    # first grades before repeats, else in an order of chance: what max_cost leaves undone is a fair sample
+    left = sorted(wanted.keys() - done, key=lambda i: (wanted[i][2], i))
+    if not left:
+        print(f'all {len(wanted):,} grades by {judge} are done')
+        return judge, True
 
-        def accept(i, reply):
-            name, story, number = wanted[i]
-            scores, notes = read_reply(reply)
-            return [{'id': i, 'samples': name, 'sample': story['id'], 'repeat': number, 'judge': api['model'], 'scores': scores, 'notes': notes}]
+    def accept(i, reply):
+        name, story, number = wanted[i]
+        scores, notes = replies.read_grades(prefill + reply, scales, choices)
+        return [{'id': i, 'samples': name, 'sample': story['id'], 'repeat': number, 'judge': judge, 'scores': scores, 'notes': notes}]
 
-        return chat.collect(api, left, lambda i: write_prompt(wanted[i][1]), accept, f, total=len(wanted), n_done=len(wanted) - len(left),
-                            spent=spent, unit='grades', num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch)
+    return judge, collect.collect(
+        api, left, lambda i: write_prompt(wanted[i][1]), accept, f, total=len(wanted), n_done=len(wanted) - len(left), spent=spent, unit='grades',
+        num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch, is_done=done.__contains__)
 
 
 # -----------------------------------------------------------------------------
@@ -338,11 +240,11 @@ def grade(sets):
 def training_batches(paths, n_words=5_000_000):
     """The training stories as lists of texts with some millions of words each, which bounds memory."""
     batch, size = [], 0
-    with prefixed(), tqdm(desc='reading training stories', unit=' stories', leave=False, delay=1) as bar:
+    with tqdm(desc='reading training stories', unit=' stories', leave=False, delay=1) as bar:
         for row in itertools.chain.from_iterable(map(jsonl.read, paths)):
             text = row.get('text', row.get('story')) if isinstance(row, dict) else None
             if not isinstance(text, str):
-                raise SystemExit(f'{train_stories}: a row without a text or story')
+                fail(f'{train_stories}: a row without a text or story')
             batch.append(clean(text))
             size += text.count(' ') + 1
             bar.update()
@@ -363,21 +265,24 @@ def measure_loss(path):
     from checkpoint import load
     from model import choose_device
     from tokenizer import load as load_tokenizer
-    with prefixed():
-        device, dtype = choose_device()
-        model, tokenizer, saved = load(path, device)
-        size = {'path': path, 'n_embd': model.args['n_embd'], 'n_layer': model.args['n_layer'], 'n_params': model.n_params()}
-        name = dataset or saved.get('config', {}).get('dataset', '')
-        folder = os.path.join('data', name)
-        if not name or not os.path.exists(os.path.join(folder, 'val.bin')) or not os.path.exists(os.path.join(folder, 'meta.json')):
-            if dataset:
-                fail(f'{folder} holds no val.bin and meta.json; prepare.py makes them')
-            print(f'{path}: no loss, since there is no {os.path.join("data", name or "…", "val.bin")}; --dataset names another')
-            return size, None
+    device, dtype = choose_device()
+    model, tokenizer, saved = load(path, device)
+    size = {'path': path, 'n_embd': model.args['n_embd'], 'n_layer': model.args['n_layer'], 'n_params': model.n_params()}
+    name = dataset or saved.get('config', {}).get('dataset', '')
+    folder = os.path.join('data', name)
+    if not name or not os.path.exists(os.path.join(folder, 'val.bin')) or not os.path.exists(os.path.join(folder, 'meta.json')):
+        if dataset:
+            fail(f'{folder} holds no val.bin and meta.json; prepare.py makes them')
+        print(f'{path}: no loss, since there is no {os.path.join("data", name or "…", "val.bin")}; --dataset names another')
+        return size, None
+    try:
         with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
             meta = json.load(f)
-        if load_tokenizer(os.path.join(folder, 'tokenizer.json')).backend.get_vocab() != tokenizer.backend.get_vocab():
-            fail(f'{path} has another tokenizer than {folder}; prepare the stories with it: --tokenizer={path} --trim=False')
+        tokens_a_byte = meta['tokens']['val'] / meta['bytes']['val']
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as e:
+        fail(f'{folder}/meta.json is torn or no work of prepare.py ({type(e).__name__}: {e}); prepare it again')
+    if load_tokenizer(os.path.join(folder, 'tokenizer.json')).backend.get_vocab() != tokenizer.backend.get_vocab():
+        fail(f'{path} has another tokenizer than {folder}; prepare the stories with it: --tokenizer={path} --trim=False')
     path = os.path.join(folder, 'val.bin')
     data = np.fromfile(path, '<u2', count=min(loss_tokens + 1, os.path.getsize(path) // 2) if loss_tokens else -1).astype(np.int64)
     width = min(model.args['block_size'], len(data) - 1)
@@ -391,7 +296,7 @@ def measure_loss(path):
             total += model(some.to(device), targets.to(device)).item() * len(some)
     loss = total / rows
     return size, {'dataset': name, 'tokens': rows * width, 'val_loss': loss, 'perplexity': math.exp(loss),
-                  'bits_per_byte': loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']}
+                  'bits_per_byte': loss / math.log(2) * tokens_a_byte}
 
 
 # -----------------------------------------------------------------------------
@@ -443,11 +348,14 @@ if (judging or dry_run) and not re.search(r'\{(story|continuation|split_story)\}
     fail('the template has no {story}, {continuation} or {split_story} in it, so the judge would see none')
 if model and not judging:
     fail('--model is one of a provider: --provider=… or --base_url=http… says whose')
-if not all(isinstance(name, str) and plain(name) for name in criteria):
+if not all(isinstance(name, str) and replies.plain(name) for name in criteria):
     fail('criteria is a dict of names, each with what it means')
 if not set(choices) <= set(criteria) or not all(isinstance(numbers, dict) and {*map(type, numbers)} == {str} and len(numbers) > 1
                                                 and all(type(n) in (int, float) and abs(n) < 1e9 for n in numbers.values()) for numbers in choices.values()):
     fail('choices holds criteria with what each letter counts, such as {"age": {"A": 3, "B": 5}}')
+scales = {name: (min(choices[name].values()), max(choices[name].values())) if name in choices else tuple(scale) for name in criteria}
+if script and not measures.scripts_in(measures.LETTERS)[script.upper()]:
+    fail(f'script is {script!r}; it is one as Unicode names it, such as LATIN, DEVANAGARI or BENGALI')
 try:
     re.compile(opening)
     with open('report_template.html', encoding='utf-8') as f:
@@ -486,19 +394,17 @@ except OSError as e:
     fail(f'out_dir {out_dir}: {e.strerror}')
 grades_path = os.path.join(out_dir, 'grades.jsonl')
 elsewhere = {os.path.join(os.path.dirname(path) or '.', 'grades.jsonl') for path in files.values()} - {grades_path}  # graded there before, each by itself
-with prefixed():
-    finished_elsewhere = {row['id']: row for path in elsewhere if os.path.exists(path) for row in grades_in(path, jsonl.read(path))}
+finished_elsewhere = {row['id']: row for path in elsewhere if os.path.exists(path) for row in grades_in(path, jsonl.read(path))}
 losses = {name: measure_loss(path) for name, path in checkpoint_of.items()}
-complete = grade(sets) if judging else True
+judge, complete = grade(sets) if judging else ('', True)
 
 graded, failed = dict(finished_elsewhere), set()
-with prefixed():
-    for row in grades_in(grades_path, chat.finished(grades_path)):
-        if 'reason' in row:
-            failed.add(row['id'])
-        else:
-            graded.setdefault(row['id'], row)
-judges = list(dict.fromkeys(row['judge'] for row in graded.values()))
+for row in grades_in(grades_path, collect.finished(grades_path)):
+    if 'reason' in row:
+        failed.add(row['id'])
+    else:
+        graded.setdefault(row['id'], row)
+judges = list(dict.fromkeys([*(row['judge'] for row in graded.values()), *filter(None, [judge])]))
 most = 1 + max((row['repeat'] for row in graded.values()), default=0)
 given_up = 0
 for story in everything:
@@ -515,8 +421,6 @@ for story in everything:
             story['notes'][judge] = rows[0].get('notes', '')
 judges = [judge for judge in judges if any(judge in story['grades'] for story in everything)]
 
-if script and not measures.scripts_in(measures.LETTERS)[script.upper()]:
-    fail(f'script is {script!r}; it is one as Unicode names it, such as LATIN, DEVANAGARI or BENGALI')
 if not script:
     letters = measures.scripts_in('\n'.join(story['opening'] or story['story'] for story in everything))
     script = max(letters, key=letters.get, default='')
@@ -528,7 +432,7 @@ if training_files:
     suspects = [story for name, stories in sets.items() if os.path.abspath(files[name]) not in own for story in stories]
     measures.measure_copying(suspects, training_batches(training_files), ngrams)
 
-results = {'models': {}, 'comparisons': [], 'agreement': {}, 'consistency': {}, 'criteria': {name: scale_of(name) for name in criteria},
+results = {'models': {}, 'comparisons': [], 'agreement': {}, 'consistency': {}, 'criteria': scales,
            'given_up': given_up, 'config': config}
 for name, stories in sets.items():
     checkpoint, loss = losses.get(name, (None, None))

@@ -72,6 +72,7 @@ exec(open('configurator.py', encoding='utf-8').read())
 from tqdm import tqdm
 
 import chat
+import collect
 import jsonl
 import measures
 import replies
@@ -370,7 +371,14 @@ f = jsonl.open_append(out)  # before it is read, so that no other run writes wha
 done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
 n_done = n_failed = 0
 spent = [0, 0, 0]
-for row in tqdm(chat.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
+
+
+def is_done(i):
+    """Whether prompt i is one of ours and has its stories, or was given up."""
+    return i in ids and done[ids.index(i) // 8] >> ids.index(i) % 8 & 1
+
+
+for row in tqdm(collect.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
     i = row.get('id') if isinstance(row, dict) and type(row.get('id')) is int else None
     i = i // items if i is not None and 'reason' not in row else i  # a failed one has the prompt's number
     if i not in range(n_prompts) or 'reason' not in row and row.get(words[0]) != seed_words(i, lists)[words[0]]['word']:
@@ -378,15 +386,14 @@ for row in tqdm(chat.finished(out, spent), desc=f'reading {out}', unit=' rows', 
     if composed != (row.get('model', '') == 'grammar') and 'reason' not in row:
         fail(f'{out} holds stories by {row.get("model")}; name another --out for those of another kind')
     if i in ids:
-        place = ids.index(i)
-        first = not done[place // 8] >> place % 8 & 1
+        first = not is_done(i)
         n_done += first
         n_failed += first and 'reason' in row
-        done[place // 8] |= 1 << place % 8
+        done[ids.index(i) // 8] |= 1 << ids.index(i) % 8
     if not composed:
         if isinstance(row.get('text'), str):
             seen.add(row['text'])
-left = (i for place, i in enumerate(ids) if not done[place // 8] >> place % 8 & 1)
+left = (i for i in ids if not is_done(i))
 
 complete = True
 if composed:
@@ -396,8 +403,8 @@ if composed:
             bar.update()
     print(f'{len(ids):,} stories in {out}')
 elif n_done < len(ids):
-    complete = chat.collect(connect(), left, write_prompt, accept, f, total=len(ids), n_done=n_done, spent=spent, unit='stories',
-                            num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch, whole=reply_format == 'json')
+    complete = collect.collect(connect(), left, write_prompt, accept, f, total=len(ids), n_done=n_done, spent=spent, unit='stories', num_workers=num_workers,
+                               timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch, whole=reply_format == 'json', is_done=is_done)
     if counts['stories']:
         print(f'{counts["with all seed words"] / counts["stories"]:.1%} of them with all seed words'
               + (f'; {counts["parts of a reply left out"]:,} parts of replies left out' if items > 1 else ''))

@@ -1,5 +1,6 @@
 """
-What becomes a story of what a chat API replies: what a reply holds, what of it is cleaned, refused, or came before, and which seed words it lacks.
+What becomes of what a chat API replies: a story (what a reply holds, what of it is cleaned, refused, or came before, and which seed words it lacks),
+or a judge's grades.
 
     refuses, seen = replies.compile_refusals(lines), replies.Seen()                 # lines of data/<language>/refusals.txt
     for headline, text in replies.stories_in(reply, 'json'):
@@ -11,6 +12,7 @@ Whatever will not do raises chat.Rejected with the reason.
 
 import functools
 import html
+import json
 import re
 import unicodedata
 
@@ -19,6 +21,39 @@ import numpy as np
 import chat
 import measures
 
+TRAILING_COMMA = re.compile(r',(?=\s*[}\]])')
+
+
+def objects_in(text, nested=False):
+    """Yield the JSON objects in a text, passing over all else, and line breaks in their strings; nested: also those inside of others. 200 braces are tried."""
+    decoder, at = json.JSONDecoder(strict=False), 0
+    for _ in range(200):
+        at = text.find('{', at)
+        if at < 0:
+            return
+        try:
+            found, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            at += 1
+            continue
+        yield found
+        at = at + 1 if nested else end
+
+
+def find_json(text, key):
+    """The first JSON object in `text` that has `key`, or None. Passed over are code fences, prose, raw line breaks, trailing commas, \\'
+    and, where `key` holds a string, quotation marks inside it."""
+    for candidate in (text, TRAILING_COMMA.sub('', text.replace("\\'", "'"))):
+        found = next((found for found in objects_in(candidate, nested=True) if key in found), None)
+        if found:
+            return found
+    begin = re.search(rf'"{re.escape(key)}"\s*:\s*"', candidate)
+    end = begin and re.compile(r'"\s*(?:,\s*(?:"\w+"\s*:|\})|\})').search(candidate, begin.end())  # the next key, or the end
+    try:
+        return {key: json.loads('"' + re.sub(r'(?<!\\)"', r'\\"', candidate[begin.end():end.start()]) + '"', strict=False)} if end else None
+    except ValueError:
+        return None
+
 
 def stories_in(reply, reply_format):
     """A reply -> [(headline or '', text)], those parts of it that can be read, or chat.Rejected where there is none.
@@ -26,7 +61,7 @@ def stories_in(reply, reply_format):
     reply_format: 'json' for {"story": "…"}, or 'html' for <h1>headline</h1><p>text</p>, once or more.
     """
     if reply_format == 'json':
-        story = (chat.find_json(reply, 'story') or {}).get('story')
+        story = (find_json(reply, 'story') or {}).get('story')
         if isinstance(story, list) and all(isinstance(part, str) for part in story):
             story = '\n\n'.join(story)
         if not isinstance(story, str):
@@ -36,8 +71,7 @@ def stories_in(reply, reply_format):
     def plain(part):
         return ' '.join(html.unescape(re.sub(r'<[^>]*>?', ' ', part)).split())
 
-    reply = reply.rpartition('</think>')[2].partition('<think>')[0]
-    parts = re.split(r'<h1\b[^>]*>', reply, flags=re.I)[1:]
+    parts = re.split(r'<h1\b[^<>]*>', reply, flags=re.I)[1:]
     found = []
     for number, part in enumerate(parts, 1):
         headline, _, text = [*re.split(r'(</h1\s*>|(?=<p\b))', part, maxsplit=1, flags=re.I), '', ''][:3]
@@ -197,3 +231,79 @@ def missing(words, text):
     begun = set(words_in(text))
     return [kind for kind, row in words.items() if kind != 'feature' and not any(
         held(kind, form) for forms in row.values() if isinstance(forms, str) for form in forms.split(', '))]
+
+
+# -----------------------------------------------------------------------------
+# grades
+
+def plain(name):
+    """'Context Awareness' and 'context_awareness' -> 'contextawareness'"""
+    return re.sub(r'[\W_]+', '', str(name).lower())
+
+
+def number_in(value, criterion, scale, letters):
+    """What a judge wrote for a criterion (8, 8.5, '8', '8/10', '८', 'B: 4-5', {'score': 8}) -> a number, or chat.Rejected.
+
+    scale: the lowest and the highest number that it can be. letters: {letter: number} where it is answered with one, or else nothing.
+    """
+    if isinstance(value, dict):
+        named = {plain(key): inner for key, inner in value.items()}
+        value = next((named[key] for key in ('score', 'grade', 'rating', 'value') if key in named), None)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    low, high = scale
+    if isinstance(value, str) and letters:
+        match = re.match(rf'[\W_]*(?:(?:age )?group )?({"|".join(map(re.escape, letters))})(?=$|\s*[^\w\s]|\s+\d)', value, flags=re.I)
+        if not match:
+            raise chat.Rejected(f'{criterion} is none of its letters')
+        return float(next(number for letter, number in letters.items() if re.fullmatch(re.escape(letter), match[1], flags=re.I)))
+    if isinstance(value, str):
+        match = re.match(r'[\W_]*?([-−]?\d+(?:[.,]\d+)?)(.*)', value, flags=re.S)
+        value = match and float(match[1].replace(',', '.').replace('−', '-'))
+        rest = match and re.sub(rf'^\s*(?:/|out of|of|von|sur)\s*{high:g}(?:\.0+)?(?!\d|\.\d)', '', match[2], flags=re.I)
+        if match and re.match(r'\w|\s*[%/+]|\s*(?:[-–−]|to|or|bis|à)\s*\d', rest):  # '8th', '80 %', '4/5' of ten, '7-8'
+            raise chat.Rejected(f'unclear grade for {criterion}')
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise chat.Rejected(f'no grade for {criterion}')
+    if not low <= value <= high:  # nor is nan
+        raise chat.Rejected(f'{criterion} out of range')
+    return float(value)
+
+
+def read_grades(reply, scales, choices):
+    """A judge's reply -> ({criterion: number}, notes), or chat.Rejected with what is wrong.
+
+    scales: {criterion: (lowest, highest)}. choices: {criterion: {letter: number}}, for those that are answered with a letter.
+    It is JSON with prose or code fences around it, or, failing that, lines such as 'Grammar: 8/10'. Other keys may be there;
+    a reply with two different gradings is none.
+    """
+    gradings, notes, problem = [], '', None
+    for found in objects_in(TRAILING_COMMA.sub('', reply)):
+        named = {plain(key): value for key, value in found.items()}
+        inner = next((named[key] for key in ('scores', 'grades', 'ratings', 'evaluation') if isinstance(named.get(key), dict)), {})
+        named |= {plain(key): value for key, value in inner.items()}
+        if all(plain(name) in named for name in scales):
+            try:
+                gradings.append({name: number_in(named[plain(name)], name, scales[name], choices.get(name)) for name in scales})
+                notes = next((named[key] for key in ('notes', 'note', 'comments', 'reasoning') if isinstance(named.get(key), str)), '')
+            except chat.Rejected as e:
+                problem = e
+        elif any(plain(name) in named for name in scales):
+            problem = chat.Rejected(f'no {next(name for name in scales if plain(name) not in named)}')
+    if not gradings and not problem:
+        if reply.rfind('{') > reply.rfind('}'):
+            raise chat.Rejected('cut off')
+        scores = {}
+        for name in scales:
+            pattern = r'[\W_]*'.join(map(re.escape, re.findall(r'[^\W_]+', name)))
+            values = re.findall(rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)', reply, flags=re.I)
+            numbers = {number_in(value, name, scales[name], choices.get(name)) for value in values}
+            if len(numbers) != 1:
+                raise chat.Rejected(f'several gradings of {name}' if numbers else f'no {name}')
+            scores[name] = numbers.pop()
+        gradings.append(scores)
+    if not gradings:
+        raise problem
+    if any(grading != gradings[0] for grading in gradings):
+        raise chat.Rejected('several gradings')
+    return gradings[0], notes.strip()[:2000]

@@ -121,10 +121,8 @@ def as_markdown(tables):
 
 def draw(results, path):
     """Grouped bars with intervals: a panel a judge and scale, a group a criterion, a bar a model."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import font_manager
-    from matplotlib import pyplot as plt
+    from matplotlib import colormaps, font_manager
+    from matplotlib.figure import Figure
     letters = font_manager.get_font(font_manager.findfont('DejaVu Sans')).get_charmap()
 
     def label(text, number):  # a script that the font lacks would come out as boxes
@@ -133,8 +131,9 @@ def draw(results, path):
     criteria = {name: tuple(ends) for name, ends in results['criteria'].items()}
     panels = [(judge, ends, [name for name in criteria if criteria[name] == ends]) for judge in judges_in(results) for ends in dict.fromkeys(criteria.values())]
     widest = max(len(names) for _, _, names in panels) * len(models)
-    colours = plt.get_cmap('tab10' if len(models) <= 10 else 'tab20')
-    figure, axes = plt.subplots(len(panels), figsize=(min(24, 4 + 0.35 * widest), 1 + 3 * len(panels)), dpi=120, squeeze=False, layout='constrained')
+    colours = colormaps['tab10' if len(models) <= 10 else 'tab20']
+    figure = Figure(figsize=(min(24, 4 + 0.35 * widest), 1 + 3 * len(panels)), dpi=120, layout='constrained')
+    axes = figure.subplots(len(panels), squeeze=False)
     for axis, (judge, (low, high), names) in zip(axes[:, 0], panels):
         for i, (name, row) in enumerate(models.items()):
             bars = [(k + 0.8 * ((i + 0.5) / len(models) - 0.5), row['grades'].get(judge, {}).get(criterion)) for k, criterion in enumerate(names)]
@@ -149,7 +148,6 @@ def draw(results, path):
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=min(5, len(models)))
     with jsonl.replacing(path) as temporary:
         figure.savefig(temporary)
-    plt.close(figure)
 
 
 def write_page(tables, picture, sets, template, path):

@@ -61,7 +61,9 @@ exec(open('configurator.py', encoding='utf-8').read())
 from tqdm import tqdm
 
 import chat
+import collect
 import jsonl
+import replies
 
 LANGUAGES = {  # as NLLB, M2M100 and mBART-50 call them
     'hindi': ('hin_Deva', 'hi', 'hi_IN'), 'marathi': ('mar_Deva', 'mr', 'mr_IN'), 'bangla': ('ben_Beng', 'bn', 'bn_IN'),
@@ -202,7 +204,7 @@ def write_prompt(i):
 
 def accept(i, reply):
     """A reply to story i -> its row, in which the white space between the lines is the story's."""
-    found = (chat.find_json(reply, 'translation') or {}).get('translation')
+    found = (replies.find_json(reply, 'translation') or {}).get('translation')
     if not isinstance(found, str):
         raise chat.Rejected('no JSON with a translation')
     parts = re.split(r'(\r*\n\s*)', asked[i]['text'].strip())
@@ -260,7 +262,7 @@ def own_fields(row):
 # Both files are read once before the work, and the source a second time for it; only the ids stay in memory, 150 MB a million.
 f = None if dry_run else jsonl.open_append(out)  # before it is read, so that no other run writes what this one takes to be missing
 done, first, spent = set(), None, [0, 0, 0]
-for row in tqdm([] if dry_run else chat.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
+for row in tqdm([] if dry_run else collect.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
     translation = isinstance(row, dict) and row.get('language') == target_language
     given_up = isinstance(row, dict) and 'reason' in row and 'language' not in row
     if not translation and not given_up:
@@ -306,8 +308,8 @@ if chatting:
                 print(accept(i, chat.ask(api, write_prompt(i)))[0]['text'], end='\n\n')
             except chat.Rejected as e:
                 print(f'does not pass: {e}\n')
-    elif not chat.collect(api, ids(), write_prompt, accept, f, total=total, n_done=n_done, spent=spent, unit='stories', num_workers=num_workers,
-                          timeout=timeout, max_tries=max_tries, max_cost=max_cost):
+    elif not collect.collect(api, ids(), write_prompt, accept, f, total=total, n_done=n_done, spent=spent, unit='stories', num_workers=num_workers,
+                             timeout=timeout, max_tries=max_tries, max_cost=max_cost):
         print('the same command goes on')
     raise SystemExit
 

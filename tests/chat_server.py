@@ -18,7 +18,7 @@ from pathlib import Path
 
 OPTIONS = {'latency': 0.0, 'faults': 0.0, 'kinds': None, 'seed': 1, 'key': '', 'rate': 0, 'retry_after': '', 'status': 0, 'error': '', 'stall': 5.0,
            'reply': None, 'usage': [100, 300], 'down': [0, 0.0], 'batch_seconds': 0.2, 'poison': ['', 0], 'trickle': 0.0, 'models': {'data': [{'id': 'tiny'}]},
-           'batch_down': [0, 0.0], 'batch_limit': 0}  # down: after so many requests for so many seconds; poison: prompts with this get that status
+           'batch_down': [0, 0.0], 'batch_limit': 0, 'upload': {}}  # down: after so many requests for so long; poison: prompts with this get that status
 KINDS = ['429', '429 after', '429 date', '500', '503', 'stall', 'cut', 'reset', 'no choices', 'null', 'broken JSON', 'html', 'error in 200',
          'latin', 'duplicate', 'near', 'refusal', 'no JSON', 'length', 'short', 'unended']
 NOUNS = [line.split('\t')[0] for line in (Path(__file__).parent.parent / 'data/hindi/nouns.txt').read_text(encoding='utf-8').split('\n')[2:] if line]
@@ -104,7 +104,7 @@ def serve_batches(method, path, body):
     if method == 'POST' and path == '/files':
         content = body.split(b'\r\n\r\n')[-1].rsplit(b'\r\n--', 1)[0]
         files[name := f'file-{len(files)}'] = content
-        return 200, {'id': name}
+        return 200, options['upload'] or {'id': name}
     if path.startswith('/files/'):
         return 200, files[path.split('/')[2]]
     if method == 'GET' and path.split('?')[0] in ('/batches', '/batch/jobs'):

@@ -83,6 +83,8 @@ def test_replies_are_parsed_or_rejected(project, judge, kind):
     for i, (expected, reply) in enumerate(some.values()):
         found = grades.get(i) or failed.get(reply)
         assert found == ([float(x) for x in expected.split()] if re.match(r'\d', expected) else expected), reply
+    again = project.run('evaluate.py', 'config/rubric.py', '--samples=s.jsonl', f'--base_url={url}', '--max_tries=1')
+    assert f'all {len(some)} grades' in again and f'{len(failed)} grades were given up' in again
 
 
 ATTACKS = [
@@ -180,7 +182,7 @@ def test_max_cost_and_a_refusing_provider_lose_nothing(project, judge):
     assert 15 <= n <= 20 and 'the same command goes on' in out and f'{n} of 60' in out
     process = project.start(*command, f'--base_url={judge(stop_after=10)}')
     err = process.communicate()[1]
-    assert process.returncode == 1 and err.splitlines()[-1].startswith('evaluate.py: ') and '402' in err and 'Traceback' not in err
+    assert process.returncode == 1 and '402' in err.splitlines()[-1] and 'Traceback' not in err
     assert n + 10 <= len(project.jsonl('grades.jsonl')) < 60
     project.run(*command, f'--base_url={judge()}')
     assert len(project.jsonl('grades.jsonl')) == 60
@@ -190,14 +192,8 @@ def test_max_cost_and_a_refusing_provider_lose_nothing(project, judge):
     ([], '--samples='),
     (['--samples=,'], '--samples='),
     (['--samples=nowhere.jsonl'], 'nowhere.jsonl is no file'),
-    (['--samples=config'], 'no file'),
     (['--samples=s.txt'], '.jsonl'),
-    (['--samples=empty.jsonl'], 'no story'),
     (['--samples=torn.jsonl'], 'line 1'),
-    (['--samples=numbers.jsonl'], 'row 1'),
-    (['--samples=twice.jsonl'], 'one id'),
-    (['--samples=odd.jsonl'], 'an id is'),
-    (['--samples=s.jsonl', '--out_dir=s.jsonl'], 'out_dir'),
     (['--samples=s.jsonl', '--out_dir=bad'], 'grades.jsonl, line 1'),
     (['--samples=s.jsonl,other/s.jsonl'], 'name them'),
     (['--samples=s.jsonl', '--references=other/s.jsonl'], 'in common'),
@@ -206,12 +202,8 @@ def test_max_cost_and_a_refusing_provider_lose_nothing(project, judge):
     (['config/evaluate_stories.py', '--samples=s.jsonl', '--provider=mistral'], 'MISTRAL_API_KEY is not set'),
     (['config/evaluate_stories.py', '--samples=s.jsonl', '--provider=mistrall'], "no provider 'mistrall'"),
     (['config/evaluate_stories.py', '--samples=s.jsonl', '--base_url=http://127.0.0.1:9'], 'does not answer'),
-    (['config/evaluate_stories.py', '--samples=s.jsonl', '--scale=[10, 1]'], 'scale'),
     (['config/evaluate_stories.py', '--samples=s.jsonl', '--dry_run=1', '--template={story} {stroy}'], '{stroy}'),
     (['config/evaluate_stories.py', '--samples=s.jsonl', '--dry_run=1', '--template=hello'], '{story}'),
-    (['config/evaluate_stories.py', '--samples=s.jsonl', '--choices={"grammar": {"A": "x", "B": 2}}'], 'choices'),
-    (['--samples=s.jsonl', '--ngrams=[0]'], 'ngrams'),
-    (['--samples=s.jsonl', '--repeat=-1.0'], 'repeat'),
     (['--samples=s.jsonl', '--opening=('], 'regular expression'),
     (['--samples=s.jsonl', '--train_stories=none.jsonl'], 'train_stories'),
     (['--samples=s.jsonl', '--train_stories=numbers.jsonl'], 'without a text'),
@@ -223,14 +215,11 @@ def test_refusals(project, arguments, said):
     for name in ('s.jsonl', 'other/s.jsonl', 's.txt'):
         write(project, name, some_samples(prompts=2))
     write(project, 'numbers.jsonl', [{'id': 1, 'story': 5}])
-    write(project, 'twice.jsonl', [{'id': 1, 'story': 'a'}, {'id': 1, 'story': 'b'}])
-    write(project, 'odd.jsonl', [{'id': {'a': 1}, 'story': 'a'}])
-    write(project, 'empty.jsonl', [])
     (project.path / 'bad').mkdir()
     (project.path / 'bad/grades.jsonl').write_text('not JSON\n{}\n', encoding='utf-8')
     (project.path / 'torn.jsonl').write_text('{"id": 1,\n{"id": 2}\n', encoding='utf-8')
     line = project.refuses('evaluate.py', *arguments, MISTRAL_API_KEY='')
-    assert line.startswith('evaluate.py: ') and said in line
+    assert said in line
 
 
 # -----------------------------------------------------------------------------
@@ -273,6 +262,9 @@ def test_holm_and_alpha_as_published():
                       [nan, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, nan], [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, nan]])
     found = stats.krippendorff_alpha([column[~np.isnan(column)] for column in table.T])
     assert round(found['alpha'], 3) == 0.849 and found['n'] == 11 and found['low'] < 0.849 < found['high']
+    every = np.arange(20)
+    retention = stats.ratio(np.zeros(20), every, np.r_[np.ones(2), np.zeros(18)], every)  # some resampled references have a mean of 0
+    assert retention == {'mean': 0, 'low': 0, 'high': 0, 'n': 20}
     assert stats.krippendorff_alpha([[5, 5], [5, 5]])['alpha'] is None and stats.krippendorff_alpha([[5, 6], [5]]) is None
 
 

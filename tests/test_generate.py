@@ -390,12 +390,10 @@ def item(n, end='</p>'):
     (item(1) + item(2) + '\nI hope that these will do. Shall I write more?', [1, 2]),
     ('<think>First ' + item(4) + '</think>' + item(1), [1]), (item(1) + '<think>' + item(2), [1]), (item(1) + item(2, ''), [1]), (item(1) + item(2)[:-9], [1]),
     (item(1) + item(2, '') + '\n3. ' + item(3), [1, 2, 3]), (item(1) + item(2) + '<p>and the', [1]), (item(1) + '<h1>Half a', [1])])
-def test_bulletins_of_a_reply(project, chat_server, reply, kept):
-    server = chat_server(reply=reply)
-    project.run('generate_data.py', 'config/generate_news.py', f'--base_url={server.url}', '--total=1', '--max_tries=1', '--min_words=10')
-    rows = project.jsonl('data/news/stories.jsonl')
-    assert [row['text'].split('</h> ')[0].count('more') for row in rows] == kept
-    assert all(row['text'].endswith('x.') and not re.search(r'[\d`<]|hope', row['text'].replace('</h>', '')) for row in rows)
+def test_bulletins_of_a_reply(reply, kept):
+    pairs = replies.stories_in(chat.text_of({'choices': [{'message': {'content': reply}}]}), 'html')
+    assert [headline.count('more') for headline, _ in pairs] == kept
+    assert all(judge('news')(text).endswith('x.') and not re.search(r'[\d`<]|hope', headline + text) for headline, text in pairs)
 
 
 @pytest.mark.parametrize('language, kind, word, text, held', [
@@ -459,12 +457,13 @@ def test_the_last_line_tells_what_failed(project, chat_server):
                                               'see failed.jsonl beside it, and delete it to have them tried again')
 
 
-@pytest.mark.parametrize('language', LANGUAGES)
-def test_what_the_prompts_ask_for(project, chat_server, language):
+@pytest.mark.parametrize('language, complexity', [*(('hindi', each) for each in ('1', '2', '2+', '3', '4', '5')), ('french', '5'),
+                                                  *((language, '2+') for language in LANGUAGES if language != 'hindi')])
+def test_what_the_prompts_ask_for(project, chat_server, language, complexity):
     server = chat_server()
-    command = ('generate_data.py', f'config/generate_{language}.py', f'--base_url={server.url}', '--dry_run=1', '--min_script=0')
-    for complexity in ('1', '2+'):
-        text = project.run(*command, f'--complexity={complexity}')
-        prompt = text.split('--- the reply')[0]
-        assert '150 to 250 words' in prompt and 'no title, no moral' in prompt and ('« and »' if language == 'french' else '“ and ”') in prompt
-        assert ('not in Hindi' in prompt) == (language == 'marathi')
+    text = project.run('generate_data.py', f'config/generate_{language}.py', f'--base_url={server.url}', '--dry_run=2', '--min_script=0',
+                       f'--complexity={complexity}')
+    prompts = text.split('--- the reply')[0]
+    assert prompts.count('150 to 250 words') == prompts.count('no title, no moral') == prompts.count('« and »' if language == 'french' else '“ and ”') == 2
+    assert ('not in Hindi' in prompts) == (language == 'marathi') and not re.search(r'\{\w+\}', prompts)
+    assert ('dialogue' in prompts) >= (complexity in '345') and ('Babar' in prompts) == (language == 'french' and complexity == '5')

@@ -6,7 +6,6 @@ EXAMPLES=100000 python -m pytest tests/test_properties.py     is a fuzz, with ot
 import ast
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -150,7 +149,7 @@ REPLY = st.lists(PARTS | ANY, max_size=30).map(''.join) | ANY | JSON.map(json.du
 @LIMITS
 def test_json_is_found_or_not(reply):
     for key in ('story', 'translation'):
-        found = chat.find_json(reply, key)
+        found = replies.find_json(reply, key)
         assert found is None or key in found
 
 
@@ -208,7 +207,7 @@ def test_a_reply_that_goes_round_in_circles_is_done_with_at_once(reply):
 # -----------------------------------------------------------------------------
 # evaluate.py
 
-CRITERIA = {'grammar': 'good?', 'Plot_K': 'and this?', 'I': 'clear?'}
+CRITERIA = ('grammar', 'Plot_K', 'I')
 GRADE = st.integers() | st.floats() | JSON | st.sampled_from(['8/10', '8,5', '८', '10/10', '-3', 'B: 4-5', 'ſ', 'K', 'ı', 'group k', '7-8', '9 out of 10'])
 GRADES = st.dictionaries(st.sampled_from([*CRITERIA, 'plot k', 'scores', 'notes', 'GRAMMAR']),
                          GRADE | st.dictionaries(st.sampled_from([*CRITERIA, 'score']), GRADE))
@@ -221,13 +220,11 @@ GRADES = st.dictionaries(st.sampled_from([*CRITERIA, 'plot k', 'scores', 'notes'
 @example('{"grammar": ' + '9' * 5000 + '}', False, '')
 @LIMITS
 def test_a_reply_holds_grades_or_is_rejected(reply, letters, prefill):
-    scope = functions('evaluate.py', 'plain', 'scale_of', 'number_in', 'objects_in', 'read_reply', re=re, json=json, chat=chat, math=math,
-                      itertools=itertools, criteria=CRITERIA, scale=[1, 10], prefill=prefill,
-                      choices={'I': {'K': 3, 'S': 5, 'I': 8.5}} if letters else {})
+    scales = {'grammar': (1, 10), 'Plot_K': (1, 10), 'I': (3, 8.5) if letters else (1, 10)}
     try:
-        grades, notes = scope['read_reply'](reply)
+        grades, notes = replies.read_grades(prefill + reply, scales, {'I': {'K': 3, 'S': 5, 'I': 8.5}} if letters else {})
     except chat.Rejected as e:
         assert str(e) and '\n' not in str(e)
     else:
-        assert grades.keys() == CRITERIA.keys() and isinstance(notes, str)
-        assert all(type(grade) is float and low <= grade <= high for name, grade in grades.items() for low, high in [scope['scale_of'](name)])
+        assert grades.keys() == scales.keys() and isinstance(notes, str)
+        assert all(type(grade) is float and scales[name][0] <= grade <= scales[name][1] for name, grade in grades.items())
