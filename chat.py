@@ -93,6 +93,15 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
     return api | {'model': model, 'max_tokens': max_tokens, 'prices': prices}
 
 
+def fill(template, slots):
+    """A prompt: the template with slots['name'] where it says {name}. A slot that there is not ends the program."""
+    def value(slot):
+        if slot[1] not in slots:
+            raise SystemExit(f'the template has a slot {slot[0]}; there is: {", ".join(slots)}')
+        return slots[slot[1]]
+    return re.sub(r'\{(\w+)\}', value, template).strip()
+
+
 def request(api, method, path, patience=10, **options):
     """One call of the API apart from the stream of prompts -> the JSON of its reply (or its bytes, for /content). It is tried again on errors for
     `patience` seconds; then Unanswered is raised. A refusal ends the program."""

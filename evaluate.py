@@ -181,12 +181,7 @@ def write_prompt(story):
     slots = {key: fenced(story[key]) for key in ('story', 'opening', 'continuation')}
     slots['split_story'] = fenced(story['opening'].replace('***', '* * *') + ' ***' + story['continuation'].replace('***', '* * *'))
     slots |= {'criteria': '\n'.join(f'- {name}: {meaning}' for name, meaning in criteria.items()), 'low': f'{scale[0]}', 'high': f'{scale[1]}'}
-
-    def fill(slot):
-        if slot[1] not in slots:
-            fail(f'the template has a slot {slot[0]}; there is: {", ".join(slots)}')
-        return slots[slot[1]]
-    messages = [{'role': 'user', 'content': GUARD + '\n\n' + re.sub(r'\{(\w+)\}', fill, template).strip()}]
+    messages = [{'role': 'user', 'content': GUARD + '\n\n' + chat.fill(template, slots)}]
     if prefill:
         messages.append({'role': 'assistant', 'content': prefill} | ({'prefix': True} if provider == 'mistral' else {}))
     return messages
@@ -382,6 +377,8 @@ training_files = [path.strip() for path in train_stories.split(',') if path.stri
 for path in training_files:
     if not os.path.isfile(path) or not re.search(r'\.jsonl(\.gz|\.xz)?$', path):
         fail(f'train_stories: {path} is no .jsonl file that is there')
+if judging:
+    write_prompt(everything[0])  # a slot that there is not is said before anything else is done
 if dry_run:
     for story in everything[:dry_run]:
         print('\n\n'.join(f'--- {message["role"]}\n{message["content"]}' for message in write_prompt(story)), end='\n\n')

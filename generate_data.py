@@ -161,13 +161,7 @@ def write_prompt(i):
     slots |= {'books': books} | ({'theme': rng.choice(themes)} if themes else {})
     if examples:
         slots['examples'] = '\n'.join(rng.sample(example_lines, examples))
-
-    def fill(slot):
-        if slot[1] not in slots:
-            fail(f'the template has a slot {slot[0]}; there is: {", ".join(slots)}')
-        return slots[slot[1]]
-    text = re.sub(r'\{(\w+)\}', fill, template.replace('{level}', levels.get(complexity, '')))
-    return [{'role': 'user', 'content': text.strip()}]
+    return [{'role': 'user', 'content': chat.fill(template.replace('{level}', levels.get(complexity, '')), slots)}]
 
 
 # -----------------------------------------------------------------------------

@@ -198,8 +198,8 @@ def translated(rows, bar):
 def write_prompt(i):
     """Story i as messages of a chat: the template with its slots filled."""
     names = [name.capitalize() if name in LANGUAGES else name for name in (source_language, target_language)]
-    words = dict(zip(('source_language', 'target_language', 'text'), [*names, asked[i]['text']]))
-    return [{'role': 'user', 'content': re.sub(r'\{(\w+)\}', lambda slot: words[slot[1]], template).strip()}]
+    slots = dict(zip(('source_language', 'target_language', 'text'), [*names, asked[i]['text']]))
+    return [{'role': 'user', 'content': chat.fill(template, slots)}]
 
 
 def accept(i, reply):
@@ -261,7 +261,7 @@ def own_fields(row):
 
 # Both files are read once before the work, and the source a second time for it; only the ids stay in memory, 150 MB a million.
 f = None if dry_run else jsonl.open_append(out)  # before it is read, so that no other run writes what this one takes to be missing
-done, first, spent = set(), None, [0, 0, 0]
+done, first, spent, n_failed = set(), None, [0, 0, 0], 0
 for row in tqdm([] if dry_run else collect.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
     translation = isinstance(row, dict) and row.get('language') == target_language
     given_up = isinstance(row, dict) and 'reason' in row and 'language' not in row
@@ -269,6 +269,7 @@ for row in tqdm([] if dry_run else collect.finished(out, spent), desc=f'reading 
         fail(f'{out} holds something else than stories translated into {target_language}; name another --out')
     if given_up and not chatting:
         continue  # what a chat API failed at, a model here may do
+    n_failed += given_up and row.get('id') not in done
     done.add(row.get('id'))
     first = first or (own_fields(row) if translation else None)
 seen, total, n_done = set(), 0, 0
@@ -289,7 +290,8 @@ todo = (row for mine, row in read_source() if mine and row['id'] not in done)
 if dry_run:
     todo = itertools.islice(todo, dry_run)
 elif n_done == total:
-    print(f'all {total:,} stories are done in {out}')
+    print(f'all {total:,} stories are done in {out}'
+          + (f', but {n_failed:,} of them failed: see failed.jsonl beside it, and delete it to have them tried again' if n_failed else ''))
     raise SystemExit
 
 if chatting:

@@ -32,7 +32,7 @@ def test_the_whole_path(tmp_path, folder, env):
     run('evaluate.py', f'--samples=out/{name}/samples.jsonl', f'--train_stories=data/{name}/stories.jsonl')
     assert (project.path / f'out/{name}/report.html').stat().st_size > 10_000
     run('export.py', f'--out_dir=out/{name}')
-    for script in SCRIPTS:
+    for script in SCRIPTS if env else ():
         if 'configurator.py' in script.read_text(encoding='utf-8'):
             assert '--' in run(script.name, '--help')
 

@@ -194,7 +194,7 @@ def test_replies_that_do_not_pass(project, chat_server, reply, reason):
     said = project.run(*CHAT, *options)
     assert f'6 {reason}' in said and project.jsonl('o.jsonl') == []
     assert sorted((row['id'], row['reason']) for row in project.jsonl('failed.jsonl')) == [(i, reason) for i in range(3)]
-    assert 'all 3 stories are done' in project.run(*CHAT, *options)
+    assert 'all 3 stories are done in o.jsonl, but 3 of them failed: see failed.jsonl' in project.run(*CHAT, *options)
 
 
 # -----------------------------------------------------------------------------
