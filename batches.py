@@ -34,7 +34,7 @@ def read(out):
 
 
 class Batches:
-    """The same as Live, by the Batch API of OpenAI and those that copy it, or Mistral's.
+    """What collect.Live does, by batches.
 
     stories.batches.json beside the output says which batches are open, and with which jobs, so that stopping and
     starting again fetches them. A batch is written down before it is begun, and is looked for by its file if its id is missing.

@@ -35,6 +35,9 @@ PRICES = {  # US dollars for a million tokens in and out, as litellm 1.106.2 (No
     'openai/gpt-oss-120b': (0.15, 0.60), 'openai/gpt-oss-20b': (0.075, 0.30), 'Qwen/Qwen3.8-Flash': (0.15, 0.47),
 }
 
+# before the reply; only their end, on a line of its own, where the model's template has them begun. A tag that is quoted further on is none of theirs
+THOUGHTS = re.compile(r'\s*<think>.*?(?:</think>|\Z)|.*?\n</think>\s*\n', re.S)
+
 CONNECT_TIMEOUT = 10  # seconds
 MAX_WAIT = 60  # seconds, the longest backoff after an error
 PATIENCE = 3600  # seconds without any answer, or that a provider may ask to wait, before the run is ended
@@ -146,7 +149,10 @@ def text_of(data, whole=True):
         raise Rejected('refused')
     if whole and choice[0].get('finish_reason') == 'length':
         raise Rejected('cut off at max_tokens')
-    content = content.rpartition('</think>')[2].partition('<think>')[0] if isinstance(content, str) else ''
+    if not isinstance(content, str):
+        raise Rejected('empty reply')
+    thoughts = THOUGHTS.match(content)
+    content = content[thoughts.end():] if thoughts else content
     if not content.strip():
         raise Rejected('empty reply')
     return content

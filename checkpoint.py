@@ -142,7 +142,11 @@ def download(name):
     try:
         if file:
             return huggingface_hub.hf_hub_download(f'{user}/{repository}', file, revision=revision)
-        return huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=['*.json', '*.safetensors', 'pytorch_model*.bin', '*.model'])
+        kinds = ['*.json', '*.safetensors', '*.model', '*.spm', '*.txt']
+        folder = huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=kinds)
+        if not any(file.endswith('.safetensors') for file in os.listdir(folder)):
+            folder = huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=[*kinds, 'pytorch_model*.bin'])
+        return folder
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
         raise SystemExit(f'{name}: neither here nor a model to be had from the Hugging Face hub ({type(e).__name__})') from None
 
@@ -193,6 +197,13 @@ def reason_in(error):
     return 'something other than tensors in its weights' if 'weights_only' in said else said
 
 
+def asks_for_kernel(config):
+    """Whether a config.json names, however deep, an implementation of attention or experts as 'user/kernel'."""
+    if isinstance(config, dict):
+        return any('_implementation' in key and '/' in json.dumps(value) or asks_for_kernel(value) for key, value in config.items())
+    return isinstance(config, list) and any(map(asks_for_kernel, config))
+
+
 def stay_inside(folder):
     """End the program where a Hugging Face folder sends its reader elsewhere: to weights in other folders, or to an attention kernel, which is code."""
     for file in os.listdir(folder):
@@ -201,7 +212,7 @@ def stay_inside(folder):
         with open(os.path.join(folder, file), encoding='utf-8') as f:
             content = json.load(f)
         if file == 'config.json':
-            if re.search('"_?(attn|experts)_implementation(_internal)?": *[^,}]*/', json.dumps(content)):
+            if asks_for_kernel(content):
                 raise SystemExit(f'{folder}: config.json asks for a kernel from the hub, and that is code')
         elif any(os.path.isabs(name) or os.path.normpath(name).startswith('..') for name in content['weight_map'].values()):
             raise SystemExit(f'{folder}: {file} names weights outside of the folder')

@@ -48,7 +48,7 @@ def finished(out, spent=None):
 
 
 def collect(api, ids, prompt, accept, file, *, total, n_done=0, spent=(0, 0, 0), unit='stories', num_workers=16, timeout=120.0, max_tries=5,
-            max_cost=0.0, batch=False, whole=True, is_done=lambda i: False):
+            max_cost=0.0, batch=False, whole=True, is_done=None):
     """Ask for every id and append what comes to a file of jsonl.open_append: an id's rows in one write, each with model, prompt_tokens,
     completion_tokens and cost (of all its tries, in its first row). What is given up goes to failed.jsonl beside it, with the reason.
 
@@ -309,7 +309,7 @@ class Live:
             return None
         i = next(self.ids, self.ids)
         self.exhausted = i is self.ids
-        return None if self.exhausted else self.run.job(i) | {'since': now}
+        return None if self.exhausted else self.run.job(i)
 
     def hand_out(self, now):
         """Send what may go now."""
@@ -326,7 +326,7 @@ class Live:
             if self.flight >= self.workers:
                 threading.Thread(target=send_all, args=(self.run.api, self.timeout, self.inbox, self.outbox), daemon=True).start()
                 self.workers += 1
-            self.inbox.put(job | {'body': self.body(job['id']), 'sent': now})
+            self.inbox.put({'since': now} | job | {'body': self.body(job['id']), 'sent': now})  # since: of its first try
             self.pace.sent(now)
             self.flight += 1
 
@@ -429,5 +429,3 @@ class Live:
                 raise text
             self.take(job, status, headers, text)
         self.run.show(self.in_words(now), force=True)
-
-

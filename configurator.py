@@ -18,6 +18,7 @@ def _configure(scope):
     import ast
     import builtins  # `compile` is a key of train.py
     import difflib
+    import errno
     import io
     import json
     import os
@@ -97,6 +98,10 @@ def _configure(scope):
         elif issubclass(kind, (MemoryError, RuntimeError)) and re.search('out of memory|not enough memory|allocate', f'{kind.__name__} {error}'):
             said = (str(error).splitlines() or ['more than there is was asked for'])[0]  # torch and numpy raise kinds of their own
             print(f'{os.path.basename(sys.argv[0])}: out of memory, smaller sizes may fit: {said:.200}', file=sys.stderr)
+        elif issubclass(kind, BrokenPipeError):  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again when it ends
+        elif issubclass(kind, OSError) and error.errno == errno.ENOSPC:
+            print(f'{os.path.basename(sys.argv[0])}: {error.strerror}', file=sys.stderr)
         else:
             usual_hook(kind, error, trace)
     sys.excepthook = hook

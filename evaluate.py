@@ -8,7 +8,7 @@ Grades stories: samples.jsonl -> grades.jsonl, results.json, results.md, results
 
 The first needs no judge: it measures length, diversity, memorisation and, where a checkpoint lies beside the samples,
 the loss. With a rubric, which is a config file, and a provider each story is graded too. Stopped at any time, the same
-command goes on. Another --model grades the same stories again, beside the first; without a provider the grades that are
+command goes on. Another --model grades the same stories again, beside the first; with the rubric alone the grades that are
 there are evaluated. Rows of grades.jsonl have `id` (a hash of judge, rubric, story and repeat, so that a grade stays with
 what was graded wherever the files are moved), `samples` and `sample` (whose and which story), `repeat`, `judge`, `scores`, `notes`.
 
@@ -17,7 +17,7 @@ results.json, in which an estimate E is {"mean", "low", "high", "n"}, low and hi
     {"models": {name: {"samples": path, "reference": bool, "stories": int, "prompts": int,
                        "checkpoint": null or {"path", "n_embd", "n_layer", "n_params"},
                        "loss": null or {"dataset", "tokens", "val_loss", "perplexity", "bits_per_byte"},
-                       "text": {"words": E, "ended": E, "distinct_2": float, …},
+                       "text": {"words": E, "ended": E or null, "distinct_2": float or null, …},
                        "grades": {judge: {criterion: E + {"retention": null or E}}}}},
      "comparisons": [{"judge", "criterion", "a", "b", "difference", "low", "high", "p", "p_holm", "prompts"}],
      "agreement": {criterion: {"alpha", "low", "high", "n"}},
@@ -176,8 +176,8 @@ def write_prompt(story):
     """A story as the messages of a chat: the rubric's template with its slots filled, what comes from the story behind a fence."""
     number = secrets.token_hex(8)
 
-    def fenced(text):
-        return f'\n===== {number}, here it begins\n{text}\n===== {number}, here it ends\n'  # lines of their own, whatever the template
+    def fenced(text):  # on lines of their own, whatever the template; and no judge that quotes it seems to think
+        return f'\n===== {number}, here it begins\n{text.replace("think>", "think >")}\n===== {number}, here it ends\n'
     slots = {key: fenced(story[key]) for key in ('story', 'opening', 'continuation')}
     slots['split_story'] = fenced(story['opening'].replace('***', '* * *') + ' ***' + story['continuation'].replace('***', '* * *'))
     slots |= {'criteria': '\n'.join(f'- {name}: {meaning}' for name, meaning in criteria.items()), 'low': f'{scale[0]}', 'high': f'{scale[1]}'}
@@ -273,8 +273,8 @@ def measure_loss(path):
     try:
         with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
             meta = json.load(f)
-        tokens_a_byte = meta['tokens']['val'] / meta['bytes']['val']
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as e:
+        n_tokens, n_bytes = meta['tokens']['val'], meta['bytes']['val']
+    except (OSError, ValueError, KeyError, TypeError) as e:
         fail(f'{folder}/meta.json is torn or no work of prepare.py ({type(e).__name__}: {e}); prepare it again')
     if load_tokenizer(os.path.join(folder, 'tokenizer.json')).backend.get_vocab() != tokenizer.backend.get_vocab():
         fail(f'{path} has another tokenizer than {folder}; prepare the stories with it: --tokenizer={path} --trim=False')
@@ -291,7 +291,7 @@ def measure_loss(path):
             total += model(some.to(device), targets.to(device)).item() * len(some)
     loss = total / rows
     return size, {'dataset': name, 'tokens': rows * width, 'val_loss': loss, 'perplexity': math.exp(loss),
-                  'bits_per_byte': loss / math.log(2) * tokens_a_byte}
+                  'bits_per_byte': loss / math.log(2) * n_tokens / n_bytes}
 
 
 # -----------------------------------------------------------------------------
@@ -402,7 +402,7 @@ for row in grades_in(grades_path, collect.finished(grades_path)):
     else:
         graded.setdefault(row['id'], row)
 judges = list(dict.fromkeys([*(row['judge'] for row in graded.values()), *filter(None, [judge])]))
-most = 1 + max((row['repeat'] for row in graded.values()), default=0)
+most = 1 + max([math.ceil(repeat), *(row['repeat'] for row in graded.values())])
 given_up = 0
 for story in everything:
     story['repeats'], story['grades'], story['notes'] = {}, {}, {}

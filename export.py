@@ -66,6 +66,8 @@ if push:
         fail('push wants one more package: pip install huggingface_hub')
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', push, re.ASCII):
         fail(f'push is {push!r}; it is the name of a model on the hub, such as user/kahani-hindi')
+    from tokenizer import on_hub
+    on_hub(push)  # for the address, which may be unencrypted
 if format == 'gguf':
     try:
         import gguf
@@ -311,7 +313,7 @@ def write_gguf(folder):
 
 def tell():
     """The stories for the card."""
-    head = [tokenizer.bos, *tokenizer.encode(start)]
+    head = [tokenizer.bos, *tokenizer.encode(start.encode('utf-8', 'replace').decode())]  # a command line may hold bytes that are no text
     n = min(max_new_tokens, a['block_size'] - len(head))
     if n < 1:
         fail(f'start is {len(head)} tokens long; this model reads {a["block_size"]}, the story included')
@@ -406,6 +408,6 @@ if push:
         api = huggingface_hub.HfApi()
         api.create_repo(push, exist_ok=True)
         api.upload_folder(repo_id=push, folder_path=out, allow_patterns=names)
-    except (OSError, ValueError, huggingface_hub.errors.HFValidationError, huggingface_hub.errors.LocalTokenNotFoundError) as e:  # HTTP errors are OSErrors
+    except Exception as e:  # of many kinds: no token, no network, a wrong name
         fail(f'{push} was not uploaded: {" ".join(str(e).split())[:300]}; the same command tries again')
     print(f'uploaded to {api.endpoint}/{push}')

@@ -6,8 +6,9 @@ Writes children's stories: word lists -> prompts -> a provider -> stories.jsonl.
     python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --out=data/hindi/chat.jsonl --max_cost=20
     python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --shard=2/8 --out=data/hindi/chat2.jsonl
 
-Prompt number i stands for one (noun, verb, adjective, feature) of data/<language>/*.txt, and no two numbers for the
-same one. The number is the story's id, so that stopping and starting again writes what is missing and nothing twice.
+Prompt number i stands for one (noun, verb, adjective, feature) of data/<language>/*.txt, and no two numbers of an epoch for
+the same one. The number is the story's id (number × items + n where a reply holds several), so that stopping and starting
+again writes what is missing and nothing twice.
 
 A chat API is asked for the stories, and only what passes every check of replies.py becomes one. The provider `grammar` needs no
 key and no network: it composes a story out of data/<language>/plots.txt and characters.txt, which say in their first
@@ -76,6 +77,7 @@ import collect
 import jsonl
 import measures
 import replies
+from tokenizer import on_hub
 
 
 def fail(message):
@@ -299,6 +301,8 @@ if not base_url and provider not in ('grammar', *chat.PROVIDERS):
     fail(f'there is no provider {provider!r}; there is: {", ".join(["grammar", *chat.PROVIDERS])}, and --base_url=http… for any other')
 if out and not out.endswith('.jsonl'):
     fail(f'out is {out!r}; it ends in .jsonl')
+if push:
+    on_hub(push)  # for the address, which may be unencrypted
 if min(n_words, n_characters, dry_run, examples) < 0 or min(epochs, items) < 1:
     fail('n_words, n_characters, dry_run and examples are numbers from 0, epochs and items from 1')
 if not words or not all(isinstance(text, str) for text in [*words, *themes, *levels, *levels.values()]):
@@ -362,14 +366,14 @@ if dry_run:
     raise SystemExit
 
 f = jsonl.open_append(out)  # before it is read, so that no other run writes what this one takes to be missing
-done = bytearray(len(ids) // 8 + 1)  # a bit an id: a hundred million take 12 MB
+done, done_besides = bytearray(len(ids) // 8 + 1), set()  # a bit an id: a hundred million take 12 MB; those of another total or shard
 n_done = n_failed = 0
 spent = [0, 0, 0]
 
 
 def is_done(i):
-    """Whether prompt i is one of ours and has its stories, or was given up."""
-    return i in ids and done[ids.index(i) // 8] >> ids.index(i) % 8 & 1
+    """Whether prompt i has its stories, or was given up."""
+    return i in done_besides or i in ids and done[ids.index(i) // 8] >> ids.index(i) % 8 & 1
 
 
 for row in tqdm(collect.finished(out, spent), desc=f'reading {out}', unit=' rows', leave=False, delay=1):
@@ -384,6 +388,8 @@ for row in tqdm(collect.finished(out, spent), desc=f'reading {out}', unit=' rows
         n_done += first
         n_failed += first and 'reason' in row
         done[ids.index(i) // 8] |= 1 << ids.index(i) % 8
+    else:
+        done_besides.add(i)
     if not composed:
         if isinstance(row.get('text'), str):
             seen.add(row['text'])

@@ -70,6 +70,8 @@ def open_append(path, wait=False):
             json.loads(tail)
             f.write(b'\n')  # whole, as an editor may leave it, only the line end is missing
         except ValueError:
+            if not tail.startswith((b'{', b'\0')):  # as a kill leaves a row, or a power cut
+                raise SystemExit(f'{path} ends in something that is no row of a .jsonl file; name another') from None
             f.truncate(f.seek(0, os.SEEK_END) - len(tail))
     return f
 

@@ -76,6 +76,8 @@ def without_packing(path):
 def files_of(source):
     """The files that a source names, sorted."""
     if os.path.isfile(source):
+        if not without_packing(source).lower().endswith(ENDINGS):
+            fail(f'{source}: a file of stories ends in {" ".join(ENDINGS)}')
         return [source]
     pattern = os.path.join(glob.escape(source), '**', '*') if os.path.isdir(source) else source
     found = sorted(path for path in glob.glob(pattern, recursive=True) if without_packing(path).lower().endswith(ENDINGS))
@@ -96,10 +98,13 @@ def texts_in(rows, name):
             continue
         if not isinstance(row, dict):
             fail(f'{name}, row {number}: neither an object nor a text')
+        if None in row:  # where csv puts what is too much
+            fail(f'{name}, row {number}: more fields than the header names; a text with a comma or tab in it wants quotation marks around it')
         if column is None:
             column = text_column or next((c for wanted in TEXT_COLUMNS for c in row if isinstance(c, str) and c.lower() == wanted), None)
         if column is None or column not in row:
-            fail(f'{name}, row {number}: no column {column or "that looks like a story"} among {", ".join(map(str, row))}; --text_column names it')
+            there = ' '.join(', '.join(map(str, row)).split())
+            fail(f'{name}, row {number}: no column {column or "that looks like a story"} among {there:.200}; --text_column names it')
         if row[column] is not None and not isinstance(row[column], str):
             fail(f'{name}, row {number}: {column} is not text but {row[column]!r:.40}')
         yield row[column] or ''
@@ -116,8 +121,8 @@ def texts_of(source):
         name, revision = on_hub(name)
         try:
             yield from texts_in(datasets.load_dataset(name, split=split or 'train', revision=revision), source)
-        except (OSError, ValueError) as e:  # among them DatasetNotFoundError and an unknown split
-            fail(f'{source}: {str(e).splitlines()[0]}')
+        except Exception as e:  # datasets and what it reads with raise many kinds
+            fail(f'{source}: {type(e).__name__}: {" ".join(str(e.__cause__ or e).split()):.300}')
         return
     for path in files_of(source):
         ending = os.path.splitext(without_packing(path))[1].lower()
@@ -134,7 +139,7 @@ def texts_of(source):
                         yield from blocks_of(f)
                     else:
                         csv.field_size_limit(2**31 - 1)
-                        yield from texts_in(csv.DictReader(f, delimiter='\t' if ending == '.tsv' else ','), path)
+                        yield from texts_in(csv.DictReader(f, delimiter='\t' if ending == '.tsv' else ',', strict=True), path)
         except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError, csv.Error, json.JSONDecodeError, RecursionError) as e:
             fail(f'{path}: {"not UTF-8" if isinstance(e, UnicodeDecodeError) else type(e).__name__}, {e}')
 
@@ -168,7 +173,7 @@ def blocks_of(f):
     head = f.read(1 << 20)
     separator = '<|endoftext|>' if '<|endoftext|>' in head else ''
     alone = not separator and not re.search(r'\n\s*\n', head.strip())
-    lines, story = itertools.chain((head + f.readline()).splitlines(keepends=True), f), []
+    lines, story = itertools.chain(io.StringIO(head + f.readline()), f), []
     for line in lines:
         if alone:
             yield line

@@ -25,7 +25,10 @@ TRAILING_COMMA = re.compile(r',(?=\s*[}\]])')
 
 
 def objects_in(text, nested=False):
-    """Yield the JSON objects in a text, passing over all else, and line breaks in their strings; nested: also those inside of others. 200 braces are tried."""
+    """Yield the JSON objects in a text, whatever is between them; line breaks in their strings are forgiven. nested: those inside of others, too.
+
+    200 opening braces are tried.
+    """
     decoder, at = json.JSONDecoder(strict=False), 0
     for _ in range(200):
         at = text.find('{', at)
@@ -68,10 +71,10 @@ def stories_in(reply, reply_format):
             raise chat.Rejected('no JSON with a story')
         return [('', story)]
 
-    def plain(part):
+    def without_tags(part):
         return ' '.join(html.unescape(re.sub(r'<[^>]*>?', ' ', part)).split())
 
-    parts = re.split(r'<h1\b[^<>]*>', reply, flags=re.I)[1:]
+    parts = re.split(r'<h1\b[^<>]*>', reply.partition('<think>')[0], flags=re.I)[1:]  # some think again behind it
     found = []
     for number, part in enumerate(parts, 1):
         headline, _, text = [*re.split(r'(</h1\s*>|(?=<p\b))', part, maxsplit=1, flags=re.I), '', ''][:3]
@@ -79,7 +82,7 @@ def stories_in(reply, reply_format):
         if number == len(parts) and (not closed or '<p' in closed[2].lower()):  # where the reply was cut
             continue
         text = closed[1] if closed else re.sub(r'\n\W{0,9}\d{0,9}\W{0,9}$', '', text)  # without the number of the next
-        found.append((plain(headline), plain(text)))
+        found.append((without_tags(headline), without_tags(text)))
     found = [pair for pair in found if all(pair)]
     if not found:
         raise chat.Rejected('no <h1> and <p>')

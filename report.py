@@ -32,8 +32,8 @@ def shown(value, key=''):
 
 
 def size_of(n):
-    """2634816 -> '2.6 M'"""
-    return '' if n is None else f'{n / 1e6:.1f} M' if n >= 1e5 else f'{n / 1e3:.0f} k'
+    """2634816 -> '2.63 M'"""
+    return '' if n is None else f'{n / 1e6:.1f} M' if n >= 1e7 else f'{n / 1e6:.2f} M' if n >= 1e5 else f'{n / 1e3:.0f} k'
 
 
 def errors(estimates):

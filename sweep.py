@@ -7,8 +7,9 @@ Trains, samples and evaluates a list of settings, one after the other, into one 
 
 Each setting has a folder of its own under out_dir, with what train.py, sample.py and evaluate.py leave there, and its row
 of the table as soon as it is through: results.json, results.md, results.png in out_dir. Stopped at any time, the same
-command goes on; what is done is not done again unless its options changed (what a config file holds is not looked at).
-A setting that fails is passed over, named at the end, and tried again by the next run.
+command goes on; what is done is not done again unless its options changed (what a config file holds is not looked at), and
+a training with other options is not overwritten. A setting that fails is passed over, named at the end, and tried again by
+the next run.
 """
 
 import json
@@ -157,7 +158,10 @@ for name, setting in zip(names, settings):
     for number, (stage, arguments) in enumerate(commands.items()):
         if done.get(stage) == arguments:
             continue
-        resume = stage == 'train' and done.get('begun') == arguments and os.path.exists(os.path.join(folder, 'ckpt.pt'))
+        resume = stage == 'train' and os.path.exists(os.path.join(folder, 'ckpt.pt'))
+        if resume and done.get('begun') != arguments:
+            failed.append(f'{name} ({folder} holds a training with other options; remove it, or name another out_dir)')
+            break
         done = {earlier: done[earlier] for earlier in list(commands)[:number]} | {'begun': commands['train']}  # what follows is to be done again
         save(done, done_path)
         print(f'\n--- {name}: {" ".join(arguments)}', flush=True)

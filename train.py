@@ -301,12 +301,12 @@ elif init_from == 'resume':
     other = [f'{key} {then[key]!r}, here {config[key]!r}' for key in config if key in same & then.keys() and then[key] != config[key]]
     if then['batch_size'] * then['gradient_accumulation_steps'] != sequences:
         other.append(f'{then["batch_size"] * then["gradient_accumulation_steps"]} sequences a step, here {sequences}')
-    if state['meta']['tokens'] != meta['tokens']:  # the stories would come in another order
+    if state['tokenizer'] != tokenizer.state():
+        fail(f'{ckpt_path} was trained with another tokenizer than that of {folder}; prepare the data with it: --tokenizer={ckpt_path} --trim=False')
+    if state['meta']['tokens']['train'] != meta['tokens']['train']:  # the stories would come in another order
         other.append(f'{state["meta"]["tokens"]["train"]:,} tokens in train.bin, here {meta["tokens"]["train"]:,}')
     if other:
         fail(f'{ckpt_path} comes from a run with {"; ".join(other)}; go on with its settings, or begin anew in another --out_dir')
-    if state['tokenizer'] != tokenizer.state():
-        fail(f'{ckpt_path} was trained with another tokenizer than that of {folder}; prepare the data with it: --tokenizer={ckpt_path} --trim=False')
     model = restore(state | {'model_args': state['model_args'] | {'dropout': dropout}}, ckpt_path)
     step, best_val_loss, lora = state['step'], state['best_val_loss'], state.get('lora')
     recent, skipped, skipped_in_a_row = state.get('guard', (recent, skipped, skipped_in_a_row))
@@ -599,6 +599,6 @@ if master and lora and merge_lora and not eval_only and os.path.exists(best):  #
     model, _, checkpoint = load(best)
     save_checkpoint(best, {key: value for key, value in checkpoint.items() if key != 'lora'} | {'model': model.state_dict()})
 if master and not eval_only:
-    print(f'{"stopped by " + stop if stop else "done"} at step {step:,}' + (f', {skipped:,} steps skipped' if skipped else '') 
+    print(f'{"stopped by " + stop if stop else "done"} at step {step:,}' + (f', {skipped:,} steps skipped' if skipped else '')
           + f'; checkpoints, log and loss curve in {out_dir}'
           + ('; --init_from=resume goes on' if stop and stop != 'stop_at_val_loss' else ''))

@@ -134,18 +134,14 @@ def take_apart(text):
 # -----------------------------------------------------------------------------
 # a model here
 
-def load(kind, **options):
-    """The tokenizer or the model, from a folder or the hub. No code from there is run."""
+def load(kind, folder, **options):
+    """The tokenizer or the model in a folder. No code from there is run."""
     try:
-        here = os.path.isdir(model)
-        name, revision = (model, None) if here else on_hub(model)
-        if here:
-            stay_inside(model)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
-            return kind.from_pretrained(name, revision=revision, trust_remote_code=False, **options)
-    except Exception as e:  # of many kinds, for all that a folder or the hub can lack
-        fail(f'{model}: neither a folder here nor a name on the Hugging Face hub gives a translation model ({reason_in(e):.200})')
+            return kind.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as e:  # of many kinds, for all that a folder can lack
+        fail(f'{model}: no translation model that Transformers can open ({reason_in(e):.200})')
 
 
 def language_code(language):
@@ -318,23 +314,24 @@ if chatting:
 import torch
 import transformers
 
-from checkpoint import reason_in, stay_inside
+from checkpoint import download, reason_in, stay_inside
 from model import choose_device
-from tokenizer import on_hub
 
 device, fast = choose_device(device, dtype)
 dtype = dtype or (fast if device != 'cpu' else 'float32')
 model = model or 'facebook/nllb-200-distilled-600M'
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-tokenizer = load(transformers.AutoTokenizer)
+model_folder = model if os.path.isdir(model) else download(model)
+stay_inside(model_folder)
+tokenizer = load(transformers.AutoTokenizer, model_folder)
 codes = getattr(tokenizer, 'lang_code_to_id', None) or {
     token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens if re.fullmatch('[a-z]{2,3}_[A-Z][A-Za-z]+', token)}
 forced = {}
 if codes:  # a model without them knows two languages only, or goes by `prefix`
     tokenizer.src_lang = language_code(source_language)
     forced = {'forced_bos_token_id': codes[language_code(target_language)]}
-translator = load(transformers.AutoModelForSeq2SeqLM, dtype=getattr(torch, dtype)).to(device).eval()
+translator = load(transformers.AutoModelForSeq2SeqLM, model_folder, dtype=getattr(torch, dtype)).to(device).eval()
 positions = min(tokenizer.model_max_length, getattr(translator.config, 'max_position_embeddings', 512))
 max_new_tokens = min(max_new_tokens, positions - 2)
 longest = max_new_tokens // 2  # of a sentence, in tokens: its translation may take twice as many, and long ones are translated worse

@@ -329,7 +329,7 @@ HINDI = 'राधा ने बिल्ली को दूध दिया।
 
 @pytest.mark.parametrize('reply', [
     '{"story": "%s"}', '```json\n{"story": "%s"}\n```', 'लीजिए:\n{"story": "%s"}\nशुभ दिन!', '{"story": "%s",}', '{"title": "दूध", "story": "%s"}',
-    '<think>{"story": "no"}</think>{"story": "%s"}', '{"story": "no"} or so </think>{"story": "%s"}', '{\n  "story":\n  "%s"\n}',
+    '<think>{"story": "no"}</think>{"story": "%s"}', '{"story": "no"} or so\n</think>\n\n{"story": "%s"}', '{\n  "story":\n  "%s"\n}',
     '{"story": ["%s", "सब सो गए।"]}', '{ {"story": "%s"} }'])
 def test_a_story_is_found(reply):
     for story in (HINDI, HINDI.replace('। ', '।\n\n', 1)):  # raw line breaks inside a JSON string
@@ -427,8 +427,18 @@ def test_batches_survive_kills_and_cost_half(project, chat_server):
 
 def test_batches_of_mistral(project, chat_server):
     server = chat_server(key=KEY, batch_seconds=0)
-    project.run(*ASK, '--provider=mistral', f'--base_url={server.url}', '--total=30', '--batch=True', MISTRAL_API_KEY=KEY)
+    command = (*ASK, '--provider=mistral', f'--base_url={server.url}', '--batch=True')
+    project.run(*command, '--total=30', MISTRAL_API_KEY=KEY)
     assert sorted(ids_in(project, 'stories.jsonl')) == list(range(30)) and KEY not in everything(project)
+
+    # as a kill leaves it between the rows and the word that their batch is done: nothing comes twice, whatever total is asked for then
+    jobs = [{'id': i, 'tries': 0, 'errors': 0, 'tokens': [0, 0], 'reply': ''} for i in range(30)]
+    state = {'open': [{'file': 'file-0', 'batch': 'batch-0', 'jobs': jobs}], 'retry': [], 'model': 'mistral tiny', 'size': 100}
+    path = project.path / 'out/stories.jsonl'
+    path.write_text(''.join(line for line in path.read_text(encoding='utf-8').splitlines(keepends=True) if json.loads(line)['id'] != 3), encoding='utf-8')
+    (project.path / 'out/stories.batches.json').write_text(json.dumps(state), encoding='utf-8')
+    project.run(*command, '--total=10', MISTRAL_API_KEY=KEY)
+    assert sorted(ids_in(project, 'stories.jsonl')) == list(range(30)) and server.counts()['batches'] == 1 and not ids_in(project, 'failed.jsonl')
 
 
 def test_batches_that_are_too_large_are_made_smaller(project, chat_server):
@@ -471,10 +481,12 @@ def test_a_batch_that_is_refused_whole_ends_the_run(project, chat_server):
 
 def test_a_batch_of_news_is_fetched_by_the_run_that_goes_on(project, chat_server):
     """Its rows have ids of their own, ten a prompt."""
-    server = chat_server(batch_seconds=4, reply='<h1>Good one</h1><p>A fox lived by the old river and the old house, and nobody knew it.</p>')
+    rng, words = random.Random(3), (PROJECT / 'data/french/adjectives.txt').read_text(encoding='utf-8').lower().split()
+    reply = ''.join(f'<h1>Good one</h1><p>The {" ".join(rng.sample(words, 20))}.</p>' for _ in range(10))
+    server = chat_server(batch_seconds=4, reply=reply)
     command = ('generate_data.py', 'config/generate_news.py', f'--base_url={server.url}', '--model=tiny', '--out=out/stories.jsonl', '--min_words=10',
                '--max_tries=1', '--num_workers=1')
-    assert '1 stories added' in project.run(*command, '--total=3')  # row 0, of prompt 0; the others are copies of it
+    assert '10 stories added' in project.run(*command, '--total=3')  # rows 0 to 9, of prompt 0; the others are copies of it
     process = project.start(*command, '--total=20', '--batch=True')
     while 'batches' not in server.counts() and process.poll() is None:
         time.sleep(0.1)
@@ -482,7 +494,7 @@ def test_a_batch_of_news_is_fetched_by_the_run_that_goes_on(project, chat_server
     process.kill()
     process.communicate()
     project.run(*command, '--total=20', '--batch=True')
-    assert ids_in(project, 'stories.jsonl') == [0] and sorted(ids_in(project, 'failed.jsonl')) == list(range(1, 20))
+    assert ids_in(project, 'stories.jsonl') == list(range(10)) and sorted(ids_in(project, 'failed.jsonl')) == list(range(1, 20))
     counts = server.counts()
     assert counts['batches'] == 1 and counts['batch good'] == 17
 

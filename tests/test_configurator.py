@@ -186,3 +186,11 @@ def test_help_shows_every_key_and_imports_nothing_heavy(project, name):
         assert len(shown) == 1, (key, shown)
         assert shown[0].startswith(f'  {key} = {default[:40]}') and shown[0].endswith(comment)
     assert len([line for line in lines if line.startswith('  ')]) == len(keys)
+
+
+def test_nobody_at_the_other_end_of_a_pipe(project):
+    (project.path / 'x.py').write_text("exec(open('configurator.py', encoding='utf-8').read())\nfor i in range(10**5):\n    print(i)\n", encoding='utf-8')
+    process = project.start('x.py')
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == '' and process.wait() == 1

@@ -134,12 +134,16 @@ def test_a_key_comes_from_the_secrets_and_is_not_shown(notebook, project, chat_s
         "class UserSecretsClient:\n    def get_secret(self, name):\n        return {'MISTRAL_API_KEY': 'key-of-kaggle'}[name]\n")
     client = project.path / 'chat.py'
     client.write_text(client.read_text(encoding='utf-8').replace('https://api.mistral.ai/v1', server.url), encoding='utf-8')
-    book = notebook('settings setup save stories', **TINY | {'TOTAL': 12}, PROVIDER='mistral')
+    (project.path / 'google/colab').mkdir(parents=True)  # as in Kaggle's image, where nobody would answer them
+    for name in ('__init__', 'drive', 'userdata'):
+        (project.path / f'google/colab/{name}.py').write_text('def mount(folder):\n    raise RuntimeError\nget = mount\n')
+    kaggle = [("Path('/kaggle/working').is_dir()", 'True')]
+    book = notebook('settings setup save stories', **TINY | {'TOTAL': 12}, PROVIDER='mistral', replace=kaggle)
     assert not errors(book), errors(book)
     assert len(project.jsonl('data/tiny/stories.jsonl')) == 12
     assert 'key-of-kaggle' not in str(book)
 
-    book = notebook('settings setup save stories', **TINY, PROVIDER='openai')
+    book = notebook('settings setup save stories', **TINY, PROVIDER='openai', replace=kaggle)
     assert errors(book) == [['stopped: OPENAI_API_KEY is not among the secrets that this notebook may read, nor in the environment']]
 
 

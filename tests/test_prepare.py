@@ -308,11 +308,19 @@ def test_what_cannot_be_used_is_one_line(project, content, options, says):
     ('s.jsonl.xz', b'not packed', 's.jsonl.xz'), ('s.jsonl.gz', gzip.compress(b'{"text": "abc"}\n' * 1000, mtime=0)[:-10], 's.jsonl.gz'),
     ('s.txt.gz', gzip.compress(b'abc', mtime=0)[:10] + b'\xff' * 20, 's.txt.gz'),
     ('s.json', b'{"text": ', 'JSONDecodeError'), ('s.json', b'{"text": "a"}', 'no list'), ('s.parquet', b'PAR0', 's.parquet'),
-    ('s.csv', b'', 'no story'), ('s.txt', b' \n\n', 'no story'), ('s.jsonl.gz', b'', 'no story')])
+    ('s.csv', b'text\nOnce, there was a cat.\n', 'quotation marks'), ('s.tsv', b'id\ttext\n1\t"No, said Tom.\n2\tThe end.\n', 's.tsv'),
+    ('s.csv', b'text\n"Come!" said Mia.\n', 's.csv'), ('s.md', b'Text\nOnce.\n', 's.md'), ('s.csv', b'', 'no story'),
+    ('s.txt', b' \n\n', 'no story'), ('s.jsonl.gz', b'', 'no story')])
 def test_broken_files_are_one_line(project, name, content, says):
     (project.path / name).write_bytes(content)
     line = refuses(project, name)
     assert says in line and name in line
+
+
+def test_only_line_ends_end_a_line_of_text(project):
+    (project.path / 's.txt').write_text('one\u2028still one\x0cand still\ntwo\n', encoding='utf-8')
+    project.run('prepare.py', '--source=s.txt', '--dataset=t', '--val_fraction=0', '--vocab_size=300')
+    assert project.json('data/t/meta.json')['stories']['train'] == 2
 
 
 def test_missing_sources_are_one_line(project):

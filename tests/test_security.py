@@ -140,7 +140,8 @@ def test_no_script_trusts_code_from_elsewhere():
 @pytest.mark.parametrize('config, files, said', [
     (NEO, {'model.safetensors.index.json': {'metadata': {}, 'weight_map': {'transformer.wte.weight': '../secret.safetensors'}}}, 'outside of the folder'),
     (NEO, {'pytorch_model.bin.index.json': {'metadata': {}, 'weight_map': {'transformer.wte.weight': '/etc/passwd'}}}, 'outside of the folder'),
-    (NEO | {'attn_implementation': 'evil/kernel'}, {}, 'a kernel from the hub'), (NEO | {'_attn_implementation': {'': 'evil/kernel'}}, {}, 'a kernel'),
+    (NEO | {'attn_implementation': 'evil/kernel'}, {}, 'a kernel from the hub'),
+    (NEO | {'more': [{'_attn_implementation': {'x': 'eager', '': 'evil/kernel'}}]}, {}, 'a kernel'),
     (LLAMA | {'num_hidden_layers': 10**9}, {}, 'more weights than'), (LLAMA | {'vocab_size': 10**15}, {}, 'not a model'),
     (LLAMA | {'max_position_embeddings': -1}, {}, 'from 1')])
 def test_a_folder_that_leads_out_of_itself(home, config, files, said):
@@ -261,15 +262,15 @@ def test_revisions_of_data_sets_and_translation_models(home):
     for source, text in (('me/stories@v1:test', 'me/stories test v1'), ('me/stories:test', 'me/stories test None'), ('me/stories@v1', 'me/stories train v1')):
         home.run('prepare.py', f'--source=hf:{source}', '--dataset=x', '--vocab_size=300', '--val_fraction=0')
         assert home.json('data/x/meta.json')['bytes']['train'] == 9 * len(text)
-    (home.path / 'transformers.py').write_text('''
-class AutoTokenizer:
-    def from_pretrained(name, **options):
-        raise OSError(f"asked for {name} {options}")
-class logging:
-    set_verbosity_error = disable_progress_bar = print
+    (home.path / 'transformers.py').write_text('class logging:\n    set_verbosity_error = disable_progress_bar = print\n', encoding='utf-8')
+    (home.path / 'huggingface_hub.py').write_text('''
+class errors:
+    HfHubHTTPError = OSError
+def snapshot_download(name, revision, allow_patterns):
+    raise type(f"asked for {name} {revision}", (OSError,), {})
 ''', encoding='utf-8')
     line = home.refuses('translate.py', '--model=me/mt@v1', '--source=evil/samples.jsonl', '--source_language=hindi', '--target_language=french')
-    assert "asked for me/mt {'revision': 'v1', 'trust_remote_code': False}" in line
+    assert 'asked for me/mt v1' in line
 
 
 @pytest.mark.parametrize('arguments', [[*TELL, '--init_from=me/tiny'], ['prepare.py', '--source=evil/samples.jsonl', '--dataset=x', '--tokenizer=me/tiny'],

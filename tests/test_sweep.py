@@ -32,6 +32,8 @@ def test_a_sweep(swept):
 
     again = swept.run(*TINY, SETTINGS)  # nothing is left to do
     assert '--- n_embd=' not in again and '2 of 2 settings' in again
+    other = swept.start(*TINY[:-3], TINY[-3].replace("'batch_size': 4", "'batch_size': 2"), *TINY[-2:], SETTINGS)
+    assert other.communicate()[1].count('holds a training with other options') == 2 and other.returncode == 1
     more = swept.run(*TINY[:-1], TINY[-1].replace('4000', '5000'), SETTINGS.replace('16', '8'))  # a new model, and another option of the last stage
     assert more.count('train.py') == more.count('sample.py') == 1 and more.count('evaluate.py ') == 2
     assert [row['n_embd'] for row in swept.json('out/sweep/results.json')['rows']] == [8, 32]
