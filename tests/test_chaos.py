@@ -46,7 +46,7 @@ def test_sigterm(stages, name):
 
 @pytest.mark.parametrize('name', ['generate, chat API', 'train'])
 def test_full_disk(stages, name):
-    survives(chaos.full_disks, stages[name], 2 if name == 'train' else 1)
+    survives(chaos.full_disks, stages[name], 1)
 
 
 @pytest.mark.parametrize('name', ['generate, grammar', 'prepare'])

@@ -456,7 +456,7 @@ def test_batches_outlast_an_outage(project, chat_server):
 
 
 def test_open_batches_are_neither_forgotten_nor_mixed(project, chat_server):
-    server = chat_server(batch_seconds=8)
+    server = chat_server(batch_seconds=5)
     command = (*ASK, f'--base_url={server.url}', '--total=10')
     process = project.start(*command, '--batch=True')
     while 'batches' not in server.counts() and process.poll() is None:

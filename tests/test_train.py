@@ -102,15 +102,16 @@ def test_killed_and_resumed_is_the_same_to_the_last_bit(project, reference):
     assert all(torch.equal(weights[name], reference[1]['model'][name]) for name in weights)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_and_end_well(project, reference, number):
-    process = project.start('train.py', *SMALL, '--dropout=0.1', '--eval_interval=100')
-    wait_for_step(project, process, 3)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=10)
-    assert process.returncode == 0 and f'stopped by {number.name}' in out, err
-    project.run('train.py', *SMALL, '--dropout=0.1', '--init_from=resume', '--max_iters=15', '--eval_interval=100')
-    assert losses(project) == {step: loss for step, loss in reference[0].items() if step <= 15}
+def test_signals_save_and_end_well(project, reference):
+    command = ['train.py', *SMALL, '--dropout=0.1', '--eval_interval=100']
+    for number, step, resume in ((signal.SIGINT, 3, []), (signal.SIGTERM, 9, ['--init_from=resume'])):
+        process = project.start(*command, *resume)
+        wait_for_step(project, process, step)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+        assert process.returncode == 0 and f'stopped by {number.name}' in out, err
+    project.run(*command, '--init_from=resume', '--max_iters=19')
+    assert losses(project) == {step: loss for step, loss in reference[0].items() if step <= 19}
 
 
 def test_two_processes_equal_one_and_one_goes_on(project, prepared):
@@ -140,9 +141,10 @@ def test_two_nodes(project, prepared):
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_mixed_precision_and_muon_learn(project, reference, dtype):
-    project.run('train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--max_iters=10')
+    command = ['train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--gradient_accumulation_steps=1', '--eval_iters=1']
+    project.run(*command, '--max_iters=10')
     assert losses(project)[10] < losses(project)[1] - 0.3
-    project.run('train.py', *SMALL, f'--dtype={dtype}', '--optimizer=muon', '--init_from=resume', '--max_iters=12')  # scaler and both optimizers come back
+    project.run(*command, '--init_from=resume', '--max_iters=12')  # scaler and both optimizers come back
     assert len(losses(project)) == 12
 
 
