@@ -215,40 +215,42 @@ def stories():
 
 
 def batches(label):
-    """Lists of (split, text) with about a million characters each, under a progress bar."""
-    batch, size = [], 0
+    """(split, texts) with about a million characters each, under a progress bar."""
+    open_ones = {split: ([], 0) for split in ('train', 'val')}
     with tqdm(unit='B', unit_scale=True, desc=label, smoothing=0.1) as bar:
         for split, text in stories():
-            batch.append((split, text))
-            size += len(text)
-            if size > 1 << 20:
-                yield batch
-                bar.update(sum(len(text.encode()) for _, text in batch))
-                batch, size = [], 0
-        if batch:
-            yield batch
-            bar.update(sum(len(text.encode()) for _, text in batch))
+            texts, size = open_ones[split]
+            texts.append(text)
+            open_ones[split] = (texts, size + len(text))
+            if size + len(text) > 1 << 20:
+                yield split, texts
+                bar.update(sum(len(text.encode()) for text in texts))
+                open_ones[split] = ([], 0)
+        for split, (texts, _) in open_ones.items():
+            if texts:
+                yield split, texts
+                bar.update(sum(len(text.encode()) for text in texts))
 
 
 def encoded(tok, label):
-    """(batch, its ids) in order; the next batch is read while this one is encoded."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    """(split, texts, their ids in a row, how many of each) in order; the next ones are read while these are encoded."""
+    encode, workers = tok.encoder(), min(4, num_proc or os.cpu_count() or 1)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         waiting = collections.deque()
-        for batch in batches(label):
-            waiting.append((batch, pool.submit(tok.encode_batch, [text for _, text in batch])))
-            if len(waiting) > 2:
-                batch, future = waiting.popleft()
-                yield batch, future.result()
-        for batch, future in waiting:
-            yield batch, future.result()
+        for split, texts in batches(label):
+            waiting.append((split, texts, pool.submit(encode, texts)))
+            if len(waiting) > workers:
+                split, texts, future = waiting.popleft()
+                yield split, texts, *future.result()
+        for split, texts, future in waiting:
+            yield split, texts, *future.result()
 
 
 def trimmed(tok, folder):
     """Trim a tokenizer to these stories -> (the trimmed one, new id of each old one, a uint32 file of their old ids)."""
     file = tempfile.TemporaryFile(dir=folder)  # gone with the program, however that ends
     used = np.zeros(tok.vocab_size, bool)
-    for _, ids in encoded(tok, 'finding the tokens in use'):
-        ids = np.array(list(itertools.chain.from_iterable(ids)), np.uint32)
+    for _, _, ids, _ in encoded(tok, 'finding the tokens in use'):
         used[ids] = True
         file.write(ids.tobytes())
     file.flush()
@@ -293,7 +295,7 @@ jsonl.claim(os.path.join(folder, 'train.bin'))
 
 full_ids = None
 if tokenizer == 'train':
-    tok = train((text for batch in batches('training the tokenizer') for split, text in batch if split == 'train'), vocab_size, special_tokens)
+    tok = train((text for split, texts in batches('training the tokenizer') if split == 'train' for text in texts), vocab_size, special_tokens)
 else:
     tok = load(tokenizer)
     tok.add_tokens(special_tokens)
@@ -306,34 +308,31 @@ else:
 n = {split: collections.Counter() for split in ('train', 'val')}  # stories, tokens, bytes, words
 counts = np.zeros(tok.vocab_size, np.int64)
 longest, longer, checked = 0, {256: 0, 512: 0, 1024: 0}, 0
-start = [tok.bos] if tok.bos != tok.eos else []
 with jsonl.replacing(os.path.join(folder, 'train.bin')) as train_bin, jsonl.replacing(os.path.join(folder, 'val.bin')) as val_bin:
     with open(train_bin, 'wb') as train_file, open(val_bin, 'wb') as val_file:
-        files = {'train': train_file, 'val': val_file}
-        for batch, ids in encoded(tok, 'encoding'):
+        for split, texts, ids, lengths in encoded(tok, 'encoding'):
             if full_ids is not None:
-                flat = np.array(list(itertools.chain.from_iterable(ids)), np.int64)
-                old = full_ids[checked:checked + len(flat)]
-                checked += len(flat)
-                if len(old) < len(flat) or (new_ids[old] != flat).any():
+                old = full_ids[checked:checked + len(ids)]
+                checked += len(ids)
+                if len(old) < len(ids) or (new_ids[old] != ids).any():
                     fail(f'trimmed, {tokenizer} encodes these stories differently, so it cannot be; --trim=False keeps it whole')
-            for split, file in files.items():
-                of_split = [i for i, (name, _) in enumerate(batch) if name == split]
-                spelled = [i for i in of_split if ids[i]]  # a tokenizer of another script may have no bytes to spell this one with
-                first = [[tok.eos]] if spelled and not start and not n[split]['stories'] else []
-                parts = itertools.chain(first, *((start, ids[i], [tok.eos]) for i in spelled))
-                array = np.fromiter(itertools.chain.from_iterable(parts), '<u2')
-                file.write(array.tobytes())
-                counts += np.bincount(array, minlength=tok.vocab_size)
-                text = ' '.join(batch[i][1] for i in spelled).encode()
-                inside = np.frombuffer(text, np.uint8) > ord(' ')
-                words = np.count_nonzero(np.diff(inside, prepend=False) & inside)  # their beginnings; split() of every story takes far longer
-                n[split].update(stories=len(spelled), unspelled=len(of_split) - len(spelled), words=int(words), tokens=len(array),
-                                bytes=len(text) - max(0, len(spelled) - 1))
-                lengths = [len(ids[i]) + 2 for i in spelled]
-                longest = max(longest, *lengths, 0)
-                for size in longer:
-                    longer[size] += sum(length > size for length in lengths)
+            spelled = [text for text, length in zip(texts, lengths) if length]  # a tokenizer of another script may have no bytes to spell this one with
+            lengths = lengths[lengths > 0]
+            ends = np.cumsum(lengths)
+            if tok.bos != tok.eos:
+                tokens = np.insert(ids, np.stack([ends - lengths, ends], 1).ravel(), [tok.bos, tok.eos] * len(ends))
+            else:  # it stands once between two stories, and before the first
+                tokens = np.insert(ids, ends if n[split]['stories'] or not spelled else [0, *ends], tok.eos)
+            (train_file if split == 'train' else val_file).write(tokens.astype('<u2').tobytes())
+            counts += np.bincount(tokens, minlength=tok.vocab_size)
+            text = ' '.join(spelled).encode()
+            inside = np.frombuffer(text, np.uint8) > ord(' ')
+            words = np.count_nonzero(np.diff(inside, prepend=False) & inside)  # their beginnings; split() of every story takes far longer
+            n[split].update(stories=len(spelled), unspelled=len(texts) - len(spelled), words=int(words), tokens=len(tokens),
+                            bytes=len(text) - max(0, len(spelled) - 1))
+            longest = max(longest, int(lengths.max(initial=-2)) + 2)
+            for size in longer:
+                longer[size] += int(np.count_nonzero(lengths + 2 > size))
     if not n['train']['stories']:
         fail(f'{source}: no story in it' + f' that {tokenizer} has tokens for' * any(n[split]['unspelled'] for split in n)
              + ' but those set aside for validation; a lower --val_fraction sets fewer aside' * bool(n['val']['stories']))

@@ -9,6 +9,7 @@ Whatever it comes from (trained here, the Hugging Face hub, tiktoken, a Sentence
     ids = tokenizer.encode('एक दिन')
 """
 
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ MAX_ID = 2**22  # of a tokenizer from elsewhere, the largest of which have some 
 # A word with the space before it; signs (\p{M}) belong to their letters, or no Indic word would stay whole, and so do
 # the joiners U+200C and U+200D. Digits go one by one, so that numbers of any length are spelled alike.
 WORDS = r' ?[\p{L}\p{M}\x{200c}\x{200d}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}\x{200c}\x{200d}]+|\s+(?!\S)|\s+'
+LONGEST = 20_000  # characters of a text for tiktoken, whose search for words gives up in a million spaces
 
 
 class Tokenizer:
@@ -59,6 +61,55 @@ class Tokenizer:
         """Texts -> a list of ids each, without bos and eos; on every core."""
         texts = [unicodedata.normalize('NFC', text) for text in texts]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encoder(self):
+        """A function for a corpus: texts -> (the ids of all in a row, uint32; how many there are of each), the same ids as encode_batch's.
+
+        Where tiktoken can do it, it takes a tenth of the time, on one core and without holding up other threads.
+        """
+        quick = self.as_tiktoken()
+
+        def encode(texts):
+            texts = [unicodedata.normalize('NFC', text) for text in texts]
+            if not quick or any(len(text) > LONGEST or '\0' in text for text in texts):
+                ids = self.encode_batch(texts)
+                return np.fromiter(itertools.chain.from_iterable(ids), np.uint32), np.array([*map(len, ids)], np.int64)
+            ids = quick.encode_to_numpy('\0'.join([*texts, '']), allowed_special='all')
+            ends = np.flatnonzero(ids == quick.max_token_value)
+            return np.delete(ids, ends), np.diff(ends, prepend=-1) - 1
+        return encode
+
+    def as_tiktoken(self):
+        """A tiktoken.Encoding that gives the same ids, and NUL one above all others; None where that is not certain.
+
+        It is for a byte-level BPE that cuts words as ours or GPT-2's do and numbers its tokens in the order of its merges. tiktoken
+        joins any neighbours that make a token together, not only the pairs among the merges. But wherever such a pair comes to stand
+        side by side, it does so too in the encoding of that token alone, which then is not the token. Such tokens, which
+        never come out of any text, are left out, and with them goes the difference.
+        """
+        import tiktoken
+        from tiktoken_ext.openai_public import r50k_pat_str as gpt2
+        from tokenizers import models
+        spec = json.loads(self.to_str())
+        model, steps = spec['model'], (spec['pre_tokenizer'] or {}).get('pretokenizers', [spec['pre_tokenizer']])
+        to_bytes = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
+        ways = [(pattern, [{'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}, to_bytes | {'use_regex': False}])
+                for pattern in (WORDS, gpt2)] + [(gpt2, [to_bytes | {'use_regex': True}])]
+        pattern = next((pattern for pattern, way in ways if steps == way), None)
+        if (not pattern or spec['normalizer'] not in (None, {'type': 'NFC'}) or not all(token['special'] for token in spec['added_tokens'])
+                or model['type'] != 'BPE' or any(model.get(key) for key in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'))):
+            return None
+        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that ByteLevel writes as themselves; the others as characters from 256 on
+        bytes_of = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(sorted({*range(256)} - {*plain}))}
+        merges = [tuple(merge.split(' ')) if isinstance(merge, str) else tuple(merge) for merge in model['merges']]
+        ids = [model['vocab'][a + b] for a, b in merges]
+        bpe = models.BPE(model['vocab'], merges)
+        tokens = [token for token in dict.fromkeys([*bytes_of, *map(''.join, merges)]) if len(bpe.tokenize(token)) == 1]
+        special = {token['content'] for token in spec['added_tokens']}
+        if ids != sorted(ids) or not bytes_of.keys() <= {*tokens} or model.get('ignore_merges') and {*tokens} | special != model['vocab'].keys() | special:
+            return None
+        ranks = {bytes(map(bytes_of.get, token)): model['vocab'][token] for token in tokens}
+        return tiktoken.Encoding('', pat_str=pattern, mergeable_ranks=ranks, special_tokens={'\0': self.vocab_size})
 
     def decode(self, ids):
         """ids -> text; bos, eos and other special tokens are left out."""

@@ -218,13 +218,13 @@ def test_real_sentencepiece_models(name, stories):
 def tiktoken_encoding(bpe):
     """A tiktoken.Encoding with the tokens of a byte-level BPE, in the order of its merges."""
     tiktoken = pytest.importorskip('tiktoken')
+    from tiktoken_ext.openai_public import r50k_pat_str
     from transformers.convert_slow_tokenizer import bytes_to_unicode
     byte_of = {c: b for b, c in bytes_to_unicode().items()}
     vocab = json.loads(bpe.to_str())['model']['vocab']
     learned = [token for token in sorted(vocab, key=vocab.get) if token not in ('<s>', '</s>')]
     ranks = {bytes(byte_of[c] for c in token): rank for rank, token in enumerate(learned)}
-    return tiktoken.Encoding('tiny', pat_str=r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-                             mergeable_ranks=ranks, special_tokens={'<|endoftext|>': len(ranks)})
+    return tiktoken.Encoding('tiny', pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={'<|endoftext|>': len(ranks)})
 
 
 @pytest.fixture
@@ -266,6 +266,38 @@ def any_kind(request, bpe, stories, tmp_path):
         request.getfixturevalue('tiny_tiktoken')
         return tokenizer.load('tiktoken:tiny')
     return tokenizer.load(sentencepiece_model(tmp_path, stories, **SENTENCEPIECE[request.param])[0])
+
+
+def test_a_corpus_is_encoded_as_its_texts_are(any_kind, stories, request):
+    small, _ = tokenizer.trim(any_kind, {*itertools.chain.from_iterable(any_kind.encode_batch(stories[400:450]))})
+    rng = random.Random(1)
+    repeated = [''.join(rng.choice((' ', '  ', '\n', 'a', 'aa', 'aba', 'की', 'ा', '.')) * rng.randrange(9) for _ in range(9)) for _ in range(300)]
+    texts = [*stories[::4], *(text for text in NASTY if '\0' not in text), *random_texts(300), *repeated]
+    quick = {'trained', 'tiktoken'} & {request.node.callspec.params['any_kind']}
+    for tok in (any_kind, small):
+        assert bool(tok.as_tiktoken()) == bool(quick)
+        for corpus in (texts, texts[:3], [''], [*texts[:9], 'a' * 30_000, '\0', ' ' * 30_000]):
+            ids, lengths = tok.encoder()(corpus)
+            assert [*map(len, tok.encode_batch(corpus))] == lengths.tolist() and [*itertools.chain.from_iterable(tok.encode_batch(corpus))] == ids.tolist()
+    news = tokenizer.Tokenizer(**any_kind.state())
+    news.add_tokens(['का'])
+    ids, _ = news.encoder()(['एक का दो'])
+    assert news.backend.token_to_id('का') in ids and ids.tolist() == news.encode('एक का दो')
+
+
+@pytest.mark.parametrize('merges, texts', [
+    (['b c', 'a b', 'ab c'], ['abc', 'ab', 'aabcc']),  # bc comes first, so abc never does, though a and bc stand side by side
+    (['a b', 'ab c', 'b c'], ['abc', 'bc', 'bbc']),
+    (['a a', 'aa a', 'aa aa'], ['a' * n for n in range(12)])])
+@pytest.mark.parametrize('turned', [False, True])
+def test_only_merges_join_tokens(merges, texts, turned):
+    spec = json.loads(tokenizer.train(['x'], 258).to_str())
+    merged = [merge.replace(' ', '') for merge in merges]
+    spec['model']['merges'] = [merge.split() for merge in merges]
+    spec['model']['vocab'] |= {token: 258 + i for i, token in enumerate(merged[::-1] if turned else merged)}
+    tok = tokenizer.Tokenizer(json.dumps(spec), '<s>', '</s>')
+    assert bool(tok.as_tiktoken()) != turned
+    assert tok.encoder()(texts)[0].tolist() == [i for ids in tok.encode_batch(texts) for i in ids]
 
 
 def test_trim(any_kind, stories, tmp_path, request):
