@@ -476,7 +476,7 @@ with jsonl.replacing(os.path.join(out_dir, 'results.json')) as temporary, open(t
 with jsonl.replacing(os.path.join(out_dir, 'results.md')) as temporary, open(temporary, 'w', encoding='utf-8', errors='replace') as f:
     f.write(report.as_markdown(tables))
 if judges:
-    report.draw(results, picture)
+    report.draw_grades(results, picture)
 report.write_page(tables, picture if judges else '', sets, page_template, os.path.join(out_dir, 'report.html'))
 print(report.as_markdown(tables).replace('# Results\n', '', 1))
 if len(sample_files) > 1 and judges and not results['comparisons']:

@@ -53,8 +53,8 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x):
-        # for the few rows of a step in telling torch's own is the quicker one; to ask that breaks a graph of torch.compile in two
-        if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        # for a step of a few stories torch's own is the quicker one; to ask for telling breaks a graph of torch.compile in two
+        if x.numel() < 2**15 and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return ScaleByRMS.apply(x, self.weight, self.eps)
 
@@ -75,6 +75,36 @@ def attend(q, k, v, mask, dropout):
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != k.size(1))
 
 
+PAGE = 64  # columns of a paged cache that lie together
+
+
+def attend_paged(q, k, v, mask, cache, at):
+    """attend() for many stories on a CPU, with the columns before `at` from the cache, into which k and v go: (2, B, n_kv_head, pages, PAGE * d).
+
+    What to read takes longer here than to compute. Nothing in torch reads a table of 16 bits as fast on a CPU as embedding_bag (FBGEMM), and attention
+    is two of its sums: of the rows of keys, turned over, weighted by the query, and of the rows of values, weighted by the softmax of that.
+    """
+    B, H, T, d = q.shape
+    n_kv_head, n_pages = cache.size(2), cache.size(3)
+    keys, values = cache[0].view(B, n_kv_head, n_pages, d, PAGE), cache[1].view(B, n_kv_head, n_pages * PAGE, d)
+    values[:, :, at:at + T] = v
+    if at == 0:  # the prompts
+        for page, some in enumerate(k.split(PAGE, dim=2)):
+            keys[:, :, page, :, :some.size(2)] = some.mT
+        return attend(q, k, v, mask, 0.0)
+    keys[:, :, at // PAGE, :, at % PAGE] = k[:, :, 0]
+    head = (torch.arange(B, dtype=torch.int32)[:, None] * n_kv_head + torch.arange(H) // (H // n_kv_head)).int().view(-1, 1)  # that a query's head reads
+    page = (head * n_pages + torch.arange(at // PAGE + 1, dtype=torch.int32))[..., None]
+    query = (q * d**-0.5).type_as(cache).view(B * H, 1, d).expand(-1, page.size(1), -1).reshape(-1, d)
+    rows = (page * d + torch.arange(d, dtype=torch.int32)).view(-1, d)
+    scores = F.embedding_bag(rows, keys.view(-1, PAGE), mode='sum', per_sample_weights=query).view(B, H, 1, -1)[..., :at + 1].float()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1).type_as(cache).view(B * H, at + 1)
+    rows = head * (n_pages * PAGE) + torch.arange(at + 1, dtype=torch.int32)
+    return F.embedding_bag(rows, values.view(-1, d), mode='sum', per_sample_weights=weights).view(B, H, 1, d)
+
+
 class Attention(nn.Module):
     def __init__(self, args, make_norm):
         super().__init__()
@@ -86,7 +116,7 @@ class Attention(nn.Module):
         self.dropout = args['dropout']
 
     def forward(self, x, rope, mask=None, cache=None, at=0):
-        """x: (B, T, C). cache: keys and values (2, B, n_kv_head, S, d), of which columns at … at + T are filled here."""
+        """x: (B, T, C). cache: keys and values (2, B, n_kv_head, S, d), of which columns at … at + T are filled here, or those of attend_paged."""
         B, T, C = x.shape
         qk, v = self.qkv(x).view(B, T, -1, self.head_size).split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm:
@@ -95,10 +125,13 @@ class Attention(nn.Module):
         if rope:
             qk = rotate(qk, *rope)
         q, k, v = *qk.transpose(1, 2).split([self.n_head, self.n_kv_head], dim=1), v.transpose(1, 2)
-        if cache is not None:
-            cache[0, :, :, at:at + T], cache[1, :, :, at:at + T] = k, v
-            q, (k, v) = q.type_as(cache), cache[:, :, :, :at + T]
-        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        if cache is not None and cache.size(4) > self.head_size:
+            y = attend_paged(q, k, v, mask, cache, at)
+        else:
+            if cache is not None:
+                cache[0, :, :, at:at + T], cache[1, :, :, at:at + T] = k, v
+                q, (k, v) = q.type_as(cache), cache[:, :, :, :at + T]
+            y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return F.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C).type_as(x)), self.dropout, self.training)
 
 
@@ -272,7 +305,7 @@ class GPT(nn.Module):
                 x = self.hidden(token[:, None], positions, mask, cache, at)[:, -1]
                 at += 1
             logits, tokens = head(x), []
-            n = max(1, (2**26 if x.is_cuda else 2**21) // logits.size(1))  # of which the probabilities stay in a CPU's cache
+            n = max(1, (2**26 if x.is_cuda else 2**18) // logits.size(1))  # of which the probabilities stay in a CPU's cache
             for i in range(0, len(rows), n):
                 some = restrain(logits[i:i + n].float(), [stories[row] for row in rows[i:i + n]], repetition_penalty, no_repeat_ngram, bad_words)
                 tokens.append(choose(some, chance[rows[i:i + n], step], temperature, top_k, top_p, min_p))
@@ -291,16 +324,24 @@ class GPT(nn.Module):
                 rows = [rows[i] for i in alive]
 
     def new_cache(self, n, size):
-        """Keys and values of n stories: (n_layer, 2, n, n_kv_head, size, head size). On a CPU in float32, which its attention reads faster than bfloat16."""
+        """Keys and values of n stories: (n_layer, 2, n, n_kv_head, size, head size), or for many on a CPU in pages, as attend_paged reads them.
+
+        On a CPU they are in float32, whose attention is quicker there than bfloat16's; the pages of a model in bfloat16 are in float16, the finer one.
+        """
         a, like = self.args, self.wte.weight
-        return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], size, a['n_embd'] // a['n_head'],
-                           dtype=torch.promote_types(like.dtype, torch.float32) if like.is_cpu else like.dtype, device=like.device)
+        shape, dtype = (size, a['n_embd'] // a['n_head']), like.dtype
+        if like.is_cpu:
+            paged = n >= 8 and torch.backends.cpu.get_cpu_capability().startswith('AVX')
+            shape = (-(-size // PAGE), PAGE * shape[1]) if paged else shape
+            dtype = torch.float16 if paged and dtype.itemsize == 2 else torch.promote_types(dtype, torch.float32)
+        return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], *shape, dtype=dtype, device=like.device)
 
     def keep(self, cache, rows, at):
         """The keys and values of these rows alone, of whose columns `at` are filled."""
+        filled = -(-at // PAGE) if cache.size(5) > self.args['n_embd'] // self.args['n_head'] else at
         for i, row in enumerate(rows):
             if i != row:
-                cache[:, :, i, :, :at] = cache[:, :, row, :, :at]
+                cache[:, :, i, :, :filled] = cache[:, :, row, :, :filled]
         return cache[:, :, :len(rows)]
 
     def columns(self, pad, at, n):

@@ -216,25 +216,21 @@ def stories():
 
 def batches(label):
     """(split, texts) with about a million characters each, under a progress bar."""
-    open_ones = {split: ([], 0) for split in ('train', 'val')}
+    waiting, size = {'train': [], 'val': []}, {'train': 0, 'val': 0}
     with tqdm(unit='B', unit_scale=True, desc=label, smoothing=0.1) as bar:
         for split, text in stories():
-            texts, size = open_ones[split]
-            texts.append(text)
-            open_ones[split] = (texts, size + len(text))
-            if size + len(text) > 1 << 20:
-                yield split, texts
-                bar.update(sum(len(text.encode()) for text in texts))
-                open_ones[split] = ([], 0)
-        for split, (texts, _) in open_ones.items():
-            if texts:
-                yield split, texts
-                bar.update(sum(len(text.encode()) for text in texts))
+            waiting[split].append(text)
+            size[split] += len(text)
+            bar.update(len(text.encode()))
+            if size[split] > 1 << 20:
+                yield split, waiting[split]
+                waiting[split], size[split] = [], 0
+        yield from ((split, texts) for split, texts in waiting.items() if texts)
 
 
 def encoded(tok, label):
     """(split, texts, their ids in a row, how many of each) in order; the next ones are read while these are encoded."""
-    encode, workers = tok.encoder(), min(4, num_proc or os.cpu_count() or 1)
+    encode, workers = tok.encoder(), min(4, num_proc or os.cpu_count() or 1)  # reading keeps no more of them busy
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         waiting = collections.deque()
         for split, texts in batches(label):

@@ -273,6 +273,21 @@ def number_in(value, criterion, scale, letters):
     return float(value)
 
 
+def grades_in_lines(reply, scales, choices):
+    """{criterion: number} from lines such as 'Grammar: 8/10', or chat.Rejected. The rest is as in read_grades."""
+    if reply.rfind('{') > reply.rfind('}'):
+        raise chat.Rejected('cut off')
+    scores = {}
+    for name in scales:
+        pattern = r'[\W_]*'.join(map(re.escape, re.findall(r'[^\W_]+', name)))
+        values = re.findall(rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)', reply, flags=re.I)
+        numbers = {number_in(value, name, scales[name], choices.get(name)) for value in values}
+        if len(numbers) != 1:
+            raise chat.Rejected(f'several gradings of {name}' if numbers else f'no {name}')
+        scores[name] = numbers.pop()
+    return scores
+
+
 def read_grades(reply, scales, choices):
     """A judge's reply -> ({criterion: number}, notes), or chat.Rejected with what is wrong.
 
@@ -294,17 +309,7 @@ def read_grades(reply, scales, choices):
         elif any(plain(name) in named for name in scales):
             problem = chat.Rejected(f'no {next(name for name in scales if plain(name) not in named)}')
     if not gradings and not problem:
-        if reply.rfind('{') > reply.rfind('}'):
-            raise chat.Rejected('cut off')
-        scores = {}
-        for name in scales:
-            pattern = r'[\W_]*'.join(map(re.escape, re.findall(r'[^\W_]+', name)))
-            values = re.findall(rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)', reply, flags=re.I)
-            numbers = {number_in(value, name, scales[name], choices.get(name)) for value in values}
-            if len(numbers) != 1:
-                raise chat.Rejected(f'several gradings of {name}' if numbers else f'no {name}')
-            scores[name] = numbers.pop()
-        gradings.append(scores)
+        gradings.append(grades_in_lines(reply, scales, choices))
     if not gradings:
         raise problem
     if any(grading != gradings[0] for grading in gradings):

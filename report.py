@@ -1,9 +1,9 @@
 """
-What a person sees of results: tables, as Markdown and on a page, and bars.
+What a person sees of results: a training's loss as a curve; tables, as Markdown and on a page, and bars.
 
     tables = report.tables_of(results)  # as in results.json; evaluate.py says what stands in it
     print(report.as_markdown(tables))
-    report.draw(results, 'results.png')
+    report.draw_grades(results, 'results.png')
     report.write_page(tables, 'results.png', sets, template, 'report.html')
 """
 
@@ -119,7 +119,7 @@ def as_markdown(tables):
     return '# Results\n\n' + '\n\n'.join(map(section, tables)) + '\n'
 
 
-def draw(results, path):
+def draw_grades(results, path):
     """Grouped bars with intervals: a panel a judge and scale, a group a criterion, a bar a model."""
     from matplotlib import colormaps, font_manager
     from matplotlib.figure import Figure
@@ -146,6 +146,23 @@ def draw(results, path):
         axis.grid(axis='y', alpha=0.3)
         axis.set_axisbelow(True)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=min(5, len(models)))
+    with jsonl.replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def draw_loss(log, title, path):
+    """The curve of a training: log, the rows of its log.jsonl."""
+    from matplotlib.figure import Figure
+    log = list(log)
+    figure = Figure(figsize=(7, 4), dpi=120)
+    axes = figure.subplots()
+    for key, style, label in (('loss', {'alpha': 0.5, 'linewidth': 1}, 'training'), ('val_loss', {'marker': 'o', 'markersize': 4}, 'validation')):
+        points = [(row['tokens'] / 1e6, row[key]) for row in log if key in row]
+        axes.plot(*zip(*points), label=f'{label}, {points[-1][1]:.3f}', **style) if points else None
+    axes.set(xlabel='million tokens', ylabel='loss (nats a token)', title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
     with jsonl.replacing(path) as temporary:
         figure.savefig(temporary)
 

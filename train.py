@@ -228,6 +228,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import jsonl
+import report
 from checkpoint import add_lora, load, load_checkpoint, resized, restore, save_checkpoint
 from model import GPT, choose_device, learn_bigrams, matrix_rate, peak_memory
 
@@ -430,23 +431,6 @@ def save(best):
                                                  'guard': (list(recent), skipped, skipped_in_a_row)})
 
 
-def draw():
-    """The loss curve so far, as a picture."""
-    from matplotlib.figure import Figure
-    log = list(jsonl.read(log_path))
-    figure = Figure(figsize=(7, 4), dpi=120)
-    axes = figure.subplots()
-    for key, style, label in (('loss', {'alpha': 0.5, 'linewidth': 1}, 'training'), ('val_loss', {'marker': 'o', 'markersize': 4}, 'validation')):
-        points = [(row['tokens'] / 1e6, row[key]) for row in log if key in row]
-        axes.plot(*zip(*points), label=f'{label}, {points[-1][1]:.3f}', **style) if points else None
-    axes.set(xlabel='million tokens', ylabel='loss (nats a token)', title=f'{dataset}: {model.n_params() / 1e6:.1f} M parameters')
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    with jsonl.replacing(os.path.join(out_dir, 'loss.png')) as temporary:
-        figure.savefig(temporary)
-
-
 # -----------------------------------------------------------------------------
 # the loop
 
@@ -583,7 +567,7 @@ while step < max_iters and not stop:
                 if evaluating:
                     tqdm.write(f'step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {row["perplexity"]:.2f}, '
                                f'bits per byte {row["bits_per_byte"]:.4f}\n\n{tell()}\n')
-                draw()
+                report.draw_loss(jsonl.read(log_path), f'{dataset}: {model.n_params() / 1e6:.1f} M parameters', os.path.join(out_dir, 'loss.png'))
         except SystemExit:  # the disk is full
             bar.close()
             raise
