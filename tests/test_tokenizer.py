@@ -268,6 +268,7 @@ def any_kind(request, bpe, stories, tmp_path):
     return tokenizer.load(sentencepiece_model(tmp_path, stories, **SENTENCEPIECE[request.param])[0])
 
 
+@pytest.mark.parametrize('any_kind', ['trained', 'tiktoken', 'bpe'], indirect=True)
 def test_a_corpus_is_encoded_as_its_texts_are(any_kind, stories, request):
     small, _ = tokenizer.trim(any_kind, {*itertools.chain.from_iterable(any_kind.encode_batch(stories[400:450]))})
     rng = random.Random(1)
