@@ -3,6 +3,7 @@ Tells stories with a trained model: prompts -> the terminal, or a .jsonl, .json 
 
     python sample.py --out_dir=out/hindi --start="एक दिन"
     python sample.py --out_dir=out/hindi --start=FILE:data/hindi/prompts.txt --num_samples=3 --out=out/hindi/samples.jsonl
+    torchrun --nproc_per_node=4 -- sample.py --out_dir=out/hindi --start=FILE:data/hindi/prompts.txt --out=out/hindi/samples.jsonl
     python sample.py --init_from=MaxLSB/LeCarnet-3M --start="Il était une fois" --temperature=0.5
     python sample.py --init_from=roneneldan/TinyStories-33M --start="Once upon a time"
     python sample.py --init_from=their/ckpt.pt --tokenizer=sarvamai/sarvam-1 --start="एक दिन"
@@ -10,6 +11,7 @@ Tells stories with a trained model: prompts -> the terminal, or a .jsonl, .json 
 A story depends on its prompt, its seed and the settings, not on the batch that it was told in.
 """
 
+import datetime
 import json
 import os
 import re
@@ -34,7 +36,7 @@ repetition_penalty = 1.0  # above 1.0 tokens that came before lose
 no_repeat_ngram = 0  # no run of this many tokens twice, 0: as it comes
 bad_words = []  # words that must not come: --bad_words="['डर', 'भूत']"
 # how and where to
-batch_size = 64  # stories told side by side
+batch_size = 64  # stories told side by side, by each process
 seed = 1337  # story number i uses seed + i
 out = ''  # a .jsonl, .json or .txt file; empty: the terminal
 device = ''  # 'cpu', 'cuda', 'mps'; chosen when empty
@@ -53,6 +55,7 @@ def utf8(text):
     return re.sub('[\ud800-\udc7f\udd00-\udfff]', '\ufffd', text).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 
+rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
 ending = os.path.splitext(out)[1].lower()
 if out and ending not in ('.jsonl', '.json', '.txt'):
     fail(f'out is {out!r}; it ends in .jsonl, .json or .txt')
@@ -84,15 +87,18 @@ else:
 prompts = [unicodedata.normalize('NFC', prompt) for prompt in prompts]
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 import jsonl
 from checkpoint import load
 from model import choose_device, quantize_int8
 
-if out:
+if out and rank == 0:
     jsonl.claim(out)
 device, fast = choose_device(device, dtype)
+if device == 'cuda':
+    device, fast = choose_device(f'cuda:{local_rank}', dtype)  # a GPU for each process
 dtype = dtype or (fast if device != 'cpu' else 'float32')
 if quantize and device != 'cpu':
     fail('quantize is for a CPU: --device=cpu')
@@ -126,7 +132,7 @@ def told(some):
         story['story'] = tokenizer.decode(heads[story['id']] + ids)
 
 
-if len(stories) == 1 and not out:  # as it comes
+if len(stories) == 1 and not out and world_size == 1:  # as it comes
     shown = 0
     for _ in told(stories):
         text = stories[0]['story'].rstrip('\ufffd')  # a letter may come in several tokens
@@ -135,12 +141,21 @@ if len(stories) == 1 and not out:  # as it comes
     print(stories[0]['story'][shown:])
     sys.exit(0)
 
-by_length = sorted(stories, key=lambda story: len(heads[story['id']]))  # little padding, and the stories keep their order
-with tqdm(total=len(stories), unit=' stories', desc=out or 'telling', smoothing=0.1) as bar:
-    for i in range(0, len(stories), batch_size):
-        for _ in told(by_length[i:i + batch_size]):
+mine = sorted(stories, key=lambda story: len(heads[story['id']]))[rank::world_size]  # little padding, and a like share for each process
+with tqdm(total=len(mine), unit=' stories', desc=(out or 'telling') + (f', process 1 of {world_size}' if world_size > 1 else ''),
+          smoothing=0.1, disable=rank > 0) as bar:
+    for i in range(0, len(mine), batch_size):
+        for _ in told(mine[i:i + batch_size]):
             pass
-        bar.update(len(by_length[i:i + batch_size]))
+        bar.update(len(mine[i:i + batch_size]))
+if world_size > 1:
+    dist.init_process_group('gloo', timeout=datetime.timedelta(days=1))  # for which the quickest waits for the slowest
+    parts = [None] * world_size
+    dist.gather_object(mine, parts if rank == 0 else None)
+    dist.destroy_process_group()
+    if rank > 0:
+        sys.exit(0)
+    stories = sorted((story for part in parts for story in part), key=lambda story: story['id'])
 if not out:
     print(*(story['story'] for story in stories), sep='\n\n---\n\n')
     sys.exit(0)

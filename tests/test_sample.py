@@ -36,8 +36,8 @@ def test_many_prompts_to_files(trained):
     assert all(row['story'].startswith(row['prompt']) and row['ended'] in ('eos', 'length') and row['seed'] == 1337 + row['id'] for row in rows)
     assert len({row['story'] for row in rows}) == 12
 
-    trained.run(*common, '--out=again.jsonl', '--batch_size=5')
-    assert trained.jsonl('again.jsonl') == rows  # whatever the batches
+    trained.run('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--', *common, '--out=again.jsonl', '--batch_size=5')
+    assert trained.jsonl('again.jsonl') == rows  # whatever the batches, and by however many processes
     trained.run(*common, '--out=stories.json')
     assert trained.json('stories.json') == rows
     trained.run(*common, '--out=stories.txt')
