@@ -304,10 +304,11 @@ if 'prepare' in stages or not os.path.exists(meta_path) or differs(
     measure('prepare tokens', 'MB/s', {'': prepare})
     shutil.rmtree(run_dir, ignore_errors=True)  # a model of other tokens
 meta = read_meta()
-if 'train' in stages or not os.path.exists(best) or differs(
-        load_checkpoint(best)['config'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size):
+needs_model = {'evaluate', 'generate'} & set(stages) or 'many' in stages and not model_dir
+if 'train' in stages or needs_model and (not os.path.exists(best) or differs(
+        load_checkpoint(best)['config'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size)):
     last = []
-    theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if peers else {}
+    theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if peers and 'train' in stages else {}
     measure('train', 'tokens/s', {'': lambda: last.append(train(run_dir)) or last[-1]['tokens_per_s']}, **theirs)
     rows[-1][2] = f'{max(last, key=lambda row: row["tokens_per_s"])["mfu"]:.0%} of the products'
 if {'evaluate', 'generate'} & set(stages):

@@ -21,10 +21,12 @@ def test_every_stage_has_its_row(project):
 
 def test_growth(project):
     project.run('bench.py', "--stages=['grow']", '--repetitions=1', '--n_layer=1', '--n_head=1', '--n_embd=32', '--block_size=32', '--batch_size=2',
-                '--vocab_size=600', '--new_tokens=10', '--batches=[1]', '--steps=2', '--sizes={"n_layer": [1, 2], "block_size": [16, 32]}', '--device=cpu')
-    lines = (project.path / 'out/bench/growth.md').read_text(encoding='utf-8').splitlines()
+                '--vocab_size=600', '--new_tokens=10', '--batches=[1]', '--steps=2', '--sizes={"n_layer": [1, 2], "block_size": [16, 32]}',
+                '--device=cpu', '--out_dir=out/growth')
+    assert not (project.path / 'out/growth/run').exists()  # no model is trained that no stage asks for
+    lines = (project.path / 'out/growth/growth.md').read_text(encoding='utf-8').splitlines()
     assert [line.split(' | ')[0][2:] for line in lines[2:6]] == ['n_layer = 1', 'n_layer = 2', 'block_size = 16', 'block_size = 32']
-    assert (project.path / 'out/bench/growth.png').read_bytes().startswith(b'\x89PNG')
+    assert (project.path / 'out/growth/growth.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_refusals(project):
