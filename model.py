@@ -7,10 +7,11 @@ Notable choices, each a keyword of GPT:
 - qk_norm=True is Qwen3's; mlp='relu2' learns sooner than SwiGLU on a CPU, and is a gate equal to what it gates, with a ReLU, in those classes
 so that weights can be exchanged with Hugging Face's classes of those names.
 
-Generation keeps keys and values, works on many prompts at once, and gives each story a random stream of its own.
+Generation keeps keys and values, works on many stories at once, of which one that ends makes room for the next, and gives each a random stream of its own.
 """
 
 import inspect
+import itertools
 import sys
 import time
 import warnings
@@ -75,34 +76,41 @@ def attend(q, k, v, mask, dropout):
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != k.size(1))
 
 
-PAGE = 64  # columns of a paged cache that lie together
+PAGE = 32  # columns of a paged cache that lie together
 
 
-def attend_paged(q, k, v, mask, cache, at):
-    """attend() for many stories on a CPU, with the columns before `at` from the cache, into which k and v go: (2, B, n_kv_head, pages, PAGE * d).
+def paged_columns(at, n_head, keys):
+    """What attend_paged reads for stories of which `at` (B,) columns are filled, from a cache of such keys, for all layers: see there."""
+    _, _, n_kv_head, n_pages, d, _ = keys.shape
+    n = at // PAGE + 1
+    story, before = torch.arange(len(at)).repeat_interleave(n), n.cumsum(0) - n  # of each page; pages of earlier stories
+    page = torch.arange(len(story)) - before[story]
+    head = torch.arange(n_head)[:, None]
+    table = ((story * n_kv_head + head // (n_head // n_kv_head)) * n_pages + page).int()[..., None]  # where the pages are that a head of queries reads
+    empty = torch.where(page[:, None] * PAGE + torch.arange(PAGE) > at[story, None], -torch.inf, 0.0)
+    key_rows, value_rows = table * d + torch.arange(d, dtype=torch.int32), table * PAGE + torch.arange(PAGE, dtype=torch.int32)
+    return story, key_rows.view(-1, d), empty, value_rows.flatten(), ((head * len(story) + before) * PAGE).int().flatten()
+
+
+def attend_paged(q, k, v, keys, values, at, story, key_rows, empty, value_rows, first):
+    """attend() for the next token of many stories on a CPU, whose k and v go into column at[i] of story i's.
 
     What to read takes longer here than to compute. Nothing in torch reads a table of 16 bits as fast on a CPU as embedding_bag (FBGEMM), and attention
-    is two of its sums: of the rows of keys, turned over, weighted by the query, and of the rows of values, weighted by the softmax of that.
+    is two of its sums: of the rows of keys, turned over, weighted by the query, and of the rows of values, weighted by the softmax of that. Of each
+    story only the pages that it fills are read. keys: (B, n_kv_head, pages, d, PAGE); values: (B, n_kv_head, pages * PAGE, d).
     """
-    B, H, T, d = q.shape
-    n_kv_head, n_pages = cache.size(2), cache.size(3)
-    keys, values = cache[0].view(B, n_kv_head, n_pages, d, PAGE), cache[1].view(B, n_kv_head, n_pages * PAGE, d)
-    values[:, :, at:at + T] = v
-    if at == 0:  # the prompts
-        for page, some in enumerate(k.split(PAGE, dim=2)):
-            keys[:, :, page, :, :some.size(2)] = some.mT
-        return attend(q, k, v, mask, 0.0)
-    keys[:, :, at // PAGE, :, at % PAGE] = k[:, :, 0]
-    head = (torch.arange(B, dtype=torch.int32)[:, None] * n_kv_head + torch.arange(H) // (H // n_kv_head)).int().view(-1, 1)  # that a query's head reads
-    page = (head * n_pages + torch.arange(at // PAGE + 1, dtype=torch.int32))[..., None]
-    query = (q * d**-0.5).type_as(cache).view(B * H, 1, d).expand(-1, page.size(1), -1).reshape(-1, d)
-    rows = (page * d + torch.arange(d, dtype=torch.int32)).view(-1, d)
-    scores = F.embedding_bag(rows, keys.view(-1, PAGE), mode='sum', per_sample_weights=query).view(B, H, 1, -1)[..., :at + 1].float()
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(-1).type_as(cache).view(B * H, at + 1)
-    rows = head * (n_pages * PAGE) + torch.arange(at + 1, dtype=torch.int32)
-    return F.embedding_bag(rows, values.view(-1, d), mode='sum', per_sample_weights=weights).view(B, H, 1, d)
+    B, H, _, d = q.shape
+    rows = torch.arange(B)
+    keys[rows, :, at // PAGE, :, at % PAGE], values[rows, :, at] = k[:, :, 0].type_as(keys), v[:, :, 0].type_as(values)
+    query = (q[:, :, 0] * d**-0.5).type_as(keys).transpose(0, 1).index_select(1, story).view(-1, d)
+    weights = F.embedding_bag(key_rows, keys.view(-1, PAGE), mode='sum', per_sample_weights=query).view(H, -1, PAGE).float()
+    weights += empty
+    stories = story.expand(H, -1)
+    weights -= weights.new_full((H, B), -torch.inf).scatter_reduce_(1, stories, weights.amax(-1), 'amax').index_select(1, story)[..., None]
+    weights.exp_()
+    weights /= weights.new_zeros(H, B).scatter_add_(1, stories, weights.sum(-1)).index_select(1, story)[..., None]
+    y = F.embedding_bag(value_rows, values.view(-1, d), first, mode='sum', per_sample_weights=weights.type_as(values).flatten())
+    return y.view(H, B, 1, d).transpose(0, 1)
 
 
 class Attention(nn.Module):
@@ -115,8 +123,8 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (make_norm(self.head_size), make_norm(self.head_size)) if args['qk_norm'] else (None, None)
         self.dropout = args['dropout']
 
-    def forward(self, x, rope, mask=None, cache=None, at=0):
-        """x: (B, T, C). cache: keys and values (2, B, n_kv_head, S, d), of which columns at … at + T are filled here, or those of attend_paged."""
+    def forward(self, x, rope, cached=None, layer=0):
+        """x: (B, T, C). cached: a function that attends instead of attend(), from what it keeps of this layer."""
         B, T, C = x.shape
         qk, v = self.qkv(x).view(B, T, -1, self.head_size).split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm:
@@ -125,13 +133,7 @@ class Attention(nn.Module):
         if rope:
             qk = rotate(qk, *rope)
         q, k, v = *qk.transpose(1, 2).split([self.n_head, self.n_kv_head], dim=1), v.transpose(1, 2)
-        if cache is not None and cache.size(4) > self.head_size:
-            y = attend_paged(q, k, v, mask, cache, at)
-        else:
-            if cache is not None:
-                cache[0, :, :, at:at + T], cache[1, :, :, at:at + T] = k, v
-                q, (k, v) = q.type_as(cache), cache[:, :, :, :at + T]
-            y = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        y = cached(layer, q, k, v) if cached else attend(q, k, v, None, self.dropout if self.training else 0.0)
         return F.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C).type_as(x)), self.dropout, self.training)
 
 
@@ -243,10 +245,10 @@ class GPT(nn.Module):
         """How many weights it has; tied ones count once."""
         return sum(p.numel() for p in self.parameters())
 
-    def hidden(self, ids, positions=None, mask=None, cache=None, at=0):
-        """The stream after the last norm. ids: (B, T). positions: (B, T), 0 … T-1 when not given. -> (B, T, n_embd)"""
-        x = self.wte(ids)
+    def hidden(self, ids, positions=None, cached=None):
+        """The stream after the last norm. ids: (B, T). positions: (B, T), 0 … T-1 when not given. cached: see Attention. -> (B, T, n_embd)"""
         where = slice(ids.size(1)) if positions is None else positions
+        x = self.wte(ids)
         if self.wpe:
             x = x + self.wpe.weight[where]
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
@@ -255,7 +257,7 @@ class GPT(nn.Module):
         x = F.dropout(x, self.args['dropout'], self.training)
         rope = None if self.wpe else (self.cos[where].to(dtype), self.sin[where].to(dtype))
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, mask, None if cache is None else cache[i], at)
+            x = block(x, rope, cached, i)
         return self.norm(x)
 
     def forward(self, ids, targets=None):
@@ -265,10 +267,11 @@ class GPT(nn.Module):
 
     @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, eos=None, seeds=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
-                 repetition_penalty=1.0, no_repeat_ngram=0, bad_words=()):
+                 repetition_penalty=1.0, no_repeat_ngram=0, bad_words=(), side_by_side=0):
         """Continue prompts side by side: yields, a step at a time, the list of (prompt's index, new token id).
 
-        prompts: lists of ids, of any lengths from 1. Whenever a story fills block_size, the model goes on from its last half.
+        prompts: lists of ids, of any lengths from 1. side_by_side: how many at once, 0: all; where one has ended the next begins.
+        Whenever a story fills block_size, the model goes on from its last half.
         eos: the id with which a story ends (it is yielded too). seeds: an int a prompt: a story depends on its own seed,
         prompt and the settings, not on its neighbours (but for rounding: sharp in float32).
         temperature: 0 takes the likeliest token. top_k (Fan et al. 2018), top_p (Holtzman et al. 2020) and min_p
@@ -278,82 +281,121 @@ class GPT(nn.Module):
         device, block_size = next(self.parameters()).device, self.args['block_size']
         if not prompts or not all(prompts):
             raise ValueError('generate wants prompts of at least one token each')
-        stories = [list(prompt) for prompt in prompts]
+        stories, lengths = [list(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
         begin = [0] * len(stories)  # the first token that the model still sees of each
         seeds = seeds if seeds is not None else range(len(prompts))
-        chance = torch.stack([torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]).to(device)
         head = self.head
         if device.type == 'cpu' and type(head) is nn.Linear:  # for few rows the product with the matrix turned over is up to three times as fast
             turned = head.weight.t().contiguous()
 
             def head(x):
                 return x @ turned
-        rows = list(range(len(prompts)))  # whose story each row of the batch is
-        cache, at, token = None, 0, None  # at: columns of the cache that are filled
-        for step in range(max_new_tokens):
-            if cache is None or at == block_size:  # read the prompts, or the last half of stories that filled the cache
-                begin = [b if len(story) - b <= block_size else len(story) - (block_size // 2 or 1) for b, story in zip(begin, stories)]
-                recent = [stories[row][begin[row]:] for row in rows]
-                at = max(map(len, recent))
-                pad = torch.tensor([at - len(story) for story in recent], device=device)
-                ids = torch.tensor([[0] * (at - len(story)) + story for story in recent], device=device)
-                cache = self.new_cache(len(rows), min(block_size, at + max_new_tokens - step))
-                positions, mask = self.columns(pad, 0, at)
-                x = self.hidden(ids, positions, mask, cache)[:, -1]
-            else:
-                positions, mask = self.columns(pad, at, 1)
-                x = self.hidden(token[:, None], positions, mask, cache, at)[:, -1]
-                at += 1
-            logits, tokens = head(x), []
-            n = max(1, (2**26 if x.is_cuda else 2**18) // logits.size(1))  # of which the probabilities stay in a CPU's cache
-            for i in range(0, len(rows), n):
-                some = restrain(logits[i:i + n].float(), [stories[row] for row in rows[i:i + n]], repetition_penalty, no_repeat_ngram, bad_words)
-                tokens.append(choose(some, chance[rows[i:i + n], step], temperature, top_k, top_p, min_p))
-            token = torch.cat(tokens)
-            new = list(zip(rows, token.tolist()))
-            for row, t in new:
-                stories[row].append(t)
-            yield new
-            alive = [i for i, (row, t) in enumerate(new) if t != eos]
-            if not alive:
-                return
-            if len(alive) < len(rows):  # the last rows take the places of those that have ended, so that few are copied
-                places, last = set(alive), [i for i in alive if i >= len(alive)]
-                alive = [i if i in places else last.pop() for i in range(len(alive))]
-                cache, pad, token = self.keep(cache, alive, at), pad[alive], token[alive]
-                rows = [rows[i] for i in alive]
+        n, waiting = side_by_side or len(stories), iter(range(len(stories)))
+        while rows := list(itertools.islice(waiting, n)):  # whose story each row of the batch is, None where it has ended
+            cache = self.new_cache(len(rows), min(block_size, max(lengths) + max_new_tokens))
+            at = [0] * len(rows)  # columns of the cache that are filled, 0 before the story is read
+            chance = torch.empty(len(rows), max_new_tokens, device=device)
+            token = torch.zeros(len(rows), dtype=torch.long, device=device)
+            while rows:
+                now = [i for i, columns in enumerate(at) if columns]
+                unread = [i for i, row in enumerate(rows) if row is not None and not at[i]]
+                few = len(rows) / 16 if self.refills else 1  # for less it is not worth while to read prompts, or to copy rows
+                if unread and (not now or self.refills and len(unread) >= few):
+                    now = unread
+                    for row in (rows[i] for i in now):
+                        if len(stories[row]) - begin[row] > block_size:
+                            begin[row] = len(stories[row]) - (block_size // 2 or 1)
+                    generators = [torch.Generator().manual_seed(seeds[rows[i]]) for i in now]
+                    chance[now] = torch.stack([torch.rand(max_new_tokens, generator=generator) for generator in generators]).to(device)
+                    x, columns = self.read([stories[rows[i]][begin[rows[i]]:] for i in now], cache, now)
+                    for i, n_columns in zip(now, columns):
+                        at[i] = n_columns
+                else:
+                    x = self.step(token, at, cache)
+                    x = x if len(now) == len(rows) else x[now]
+                    for i in now:
+                        at[i] += 1
+                drawn = chance[now, [len(stories[rows[i]]) - lengths[rows[i]] for i in now]]
+                logits, tokens = head(x), []
+                some = max(1, (2**26 if x.is_cuda else 2**18) // logits.size(1))  # of which the probabilities stay in a CPU's cache
+                for i in range(0, len(now), some):
+                    part = restrain(logits[i:i + some].float(), [stories[rows[j]] for j in now[i:i + some]], repetition_penalty, no_repeat_ngram, bad_words)
+                    tokens.append(choose(part, drawn[i:i + some], temperature, top_k, top_p, min_p))
+                token[now] = torch.cat(tokens)
+                new = [(rows[i], t) for i, t in zip(now, torch.cat(tokens).tolist())]
+                for i, (row, t) in zip(now, new):
+                    stories[row].append(t)
+                    if t == eos or len(stories[row]) == lengths[row] + max_new_tokens:
+                        rows[i], at[i] = next(waiting, None) if self.refills else None, 0
+                    elif at[i] == block_size:
+                        at[i] = 0  # to be read anew, from its last half
+                yield new
+                if rows.count(None) >= few:  # the last rows take the places of those that have ended, so that few are copied
+                    alive = [i for i, row in enumerate(rows) if row is not None]
+                    places, last = set(alive), [i for i in alive if i >= len(alive)]
+                    alive = [i if i in places else last.pop() for i in range(len(alive))]
+                    cache, chance, token = self.keep(cache, alive), chance[alive], token[alive]
+                    rows, at = [rows[i] for i in alive], [at[i] for i in alive]
+
+    refills = True  # whether a story can begin while others go on
 
     def new_cache(self, n, size):
-        """Keys and values of n stories: (n_layer, 2, n, n_kv_head, size, head size), or for many on a CPU in pages, as attend_paged reads them.
+        """Keys and values of n stories, each (n_layer, n, n_kv_head, size, head size), or for many on a CPU in pages, as attend_paged reads them.
 
         On a CPU they are in float32, whose attention is quicker there than bfloat16's; the pages of a model in bfloat16 are in float16, the finer one.
         """
         a, like = self.args, self.wte.weight
-        shape, dtype = (size, a['n_embd'] // a['n_head']), like.dtype
+        d, n_pages, dtype = a['n_embd'] // a['n_head'], -(-size // PAGE), like.dtype
+        paged = like.is_cpu and n >= 8 and torch.backends.cpu.get_cpu_capability().startswith('AVX')
         if like.is_cpu:
-            paged = n >= 8 and torch.backends.cpu.get_cpu_capability().startswith('AVX')
-            shape = (-(-size // PAGE), PAGE * shape[1]) if paged else shape
             dtype = torch.float16 if paged and dtype.itemsize == 2 else torch.promote_types(dtype, torch.float32)
-        return torch.zeros(a['n_layer'], 2, n, a['n_kv_head'], *shape, dtype=dtype, device=like.device)
+        shapes = [(n_pages, d, PAGE), (n_pages * PAGE, d)] if paged else [(size, d)] * 2
+        return [torch.zeros(a['n_layer'], n, a['n_kv_head'], *shape, dtype=dtype, device=like.device) for shape in shapes]
 
-    def keep(self, cache, rows, at):
-        """The keys and values of these rows alone, of whose columns `at` are filled."""
-        filled = -(-at // PAGE) if cache.size(5) > self.args['n_embd'] // self.args['n_head'] else at
-        for i, row in enumerate(rows):
-            if i != row:
-                cache[:, :, i, :, :filled] = cache[:, :, row, :, :filled]
-        return cache[:, :, :len(rows)]
+    def read(self, prompts, cache, rows):
+        """Read prompts, lists of ids, into these rows of the cache -> the stream at the last token of each, (B, n_embd), and the columns that each fills."""
+        keys, values = cache
+        columns = [len(prompt) for prompt in prompts]
+        ids = torch.tensor([prompt + [0] * (max(columns) - len(prompt)) for prompt in prompts], device=keys.device)  # no token looks at those behind it
 
-    def columns(self, pad, at, n):
-        """Of n columns from `at` on, in rows with `pad` empty columns at their left: positions (B, n), mask (B, 1, n, at + n).
+        def attend_and_keep(layer, q, k, v):
+            values[layer][rows, :, :v.size(2)] = v.type_as(values)
+            if keys.dim() == 6:  # in pages
+                for page, some in enumerate(k.type_as(keys).split(PAGE, dim=2)):
+                    keys[layer][rows, :, page, :, :some.size(2)] = some.mT
+            else:
+                keys[layer][rows, :, :k.size(2)] = k.type_as(keys)
+            return attend(q, k, v, None, 0.0)
 
-        Both are None where every row is full and the plain causal order will do.
-        """
-        if not pad.any():
-            return (None, None) if at == 0 else (torch.arange(at, at + n, device=pad.device).expand(len(pad), n), None)
-        query, key = torch.arange(at, at + n, device=pad.device), torch.arange(at + n, device=pad.device)
-        seen = (key >= pad[:, None])[:, None] & (key <= query[:, None]) | (key == query[:, None])  # an empty column sees itself, or it would be nan
-        return (query - pad[:, None]).clamp(min=0), seen[:, None]
+        return self.hidden(ids, cached=attend_and_keep)[range(len(ids)), [n - 1 for n in columns]], columns
+
+    def step(self, token, at, cache):
+        """Read the next token of each story, (B,), of which at[i] columns of the cache are filled -> the stream, (B, n_embd)."""
+        keys, values = cache
+        position, n = torch.tensor(at, device=token.device), max(at) + 1
+        if keys.dim() == 6:  # in pages
+            columns = paged_columns(position, self.args['n_head'], keys)
+
+            def cached(layer, q, k, v):
+                return attend_paged(q, k, v, keys[layer], values[layer], position, *columns)
+        else:
+            alike = n == min(at) + 1
+            column = (slice(None), slice(None), n - 1) if alike else (torch.arange(len(at), device=token.device), slice(None), position)
+            mask = None if alike else (torch.arange(n, device=token.device) <= position[:, None])[:, None, None]
+
+            def cached(layer, q, k, v):
+                keys[layer][column], values[layer][column] = k[:, :, 0].type_as(keys), v[:, :, 0].type_as(values)
+                return attend(q.type_as(keys), keys[layer, :, :, :n], values[layer, :, :, :n], mask, 0.0)
+
+        return self.hidden(token[:, None], position[:, None], cached)[:, -1]
+
+    def keep(self, cache, rows):
+        """The keys and values of these rows alone."""
+        for kind in cache:
+            for i, row in enumerate(rows):
+                if i != row:
+                    kind[:, i] = kind[:, row]
+        return [kind[:, :len(rows)] for kind in cache]
 
 
 def learn_bigrams(model, tokens, steps, seed, amp):
@@ -390,6 +432,7 @@ class Foreign(nn.Module):
     """Any other causal language model, in Transformers' own class, with so much of GPT's face as telling and measuring a loss take."""
 
     generate, n_params = GPT.generate, GPT.n_params
+    refills = False  # Transformers' caches grow for all stories alike
 
     def __init__(self, folder):
         import transformers
@@ -398,30 +441,40 @@ class Foreign(nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
             self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-        self.new_cache = lambda n, size: transformers.DynamicCache(config=self.theirs.config)
         self.places = 'position_ids' in inspect.signature(self.theirs.forward).parameters  # others count for themselves
         self.head = nn.Identity()
         config = self.theirs.config
         self.args = {'vocab_size': config.vocab_size, 'block_size': getattr(config, 'max_position_embeddings', 2048),
                      'n_layer': config.num_hidden_layers, 'n_embd': config.hidden_size}
 
-    def hidden(self, ids, positions=None, mask=None, cache=None, at=0):
-        """The logits, (B, T, vocab_size): Transformers keeps what is below them to itself."""
-        return self.theirs(ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None,
-                           **({'position_ids': positions} if self.places else {})).logits
-
     def forward(self, ids, targets=None):
-        logits = self.hidden(ids)
+        logits = self.theirs(ids, use_cache=False).logits
         return logits if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    def keep(self, cache, rows, at):
-        cache.batch_select_indices(torch.tensor(rows, device=next(self.parameters()).device))
-        return cache
+    def new_cache(self, n, size):
+        return {}
 
-    def columns(self, pad, at, n):
-        """As GPT's, but the mask is Transformers': (B, at + n), 0 where a column is empty."""
-        key = torch.arange(at + n, device=pad.device)
-        return (key[at:] - pad[:, None]).clamp(min=0), (key >= pad[:, None]).long()
+    def read(self, prompts, cache, rows):
+        """As GPT's, but the logits, (B, vocab_size), for Transformers keeps what is below them to itself; all rows at once, with empty columns at the left."""
+        import transformers
+        longest, device = max(map(len, prompts)), next(self.parameters()).device
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+        position = torch.arange(longest, device=device) - torch.tensor([[longest - len(prompt)] for prompt in prompts], device=device)
+        cache['keys'], cache['mask'] = transformers.DynamicCache(config=self.theirs.config), (position >= 0).long()
+        return self.logits(ids, position.clamp(min=0), cache), [longest] * len(ids)
+
+    def step(self, token, at, cache):
+        position, cache['mask'] = cache['mask'].sum(1, keepdim=True), F.pad(cache['mask'], (0, 1), value=1)
+        return self.logits(token[:, None], position, cache)
+
+    def logits(self, ids, positions, cache):
+        places = {'position_ids': positions} if self.places else {}
+        return self.theirs(ids, attention_mask=cache['mask'], past_key_values=cache['keys'], **places).logits[:, -1]
+
+    def keep(self, cache, rows):
+        rows = torch.tensor(rows, dtype=torch.long, device=cache['mask'].device)
+        cache['keys'].batch_select_indices(rows)
+        return cache | {'mask': cache['mask'][rows]}
 
 
 class Int8Linear(nn.Module):

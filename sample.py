@@ -116,20 +116,21 @@ if lost := next((story['prompt'] for story, head in zip(stories, heads) if story
 
 
 def told(some):
-    """Continue some stories, filling them in: yields after every step, with the number of new tokens."""
+    """Continue some stories, filling them in: yields after every step, with the number of stories that have ended."""
     new_ids = [[] for _ in some]
     for new in model.generate([heads[story['id']] for story in some], max_new_tokens, tokenizer.eos, [story['seed'] for story in some],
-                              temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram, bad_ids):
+                              temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram, bad_ids, batch_size):
+        ended = 0
         for row, token in new:
             if token == tokenizer.eos:
                 some[row]['ended'] = 'eos'
             else:
                 new_ids[row].append(token)
-        if len(some) == 1:
-            some[0]['story'] = tokenizer.decode(heads[some[0]['id']] + new_ids[0])
-        yield len(new)
-    for story, ids in zip(some, new_ids):
-        story['story'] = tokenizer.decode(heads[story['id']] + ids)
+            done = token == tokenizer.eos or len(new_ids[row]) == max_new_tokens
+            if done or len(some) == 1:
+                some[row]['story'] = tokenizer.decode(heads[some[row]['id']] + new_ids[row])
+            ended += done
+        yield ended
 
 
 if len(stories) == 1 and not out and world_size == 1:  # as it comes
@@ -141,13 +142,11 @@ if len(stories) == 1 and not out and world_size == 1:  # as it comes
     print(stories[0]['story'][shown:])
     sys.exit(0)
 
-mine = sorted(stories, key=lambda story: len(heads[story['id']]))[rank::world_size]  # little padding, and a like share for each process
+mine = sorted(stories, key=lambda story: len(heads[story['id']]))[rank::world_size]  # little padding, like shares
 with tqdm(total=len(mine), unit=' stories', desc=(out or 'telling') + (f', process 1 of {world_size}' if world_size > 1 else ''),
           smoothing=0.1, disable=rank > 0) as bar:
-    for i in range(0, len(mine), batch_size):
-        for _ in told(mine[i:i + batch_size]):
-            pass
-        bar.update(len(mine[i:i + batch_size]))
+    for ended in told(mine):
+        bar.update(ended)
 if world_size > 1:
     dist.init_process_group('gloo', timeout=datetime.timedelta(days=1))  # for which the quickest waits for the slowest
     parts = [None] * world_size

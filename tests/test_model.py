@@ -87,17 +87,20 @@ def test_a_story_does_not_depend_on_its_batch(pair):
     settings = {'temperature': 0.7, 'top_k': 50, 'top_p': 0.9, 'min_p': 0.01}
     together = stories(ours, PROMPTS * 3, n=80, seeds=range(9), eos=eos, **settings)  # far beyond block_size, with early ends
     assert together == [stories(ours, [p], n=80, seeds=[s], eos=eos, **settings)[0] for s, p in enumerate(PROMPTS * 3)]
+    assert together == stories(ours, PROMPTS * 3, n=80, seeds=range(9), eos=eos, side_by_side=4, **settings)
     assert len({tuple(s) for s in together}) > 4
 
 
 def test_rows_that_end_make_room_for_the_last_ones():
     """Sharp in float64: every story of a large batch, in which they end at any time, is what it is alone."""
     torch.manual_seed(0)
-    model = GPT(vocab_size=20, block_size=80, n_layer=2, n_head=4, n_embd=32, n_kv_head=2, qk_norm=True).double().eval()  # 80: keys lie in pages of 64
+    model = GPT(vocab_size=20, block_size=80, n_layer=2, n_head=4, n_embd=32, n_kv_head=2, qk_norm=True).double().eval()  # 80: keys lie in pages of 32
     prompts = [[4 + i % 7] * (1 + i % 5) for i in range(30)]
     together = stories(model, prompts, n=90, seeds=range(30), eos=3)
     assert together == [stories(model, [prompt], n=90, seeds=[seed], eos=3)[0] for seed, prompt in enumerate(prompts)]
     assert len({len(story) for story in together}) > 12
+    for side_by_side in (3, 20):  # where one ends the next begins, in rows that lie together (3) and in pages (20)
+        assert stories(model, prompts, n=90, seeds=range(30), eos=3, side_by_side=side_by_side) == together
 
 
 def test_many_in_bfloat16_are_told_as_in_float32():
