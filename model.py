@@ -281,6 +281,8 @@ class GPT(nn.Module):
         device, block_size = next(self.parameters()).device, self.args['block_size']
         if not prompts or not all(prompts):
             raise ValueError('generate wants prompts of at least one token each')
+        if max_new_tokens < 1:
+            return
         stories, lengths = [list(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
         begin = [0] * len(stories)  # the first token that the model still sees of each
         seeds = seeds if seeds is not None else range(len(prompts))
