@@ -55,6 +55,7 @@ from tqdm import tqdm
 
 import jsonl
 from checkpoint import load, load_checkpoint
+from generation import generate
 from model import GPT, choose_device, matrix_rate, quantize_int8
 from tokenizer import load as load_tokenizer
 
@@ -181,7 +182,7 @@ def evaluate(model):
 def tell(model, n):
     """New tokens a second of n stories side by side."""
     def stories():
-        for _ in model.generate([[meta['bos']]] * n, new_tokens, seeds=range(n), temperature=0.8):
+        for _ in generate(model, [[meta['bos']]] * n, new_tokens, seeds=range(n), temperature=0.8):
             pass
     return n * new_tokens / seconds(stories)
 
@@ -211,7 +212,7 @@ def grow():
     model = GPT(vocab_size=vocab_size, block_size=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd).to(device).eval()
     for n in batches:
         times = [time.perf_counter()]
-        for _ in model.generate([[1]] * n, 1000, seeds=range(n)):
+        for _ in generate(model, [[1]] * n, 1000, seeds=range(n)):
             times.append(time.perf_counter())
         rates = [100 * n / (times[i + 100] - times[i]) for i in range(0, 1000, 100)]
         axes[0, -1].loglog(range(100, 1001, 100), rates, marker='o', label=f'{n} side by side')

@@ -80,6 +80,7 @@ from safetensors import SafetensorError
 import jsonl
 import measures
 from checkpoint import hf_names, load
+from generation import generate
 from model import GPT
 from tokenizer import WORDS
 
@@ -318,7 +319,7 @@ def tell():
     if n < 1:
         fail(f'start is {len(head)} tokens long; this model reads {a["block_size"]}, the story included')
     stories = [[*head] for _ in range(examples)]
-    for new in model.generate(stories, n, tokenizer.eos, range(seed, seed + examples), temperature) if examples else ():
+    for new in generate(model, stories, n, tokenizer.eos, range(seed, seed + examples), temperature) if examples else ():
         for row, token in new:
             stories[row].append(token)
     return [tokenizer.decode(story) for story in stories]

@@ -1,17 +1,13 @@
 """
-The GPT: what it is, how it learns (forward with a loss, learn_bigrams), how it tells a story (generate).
+The GPT: what it is, and how it learns (forward with a loss, learn_bigrams).
 
 Notable choices, each a keyword of GPT:
 - the default is Llama's block: RMSNorm, rotary positions, SwiGLU, no biases; heads may share keys and values (n_kv_head)
 - norm='layernorm', position='learned', mlp='gelu_new', bias=True is GPT-2; with bias=False and mlp='gelu' it is nanoGPT's
 - qk_norm=True is Qwen3's; mlp='relu2' learns sooner than SwiGLU on a CPU, and is a gate equal to what it gates, with a ReLU, in those classes
 so that weights can be exchanged with Hugging Face's classes of those names.
-
-Generation keeps keys and values, works on many stories at once, of which one that ends makes room for the next, and gives each a random stream of its own.
 """
 
-import inspect
-import itertools
 import sys
 import time
 import warnings
@@ -74,43 +70,6 @@ def attend(q, k, v, mask, dropout):
         scores = torch.baddbmm(later, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=d**-0.5)
         return (scores.softmax(-1) @ v.flatten(0, 1)).view(B, H, T, d)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != k.size(1))
-
-
-PAGE = 32  # columns of a paged cache that lie together
-
-
-def paged_columns(at, n_head, keys):
-    """What attend_paged reads for stories of which `at` (B,) columns are filled, from a cache of such keys, for all layers: see there."""
-    _, _, n_kv_head, n_pages, d, _ = keys.shape
-    n = at // PAGE + 1
-    story, before = torch.arange(len(at)).repeat_interleave(n), n.cumsum(0) - n  # of each page; pages of earlier stories
-    page = torch.arange(len(story)) - before[story]
-    head = torch.arange(n_head)[:, None]
-    table = ((story * n_kv_head + head // (n_head // n_kv_head)) * n_pages + page).int()[..., None]  # where the pages are that a head of queries reads
-    empty = torch.where(page[:, None] * PAGE + torch.arange(PAGE) > at[story, None], -torch.inf, 0.0)
-    key_rows, value_rows = table * d + torch.arange(d, dtype=torch.int32), table * PAGE + torch.arange(PAGE, dtype=torch.int32)
-    return story, key_rows.view(-1, d), empty, value_rows.flatten(), ((head * len(story) + before) * PAGE).int().flatten()
-
-
-def attend_paged(q, k, v, keys, values, at, story, key_rows, empty, value_rows, first):
-    """attend() for the next token of many stories on a CPU, whose k and v go into column at[i] of story i's.
-
-    What to read takes longer here than to compute. Nothing in torch reads a table of 16 bits as fast on a CPU as embedding_bag (FBGEMM), and attention
-    is two of its sums: of the rows of keys, turned over, weighted by the query, and of the rows of values, weighted by the softmax of that. Of each
-    story only the pages that it fills are read. keys: (B, n_kv_head, pages, d, PAGE); values: (B, n_kv_head, pages * PAGE, d).
-    """
-    B, H, _, d = q.shape
-    rows = torch.arange(B)
-    keys[rows, :, at // PAGE, :, at % PAGE], values[rows, :, at] = k[:, :, 0].type_as(keys), v[:, :, 0].type_as(values)
-    query = (q[:, :, 0] * d**-0.5).type_as(keys).transpose(0, 1).index_select(1, story).view(-1, d)
-    weights = F.embedding_bag(key_rows, keys.view(-1, PAGE), mode='sum', per_sample_weights=query).view(H, -1, PAGE).float()
-    weights += empty
-    stories = story.expand(H, -1)
-    weights -= weights.new_full((H, B), -torch.inf).scatter_reduce_(1, stories, weights.amax(-1), 'amax').index_select(1, story)[..., None]
-    weights.exp_()
-    weights /= weights.new_zeros(H, B).scatter_add_(1, stories, weights.sum(-1)).index_select(1, story)[..., None]
-    y = F.embedding_bag(value_rows, values.view(-1, d), first, mode='sum', per_sample_weights=weights.type_as(values).flatten())
-    return y.view(H, B, 1, d).transpose(0, 1)
 
 
 class Attention(nn.Module):
@@ -265,140 +224,6 @@ class GPT(nn.Module):
         x = self.hidden(ids)
         return self.head(x) if targets is None else LinearCrossEntropy.apply(x.flatten(0, 1), self.head.weight, targets.flatten())
 
-    @torch.inference_mode()
-    def generate(self, prompts, max_new_tokens, eos=None, seeds=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
-                 repetition_penalty=1.0, no_repeat_ngram=0, bad_words=(), side_by_side=0):
-        """Continue prompts side by side: yields, a step at a time, the list of (prompt's index, new token id).
-
-        prompts: lists of ids, of any lengths from 1. side_by_side: how many at once, 0: all; where one has ended the next begins.
-        Whenever a story fills block_size, the model goes on from its last half.
-        eos: the id with which a story ends (it is yielded too). seeds: an int a prompt: a story depends on its own seed,
-        prompt and the settings, not on its neighbours (but for rounding: sharp in float32).
-        temperature: 0 takes the likeliest token. top_k (Fan et al. 2018), top_p (Holtzman et al. 2020) and min_p
-        (Nguyen et al. 2024) narrow the choice, in this order. repetition_penalty: Keskar et al. 2019, prompt included.
-        no_repeat_ngram: no n tokens in a row come twice (Paulus et al. 2018). bad_words: lists of ids that must not come.
-        """
-        device, block_size = next(self.parameters()).device, self.args['block_size']
-        if not prompts or not all(prompts):
-            raise ValueError('generate wants prompts of at least one token each')
-        if max_new_tokens < 1:
-            return
-        stories, lengths = [list(prompt) for prompt in prompts], [len(prompt) for prompt in prompts]
-        begin = [0] * len(stories)  # the first token that the model still sees of each
-        seeds = seeds if seeds is not None else range(len(prompts))
-        head = self.head
-        if device.type == 'cpu' and type(head) is nn.Linear:  # for few rows the product with the matrix turned over is up to three times as fast
-            turned = head.weight.t().contiguous()
-
-            def head(x):
-                return x @ turned
-        n, waiting = side_by_side or len(stories), iter(range(len(stories)))
-        while rows := list(itertools.islice(waiting, n)):  # whose story each row of the batch is, None where it has ended
-            cache = self.new_cache(len(rows), min(block_size, max(lengths) + max_new_tokens))
-            at = [0] * len(rows)  # columns of the cache that are filled, 0 before the story is read
-            chance = torch.empty(len(rows), max_new_tokens, device=device)
-            token = torch.zeros(len(rows), dtype=torch.long, device=device)
-            while rows:
-                now = [i for i, columns in enumerate(at) if columns]
-                unread = [i for i, row in enumerate(rows) if row is not None and not at[i]]
-                few = len(rows) / 16 if self.refills else 1  # for less it is not worth while to read prompts, or to copy rows
-                if unread and (not now or self.refills and len(unread) >= few):
-                    now = unread
-                    for row in (rows[i] for i in now):
-                        if len(stories[row]) - begin[row] > block_size:
-                            begin[row] = len(stories[row]) - (block_size // 2 or 1)
-                    generators = [torch.Generator().manual_seed(seeds[rows[i]]) for i in now]
-                    chance[now] = torch.stack([torch.rand(max_new_tokens, generator=generator) for generator in generators]).to(device)
-                    x, columns = self.read([stories[rows[i]][begin[rows[i]]:] for i in now], cache, now)
-                    for i, n_columns in zip(now, columns):
-                        at[i] = n_columns
-                else:
-                    x = self.step(token, at, cache)
-                    x = x if len(now) == len(rows) else x[now]
-                    for i in now:
-                        at[i] += 1
-                drawn = chance[now, [len(stories[rows[i]]) - lengths[rows[i]] for i in now]]
-                logits, tokens = head(x), []
-                some = max(1, (2**26 if x.is_cuda else 2**18) // logits.size(1))  # of which the probabilities stay in a CPU's cache
-                for i in range(0, len(now), some):
-                    part = restrain(logits[i:i + some].float(), [stories[rows[j]] for j in now[i:i + some]], repetition_penalty, no_repeat_ngram, bad_words)
-                    tokens.append(choose(part, drawn[i:i + some], temperature, top_k, top_p, min_p))
-                token[now] = torch.cat(tokens)
-                new = [(rows[i], t) for i, t in zip(now, torch.cat(tokens).tolist())]
-                for i, (row, t) in zip(now, new):
-                    stories[row].append(t)
-                    if t == eos or len(stories[row]) == lengths[row] + max_new_tokens:
-                        rows[i], at[i] = next(waiting, None) if self.refills else None, 0
-                    elif at[i] == block_size:
-                        at[i] = 0  # to be read anew, from its last half
-                yield new
-                if rows.count(None) >= few:  # the last rows take the places of those that have ended, so that few are copied
-                    alive = [i for i, row in enumerate(rows) if row is not None]
-                    places, last = set(alive), [i for i in alive if i >= len(alive)]
-                    alive = [i if i in places else last.pop() for i in range(len(alive))]
-                    cache, chance, token = self.keep(cache, alive), chance[alive], token[alive]
-                    rows, at = [rows[i] for i in alive], [at[i] for i in alive]
-
-    refills = True  # whether a story can begin while others go on
-
-    def new_cache(self, n, size):
-        """Keys and values of n stories, each (n_layer, n, n_kv_head, size, head size), or for many on a CPU in pages, as attend_paged reads them.
-
-        On a CPU they are in float32, whose attention is quicker there than bfloat16's; the pages of a model in bfloat16 are in float16, the finer one.
-        """
-        a, like = self.args, self.wte.weight
-        d, n_pages, dtype = a['n_embd'] // a['n_head'], -(-size // PAGE), like.dtype
-        paged = like.is_cpu and n >= 8 and torch.backends.cpu.get_cpu_capability().startswith('AVX')
-        if like.is_cpu:
-            dtype = torch.float16 if paged and dtype.itemsize == 2 else torch.promote_types(dtype, torch.float32)
-        shapes = [(n_pages, d, PAGE), (n_pages * PAGE, d)] if paged else [(size, d)] * 2
-        return [torch.zeros(a['n_layer'], n, a['n_kv_head'], *shape, dtype=dtype, device=like.device) for shape in shapes]
-
-    def read(self, prompts, cache, rows):
-        """Read prompts, lists of ids, into these rows of the cache -> the stream at the last token of each, (B, n_embd), and the columns that each fills."""
-        keys, values = cache
-        columns = [len(prompt) for prompt in prompts]
-        ids = torch.tensor([prompt + [0] * (max(columns) - len(prompt)) for prompt in prompts], device=keys.device)  # no token looks at those behind it
-
-        def attend_and_keep(layer, q, k, v):
-            values[layer][rows, :, :v.size(2)] = v.type_as(values)
-            if keys.dim() == 6:  # in pages
-                for page, some in enumerate(k.type_as(keys).split(PAGE, dim=2)):
-                    keys[layer][rows, :, page, :, :some.size(2)] = some.mT
-            else:
-                keys[layer][rows, :, :k.size(2)] = k.type_as(keys)
-            return attend(q, k, v, None, 0.0)
-
-        return self.hidden(ids, cached=attend_and_keep)[range(len(ids)), [n - 1 for n in columns]], columns
-
-    def step(self, token, at, cache):
-        """Read the next token of each story, (B,), of which at[i] columns of the cache are filled -> the stream, (B, n_embd)."""
-        keys, values = cache
-        position, n = torch.tensor(at, device=token.device), max(at) + 1
-        if keys.dim() == 6:  # in pages
-            columns = paged_columns(position, self.args['n_head'], keys)
-
-            def cached(layer, q, k, v):
-                return attend_paged(q, k, v, keys[layer], values[layer], position, *columns)
-        else:
-            alike = n == min(at) + 1
-            column = (slice(None), slice(None), n - 1) if alike else (torch.arange(len(at), device=token.device), slice(None), position)
-            mask = None if alike else (torch.arange(n, device=token.device) <= position[:, None])[:, None, None]
-
-            def cached(layer, q, k, v):
-                keys[layer][column], values[layer][column] = k[:, :, 0].type_as(keys), v[:, :, 0].type_as(values)
-                return attend(q.type_as(keys), keys[layer, :, :, :n], values[layer, :, :, :n], mask, 0.0)
-
-        return self.hidden(token[:, None], position[:, None], cached)[:, -1]
-
-    def keep(self, cache, rows):
-        """The keys and values of these rows alone."""
-        for kind in cache:
-            for i, row in enumerate(rows):
-                if i != row:
-                    kind[:, i] = kind[:, row]
-        return [kind[:, :len(rows)] for kind in cache]
-
 
 def learn_bigrams(model, tokens, steps, seed, amp):
     """Have embedding and head of a new GPT, without the blocks between them, learn which token follows which.
@@ -433,8 +258,7 @@ def learn_bigrams(model, tokens, steps, seed, amp):
 class Foreign(nn.Module):
     """Any other causal language model, in Transformers' own class, with so much of GPT's face as telling and measuring a loss take."""
 
-    generate, n_params = GPT.generate, GPT.n_params
-    refills = False  # Transformers' caches grow for all stories alike
+    n_params = GPT.n_params
 
     def __init__(self, folder):
         import transformers
@@ -443,8 +267,6 @@ class Foreign(nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
             self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-        self.places = 'position_ids' in inspect.signature(self.theirs.forward).parameters  # others count for themselves
-        self.head = nn.Identity()
         config = self.theirs.config
         self.args = {'vocab_size': config.vocab_size, 'block_size': getattr(config, 'max_position_embeddings', 2048),
                      'n_layer': config.num_hidden_layers, 'n_embd': config.hidden_size}
@@ -452,31 +274,6 @@ class Foreign(nn.Module):
     def forward(self, ids, targets=None):
         logits = self.theirs(ids, use_cache=False).logits
         return logits if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-    def new_cache(self, n, size):
-        return {}
-
-    def read(self, prompts, cache, rows):
-        """As GPT's, but the logits, (B, vocab_size), for Transformers keeps what is below them to itself; all rows at once, with empty columns at the left."""
-        import transformers
-        longest, device = max(map(len, prompts)), next(self.parameters()).device
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-        position = torch.arange(longest, device=device) - torch.tensor([[longest - len(prompt)] for prompt in prompts], device=device)
-        cache['keys'], cache['mask'] = transformers.DynamicCache(config=self.theirs.config), (position >= 0).long()
-        return self.logits(ids, position.clamp(min=0), cache), [longest] * len(ids)
-
-    def step(self, token, at, cache):
-        position, cache['mask'] = cache['mask'].sum(1, keepdim=True), F.pad(cache['mask'], (0, 1), value=1)
-        return self.logits(token[:, None], position, cache)
-
-    def logits(self, ids, positions, cache):
-        places = {'position_ids': positions} if self.places else {}
-        return self.theirs(ids, attention_mask=cache['mask'], past_key_values=cache['keys'], **places).logits[:, -1]
-
-    def keep(self, cache, rows):
-        rows = torch.tensor(rows, dtype=torch.long, device=cache['mask'].device)
-        cache['keys'].batch_select_indices(rows)
-        return cache | {'mask': cache['mask'][rows]}
 
 
 class Int8Linear(nn.Module):
@@ -501,40 +298,6 @@ def quantize_int8(model):
             if type(child) is nn.Linear:
                 setattr(module, name, Int8Linear(child))
     return model.to(torch.bfloat16)
-
-
-def restrain(logits, history, repetition_penalty, no_repeat_ngram, bad_words):
-    """Logits (B, vocab_size) with what must not or should rather not come after these histories (lists of ids) lowered."""
-    if repetition_penalty == 1.0 and not no_repeat_ngram and not bad_words:
-        return logits
-    for row, ids in enumerate(history):
-        if repetition_penalty != 1.0 and ids:
-            seen = torch.tensor(sorted(set(ids)), device=logits.device)
-            score = logits[row, seen]
-            logits[row, seen] = torch.where(score > 0, score / repetition_penalty, score * repetition_penalty)
-        banned = [word[-1] for word in bad_words if len(word) == 1 or ids[1 - len(word):] == list(word[:-1])]
-        if no_repeat_ngram and len(ids) >= no_repeat_ngram:
-            n = no_repeat_ngram - 1
-            banned += [ids[i + n] for i in range(len(ids) - n) if ids[i:i + n] == ids[len(ids) - n:]]
-        logits[row, banned] = -torch.inf
-    return logits
-
-
-def choose(logits, chance, temperature, top_k, top_p, min_p):
-    """One token a row, by inverse transform sampling. logits: (B, vocab_size); chance: (B,) from [0, 1) -> (B,)"""
-    if temperature < 1e-4:
-        return logits.argmax(-1)
-    probs = F.softmax(logits / temperature, dim=-1)
-    if top_k or top_p < 1:
-        likeliest = probs.topk(min(top_k or probs.size(-1), probs.size(-1))).values  # sorted
-        share = likeliest / likeliest.sum(-1, keepdim=True)
-        kept = (share.cumsum(-1) - share < top_p).sum(-1, keepdim=True)
-        probs = probs * (probs >= likeliest.gather(-1, kept - 1))  # in the vocabulary's order: as likely ones change places by rounding
-    if min_p:
-        probs = probs * (probs >= min_p * probs.max(-1, keepdim=True).values)
-    cumulative = probs.cumsum(-1)
-    place = torch.searchsorted(cumulative, (chance * cumulative[:, -1])[:, None], right=True)
-    return place.clamp(max=probs.size(-1) - 1).squeeze(-1)
 
 
 # -----------------------------------------------------------------------------

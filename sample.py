@@ -92,6 +92,7 @@ from tqdm import tqdm
 
 import jsonl
 from checkpoint import load
+from generation import generate
 from model import choose_device, quantize_int8
 
 if out and rank == 0:
@@ -118,7 +119,7 @@ if lost := next((story['prompt'] for story, head in zip(stories, heads) if story
 def told(some):
     """Continue some stories, filling them in: yields after every step, with the number of stories that have ended."""
     new_ids = [[] for _ in some]
-    for new in model.generate([heads[story['id']] for story in some], max_new_tokens, tokenizer.eos, [story['seed'] for story in some],
+    for new in generate(model, [heads[story['id']] for story in some], max_new_tokens, tokenizer.eos, [story['seed'] for story in some],
                               temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram, bad_ids, batch_size):
         ended = 0
         for row, token in new:

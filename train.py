@@ -230,6 +230,7 @@ from tqdm import tqdm
 import jsonl
 import report
 from checkpoint import add_lora, load, load_checkpoint, resized, restore, save_checkpoint
+from generation import generate
 from model import GPT, choose_device, learn_bigrams, matrix_rate, peak_memory
 
 if ddp and device in ('', 'cuda') and torch.cuda.is_available():
@@ -413,7 +414,7 @@ def evaluate():
 def tell():
     """A story by the model as it is now."""
     model.eval()
-    steps = model.generate([[tokenizer.bos]], min(256, block_size - 1), tokenizer.eos, seeds=[step], temperature=0.8)
+    steps = generate(model, [[tokenizer.bos]], min(256, block_size - 1), tokenizer.eos, seeds=[step], temperature=0.8)
     story = tokenizer.decode([token for new in steps for _, token in new])
     model.train()
     return story

@@ -15,6 +15,7 @@ from conftest import Project
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from checkpoint import load, save_checkpoint
+from generation import generate
 from model import GPT
 from tokenizer import load as load_tokenizer
 
@@ -73,7 +74,7 @@ def our_story(folder, prompt, n=60):
     """The ids of our greedy story, prompt and eos included."""
     model, tokenizer, _ = load(str(folder))
     ids = [tokenizer.bos, *tokenizer.encode(prompt)]
-    return ids + [token for new in model.generate([ids], n - len(ids), tokenizer.eos, temperature=0) for _, token in new]
+    return ids + [token for new in generate(model, [ids], n - len(ids), tokenizer.eos, temperature=0) for _, token in new]
 
 
 # -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from checkpoint import load, load_hf
+from generation import generate
 from model import GPT, LinearCrossEntropy, attend, quantize_int8
 from tokenizer import train as train_tokenizer
 
@@ -46,7 +47,7 @@ def pair(request, tmp_path_factory):
 def stories(model, prompts, n=40, **settings):
     """What generate yields, gathered by prompt."""
     gathered = [[] for _ in prompts]
-    for new in model.generate(prompts, n, **settings):
+    for new in generate(model, prompts, n, **settings):
         for row, token in new:
             gathered[row].append(token)
     return gathered

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from checkpoint import load
+from generation import generate
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +54,7 @@ def test_bad_words_and_repeats(trained):
     trained.run(*common, '--no_repeat_ngram=2', '--out=fresh.jsonl')
     model, tokenizer, _ = load(str(trained.path / 'out/teller'))
     rows, ids = trained.jsonl('fresh.jsonl'), [[tokenizer.bos, *tokenizer.encode('एक दिन')] for _ in range(8)]
-    for new in model.generate(ids, 100, tokenizer.eos, [row['seed'] for row in rows], temperature=0.8, no_repeat_ngram=2):
+    for new in generate(model, ids, 100, tokenizer.eos, [row['seed'] for row in rows], temperature=0.8, no_repeat_ngram=2):
         for i, token in new:
             ids[i].append(token)
     assert [tokenizer.decode(some) for some in ids] == [row['story'] for row in rows]  # in whose text, encoded anew, tokens may be cut elsewhere
