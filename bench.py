@@ -2,7 +2,7 @@
 Times every stage on this machine, beside what the machine could do at most and, if asked, beside what others do on it.
 
     python bench.py
-    python bench.py --peers=../peers          beside the git checkouts nanoGPT and llama2.c in that folder, and Transformers
+    python bench.py --peers=../peers          beside those of the git checkouts nanoGPT and llama2.c that are in that folder, and Transformers
     python bench.py --source=stories.jsonl --tokenizer=llama2.model --n_layer=6 --n_head=6 --n_embd=288 --stages="['generate']"
     python bench.py --stages="['grow']"       how speed and memory change with the width, depth, block, batch and length
 
@@ -25,7 +25,7 @@ import time
 # -----------------------------------------------------------------------------
 stages = ['compose', 'chat', 'prepare', 'train', 'evaluate', 'generate']  # what to time; also 'many' and 'grow', which take longer
 repetitions = 3
-peers = ''  # a folder with checkouts of karpathy/nanoGPT and karpathy/llama2.c
+peers = ''  # a folder with a checkout of karpathy/nanoGPT, of karpathy/llama2.c, or both
 out_dir = 'out/bench'
 source = ''  # stories for prepare.py; empty: 5,000 English ones of the grammar
 # the model
@@ -69,9 +69,11 @@ if not set(stages) <= set(known):
     fail(f'stages is {stages}; there is: {", ".join(known)}')
 if min(repetitions, steps, new_tokens, num_workers, *batches) < 1 or new_tokens >= block_size:
     fail('repetitions, steps, new_tokens, num_workers and batches are numbers from 1, and new_tokens is below block_size')
-for name in ('nanoGPT/train.py', 'llama2.c/run.c') if peers else ():
-    if not os.path.exists(os.path.join(peers, name)):
-        fail(f'{os.path.join(peers, name)} is missing; peers is a folder with git checkouts of nanoGPT and llama2.c')
+nanogpt, llama2c = (os.path.join(peers, name) if peers and os.path.exists(os.path.join(peers, name)) else '' for name in ('nanoGPT', 'llama2.c'))
+if peers and not nanogpt and not llama2c:
+    fail(f'{peers} holds neither nanoGPT nor llama2.c; peers is a folder with git checkouts of them')
+if llama2c and not shutil.which('cc'):
+    fail('run.c of llama2.c wants a C compiler, cc; install one or move llama2.c out of peers')
 device, dtype = choose_device(device, dtype)
 rows = []
 
@@ -151,6 +153,13 @@ def prepare():
     return sum(read_meta()['bytes'].values()) / 1e6 / taken
 
 
+def encode_raw():
+    """Megabytes a second of the tokenizers library alone, on all cores, which leaves what it made unread."""
+    from tokenizers import Tokenizer
+    bare, texts = Tokenizer.from_file(os.path.join(data, 'tokenizer.json')), [row['text'] for row in jsonl.read(source)]
+    return sum(len(text.encode()) for text in texts) / 1e6 / seconds(lambda: [bare.encode_batch_fast(texts[i:i + 1000]) for i in range(0, len(texts), 1000)])
+
+
 def read_meta():
     with open(meta_path, encoding='utf-8') as f:
         return json.load(f)
@@ -187,11 +196,18 @@ def tell(model, n):
     return n * new_tokens / seconds(stories)
 
 
-def tell_many(dtype):
-    """Stories a second of sample.py, three for each prompt, with its start and its end."""
-    return 3 * len(prompts) / seconds(run, 'sample.py', f'--init_from={model_dir or run_dir}', f'--start=FILE:{out_dir}/prompts.txt', '--num_samples=3',
-                                      f'--max_new_tokens={block_size - 16}', f'--batch_size={max(batches)}', f'--device={device}', f'--dtype={dtype}',
-                                      f'--out={out_dir}/many.jsonl')
+def count_new(stories):
+    """Tokens of stories without those of their prompts, which come three times each."""
+    return sum(map(len, spelling.encode_batch(stories))) - 3 * sum(map(len, spelling.encode_batch(prompts)))
+
+
+def tell_many(dtype, processes):
+    """New tokens a second of sample.py, three stories for each prompt, with its start and its end."""
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', '--'] if processes > 1 else []
+    taken = seconds(run, *torchrun, 'sample.py', f'--init_from={model_dir or run_dir}', f'--start=FILE:{out_dir}/prompts.txt', '--num_samples=3',
+                    f'--max_new_tokens={block_size - 16}', f'--batch_size={max(batches)}', f'--device={device}', f'--dtype={dtype}',
+                    f'--out={out_dir}/many.jsonl')
+    return count_new([row['story'] for row in jsonl.read(os.path.join(out_dir, 'many.jsonl'))]) / taken
 
 
 def grow():
@@ -235,7 +251,7 @@ def grow():
 def train_nanogpt(compile):
     """Tokens a second of nanoGPT's train.py on the same bins, by the median of its own step times. On a CPU it computes in float32."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(os.path.join(peers, 'nanoGPT'), folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.git'))
+        shutil.copytree(nanogpt, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.git'))
         shutil.copytree(data, os.path.join(folder, 'data', 'bench'))
         with open(os.path.join(folder, 'data', 'bench', 'meta.pkl'), 'wb') as f:
             pickle.dump({'vocab_size': meta['vocab_size']}, f)
@@ -248,11 +264,11 @@ def train_nanogpt(compile):
 
 
 def tell_nanogpt(n):
-    spec = importlib.util.spec_from_file_location('nanogpt', os.path.join(peers, 'nanoGPT', 'model.py'))
-    nanogpt = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nanogpt)
-    config = nanogpt.GPTConfig(block_size=block_size, vocab_size=meta['vocab_size'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, dropout=0.0, bias=False)
-    model = nanogpt.GPT(config).to(device).eval()
+    spec = importlib.util.spec_from_file_location('nanogpt_model', os.path.join(nanogpt, 'model.py'))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.GPTConfig(block_size=block_size, vocab_size=meta['vocab_size'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, dropout=0.0, bias=False)
+    model = module.GPT(config).to(device).eval()
     ids = torch.full((n, 1), meta['bos'], device=device)
     return lambda: n * new_tokens / seconds(model.generate, ids, new_tokens, 0.8)
 
@@ -267,19 +283,26 @@ def tell_transformers(n, dtype):
 
 
 def tell_many_transformers(n):
-    """Stories a second of a pipeline of Transformers in batches of n, prompts of a like length together."""
+    """New tokens a second of a pipeline of Transformers in batches of n, prompts of a like length together."""
     import transformers
     pipe = transformers.pipeline('text-generation', os.path.join(model_dir or run_dir, 'hf'), dtype=getattr(torch, dtype), device=device)
     pipe.tokenizer.padding_side, pipe.tokenizer.pad_token = 'left', pipe.tokenizer.eos_token
     thrice = sorted((prompt for prompt in prompts for _ in range(3)), key=len)
-    return lambda: len(thrice) / seconds(lambda: pipe(thrice, batch_size=n, do_sample=True, temperature=0.8, top_k=0, max_length=None,
-                                                       max_new_tokens=block_size - 16))
+    told = []
+
+    def stories():
+        told[:] = pipe(thrice, batch_size=n, do_sample=True, temperature=0.8, top_k=0, max_length=None, max_new_tokens=block_size - 16)
+
+    def rate():
+        taken = seconds(stories)
+        return count_new([row['generated_text'] for (row,) in told]) / taken
+    return rate
 
 
 def tell_llama2c():
     """run.c on all cores, by the rate that it tells itself."""
     program = os.path.join(out_dir, 'llama2c')
-    run('cc', '-Ofast', '-march=native', '-fopenmp', '-o', program, os.path.join(peers, 'llama2.c', 'run.c'), '-lm')
+    run('cc', '-Ofast', '-march=native', '-fopenmp', '-o', program, os.path.join(llama2c, 'run.c'), '-lm')
     folder = os.path.join(run_dir, 'llama2c')
     command = [program, os.path.join(folder, 'model.bin'), '-z', os.path.join(folder, 'tokenizer.bin'), '-t', '0.8', '-n', str(new_tokens)]
     return lambda: float(re.search(r'achieved tok/s: ([\d.]+)', run(*command, env=os.environ | {'OMP_NUM_THREADS': str(torch.get_num_threads())}))[1])
@@ -289,7 +312,7 @@ def tell_llama2c():
 # the stages
 
 os.makedirs(out_dir, exist_ok=True)
-flops, memory = matrix_rate(device, dtype), copy_rate()
+flops, memory = matrix_rate(device, dtype, seconds=1), copy_rate()  # at first not each thread has a core of its own
 print(f'{device}, {torch.get_num_threads()} threads: {flops / 1e12:.3g} T operations a second in {dtype} products, memory {memory / 1e9:.3g} GB/s')
 if 'compose' in stages or not os.path.exists(source):
     measure('write stories, by the grammar', 'stories/s', {'': compose})
@@ -302,14 +325,14 @@ if 'chat' in stages:
         server.kill()
 if 'prepare' in stages or not os.path.exists(meta_path) or differs(
         read_meta()['config'], source=source, tokenizer=tokenizer, vocab_size=vocab_size):
-    measure('prepare tokens', 'MB/s', {'': prepare})
+    measure('prepare tokens', 'MB/s', {'': prepare}, **{'tokenizers_alone': encode_raw} if peers and source.endswith('.jsonl') else {})
     shutil.rmtree(run_dir, ignore_errors=True)  # a model of other tokens
 meta = read_meta()
 needs_model = {'evaluate', 'generate'} & set(stages) or 'many' in stages and not model_dir
 if 'train' in stages or needs_model and (not os.path.exists(best) or differs(
-        load_checkpoint(best)['config'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size)):
+        load_checkpoint(best)['config'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size, **train_options)):
     last = []
-    theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if peers and 'train' in stages else {}
+    theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if nanogpt and 'train' in stages else {}
     measure('train', 'tokens/s', {'': lambda: last.append(train(run_dir)) or last[-1]['tokens_per_s']}, **theirs)
     rows[-1][2] = f'{max(last, key=lambda row: row["tokens_per_s"])["mfu"]:.0%} of the products'
 if {'evaluate', 'generate'} & set(stages):
@@ -321,13 +344,16 @@ if 'generate' in stages:
     told = {'float32': model} | ({dtype: load(run_dir, device)[0].to(getattr(torch, dtype))} if dtype != 'float32' else {})
     told |= {'int8': quantize_int8(load(run_dir)[0])} if device == 'cpu' else {}
     widths = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'int8': 1}
-    for format in ('hf', 'llama2c') if peers else ():
+    if llama2c and (model.args['mlp'] != 'swiglu' or model.args['qk_norm'] or device != 'cpu'):
+        print('run.c is left out: it knows no relu2, no qk_norm and no GPU')
+        llama2c = ''
+    for format in ['hf'] * bool(peers) + ['llama2c'] * bool(llama2c):
         run('export.py', f'--out_dir={run_dir}', f'--format={format}', '--examples=0')
     for n in batches:
         theirs = {'Transformers': tell_transformers(n, torch.float32)} if peers else {}
-        theirs |= {'nanoGPT': tell_nanogpt(n)} if peers and n == 1 else {}  # it reads the whole story again for every token
+        theirs |= {'nanoGPT': tell_nanogpt(n)} if nanogpt and n == 1 else {}  # it reads the whole story again for every token
         theirs |= {f'Transformers_{dtype}': tell_transformers(n, getattr(torch, dtype))} if peers and dtype != 'float32' else {}
-        theirs |= {'run.c': tell_llama2c()} if peers and n == 1 and device == 'cpu' else {}
+        theirs |= {'run.c': tell_llama2c()} if llama2c and n == 1 else {}
         # at least, the weights are read once for each token of a batch
         measure(f'tell stories, {n} at a time', 'tokens/s', {kind: lambda kind=kind, n=n: tell(told[kind], n) for kind in told},
                 {kind: n * memory / (widths[kind] * n_params) for kind in told}, 'memory', **theirs)
@@ -339,8 +365,10 @@ if 'many' in stages:
         f.writelines(prompt + '\n' for prompt in prompts)
     if peers:
         run('export.py', f'--out_dir={model_dir or run_dir}', '--format=hf', '--examples=0')
-    measure(f'tell {3 * len(prompts):,} stories', 'stories/s', {kind: lambda kind=kind: tell_many(kind) for kind in dict.fromkeys(['float32', dtype])},
-            **{f'Transformers_by_{n}': tell_many_transformers(n) for n in batches if n > 1 and peers})
+    processes = torch.get_num_threads() if device == 'cpu' else max(1, torch.cuda.device_count())
+    ways = {f'{kind}, {n} process{"es" * (n > 1)}': lambda kind=kind, n=n: tell_many(kind, n) for kind in ('float32', dtype) for n in (1, processes)}
+    theirs = {f'Transformers_by_{n}': tell_many_transformers(n) for n in batches if n > 1 and peers} | ({'nanoGPT_by_1': tell_nanogpt(1)} if nanogpt else {})
+    measure(f'tell {3 * len(prompts):,} stories', 'tokens/s', ways, **theirs)
 
 tables = {'bench.md': [['stage', 'here', 'of what is possible', 'others'], ['---', '---:', '---', '---'], *rows]} if rows else {}
 tables |= {'growth.md': grow()} if 'grow' in stages else {}

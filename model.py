@@ -83,7 +83,7 @@ class Attention(nn.Module):
         self.dropout = args['dropout']
 
     def forward(self, x, rope, cached=None, layer=0):
-        """x: (B, T, C). cached: a function that attends instead of attend(), from what it keeps of this layer."""
+        """x: (B, T, C). cached: instead of attend(), cached(layer, q, k, v) keeps k and v and attends to what it has kept -> (B, n_head, T, d)"""
         B, T, C = x.shape
         qk, v = self.qkv(x).view(B, T, -1, self.head_size).split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm:
@@ -206,8 +206,8 @@ class GPT(nn.Module):
 
     def hidden(self, ids, positions=None, cached=None):
         """The stream after the last norm. ids: (B, T). positions: (B, T), 0 … T-1 when not given. cached: see Attention. -> (B, T, n_embd)"""
-        where = slice(ids.size(1)) if positions is None else positions
         x = self.wte(ids)
+        where = slice(ids.size(1)) if positions is None else positions
         if self.wpe:
             x = x + self.wpe.weight[where]
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype

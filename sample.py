@@ -120,7 +120,7 @@ def told(some):
     """Continue some stories, filling them in: yields after every step, with the number of stories that have ended."""
     new_ids = [[] for _ in some]
     for new in generate(model, [heads[story['id']] for story in some], max_new_tokens, tokenizer.eos, [story['seed'] for story in some],
-                              temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram, bad_ids, batch_size):
+                        temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram, bad_ids, batch_size):
         ended = 0
         for row, token in new:
             if token == tokenizer.eos:
@@ -130,7 +130,9 @@ def told(some):
             done = token == tokenizer.eos or len(new_ids[row]) == max_new_tokens
             if done or len(some) == 1:
                 some[row]['story'] = tokenizer.decode(heads[some[row]['id']] + new_ids[row])
-            ended += done
+            if done:
+                new_ids[row] = None
+                ended += 1
         yield ended
 
 
@@ -143,11 +145,12 @@ if len(stories) == 1 and not out and world_size == 1:  # as it comes
     print(stories[0]['story'][shown:])
     sys.exit(0)
 
-mine = sorted(stories, key=lambda story: len(heads[story['id']]))[rank::world_size]  # little padding, like shares
+mine = sorted(stories, key=lambda story: len(heads[story['id']]))[rank::world_size]  # little padding, and equal shares
 with tqdm(total=len(mine), unit=' stories', desc=(out or 'telling') + (f', process 1 of {world_size}' if world_size > 1 else ''),
           smoothing=0.1, disable=rank > 0) as bar:
     for ended in told(mine):
-        bar.update(ended)
+        if ended:
+            bar.update(ended)
 if world_size > 1:
     dist.init_process_group('gloo', timeout=datetime.timedelta(days=1))  # for which the quickest waits for the slowest
     parts = [None] * world_size

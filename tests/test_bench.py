@@ -30,5 +30,5 @@ def test_growth(project):
 
 
 def test_refusals(project):
-    assert 'nanoGPT/train.py is missing' in project.refuses('bench.py', '--peers=nowhere')
+    assert 'nowhere holds neither nanoGPT nor llama2.c' in project.refuses('bench.py', '--peers=nowhere')
     assert 'there is: compose' in project.refuses('bench.py', "--stages=['trian']")

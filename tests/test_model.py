@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from checkpoint import load, load_hf
-from generation import generate
+from generation import attend_paged, generate, paged_columns
 from model import GPT, LinearCrossEntropy, attend, quantize_int8
 from tokenizer import train as train_tokenizer
 
@@ -100,6 +100,7 @@ def test_rows_that_end_make_room_for_the_last_ones():
     together = stories(model, prompts, n=90, seeds=range(30), eos=3)
     assert together == [stories(model, [prompt], n=90, seeds=[seed], eos=3)[0] for seed, prompt in enumerate(prompts)]
     assert len({len(story) for story in together}) > 12
+    assert stories(model, [], n=9) == [] and stories(model, prompts[:2], n=0) == [[], []]
     for side_by_side in (3, 20):  # where one ends the next begins, in rows that lie together (3) and in pages (20)
         assert stories(model, prompts, n=90, seeds=range(30), eos=3, side_by_side=side_by_side) == together
 
@@ -112,6 +113,13 @@ def test_many_in_bfloat16_are_told_as_in_float32():
     sharp = stories(model, prompts, n=10, seeds=range(16))
     rounded = stories(model.bfloat16(), prompts, n=10, seeds=range(16))
     assert sum(a == b for a, b in zip(sharp, rounded)) > 10
+
+
+def test_even_attention_over_many_large_values_in_float16():
+    """Their sum would be infinite there; their mean is not."""
+    at, q, v = torch.full((8,), 1023), torch.zeros(8, 2, 1, 16), torch.full((8, 2, 1, 16), 100.0)
+    keys, values = torch.zeros(8, 2, 32, 16, 32).half(), v.half().expand(-1, -1, 1024, -1).contiguous()
+    assert torch.allclose(attend_paged(q, q, v, keys, values, at, *paged_columns(at, 2, keys)), v.half(), rtol=0.01)
 
 
 @pytest.mark.parametrize('length', [1, 7, 256])
