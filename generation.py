@@ -110,8 +110,8 @@ class Cache:
 
             def attend_cached(layer, q, k, v):
                 keys[layer][column], values[layer][column] = k[:, :, 0].type_as(keys), v[:, :, 0].type_as(values)
-                grouped = q.type_as(keys).view(len(q), keys.size(2), -1, q.size(-1))  # heads that share keys, as if they were tokens of one
-                return F.scaled_dot_product_attention(grouped, keys[layer, :, :, :n], values[layer, :, :, :n], mask).view_as(q)
+                grouped = q.type_as(keys).reshape(len(q), keys.size(2), -1, q.size(-1))  # heads that share keys, as if they were tokens of one
+                return F.scaled_dot_product_attention(grouped, keys[layer, :, :, :n], values[layer, :, :, :n], mask).reshape(q.shape)
 
         x = self.model.hidden(torch.tensor(tokens, device=at.device)[:, None], at[:, None], attend_cached)
         for row in rows:
