@@ -325,7 +325,7 @@ if 'chat' in stages:
         server.kill()
 if 'prepare' in stages or not os.path.exists(meta_path) or differs(
         read_meta()['config'], source=source, tokenizer=tokenizer, vocab_size=vocab_size):
-    measure('prepare tokens', 'MB/s', {'': prepare}, **{'tokenizers_alone': encode_raw} if peers and source.endswith('.jsonl') else {})
+    measure('prepare tokens', 'MB/s', {'': prepare}, **{'tokenizers_alone': encode_raw} if peers and 'prepare' in stages and source.endswith('.jsonl') else {})
     shutil.rmtree(run_dir, ignore_errors=True)  # a model of other tokens
 meta = read_meta()
 needs_model = {'evaluate', 'generate'} & set(stages) or 'many' in stages and not model_dir

@@ -56,8 +56,8 @@ def attend_paged(q, k, v, keys, values, at, reader, key_rows, empty, value_rows,
 class Cache:
     """The keys and values of n stories in rows, up to `size` columns of each, and how a GPT reads on with them.
 
-    at: how many columns of each row are filled, 0 where there is no story or it is to be read anew. On a CPU they are in float32, whose attention is
-    quicker there than bfloat16's, but from 8 rows on in pages for attend_paged, and those of a model of 16 bits in float16, finer than bfloat16.
+    at: how many columns of each row are filled, 0 where there is no story or it is to be read anew. On a CPU keys and values are in float32, whose
+    attention is quicker there than bfloat16's, but from 8 rows on in pages for attend_paged, and those of a model of 16 bits in float16, finer than bfloat16.
     """
 
     refills = True  # whether a story can begin while others go on
@@ -88,7 +88,7 @@ class Cache:
                     keys[layer][places, :, page, :, :some.size(2)] = some.mT
             else:
                 keys[layer][places, :, :longest] = k.type_as(keys)
-            return attend(q, k, v, None, 0.0)
+            return attend(q, k, v, 0.0)
 
         x = self.model.hidden(ids, cached=attend_and_keep)
         for row, length in zip(rows, lengths):
@@ -167,8 +167,8 @@ class ForeignCache:
 class Story:
     """One that is being told: its ids so far, the first of them that the model still sees, a number from [0, 1) for each new one, and how many are left."""
 
-    def __init__(self, i, prompt, seed, max_new_tokens):
-        self.i, self.ids, self.begin, self.left = i, list(prompt), 0, max_new_tokens
+    def __init__(self, index, prompt, seed, max_new_tokens):
+        self.index, self.ids, self.begin, self.left = index, list(prompt), 0, max_new_tokens
         self.chances = iter(torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed)).numpy())
 
     def seen(self, block_size):
@@ -221,7 +221,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
                     cache.at[row] = 0
                 elif cache.at[row] == block_size:
                     cache.at[row] = 0  # to be read anew, from its last half
-            yield [(story.i, token) for story, token in zip(told, tokens)]
+            yield [(story.index, token) for story, token in zip(told, tokens)]
             if stories.count(None) >= few:
                 alive = [row for row, story in enumerate(stories) if story]
                 places, last = set(alive), [row for row in alive if row >= len(alive)]

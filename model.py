@@ -61,15 +61,15 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)
 
 
-def attend(q, k, v, mask, dropout):
-    """Attention, causal where there is no mask. q: (B, n_head, T, d); k, v: (B, n_kv_head, S, d) -> (B, n_head, T, d)"""
+def attend(q, k, v, dropout):
+    """Causal attention. q: (B, n_head, T, d); k, v: (B, n_kv_head, T, d) -> (B, n_head, T, d)"""
     B, H, T, d = q.shape
-    if q.is_cpu and q.dtype == torch.bfloat16 and k.shape == q.shape and 1 < T <= 512 and mask is None and not dropout:
+    if q.is_cpu and q.dtype == torch.bfloat16 and k.shape == q.shape and 1 < T <= 512 and not dropout:
         # what torch's kernel saves in memory it loses twice in time here, where the scores of so short rows fit in the cache
         later = q.new_full((T, T), -torch.inf).triu(1)
         scores = torch.baddbmm(later, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=d**-0.5)
         return (scores.softmax(-1) @ v.flatten(0, 1)).view(B, H, T, d)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1, enable_gqa=H != k.size(1))
+    return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, enable_gqa=H != k.size(1))
 
 
 class Attention(nn.Module):
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         if rope:
             qk = rotate(qk, *rope)
         q, k, v = *qk.transpose(1, 2).split([self.n_head, self.n_kv_head], dim=1), v.transpose(1, 2)
-        y = cached(layer, q, k, v) if cached else attend(q, k, v, None, self.dropout if self.training else 0.0)
+        y = cached(layer, q, k, v) if cached else attend(q, k, v, self.dropout if self.training else 0.0)
         return F.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C).type_as(x)), self.dropout, self.training)
 
 
