@@ -1,0 +1,449 @@
+"""
+Files: settings and errors in one line, files that survive a kill, and every kind of story file.
+
+    check, fail       end the script with one line on stderr
+    find, at_end      where a file to read is; what to do when the script ends
+    lock              one process at a time
+    open_append       append-only .jsonl files; a kill can only tear the last line
+    replacing         a file appears whole or not at all (atomic write)
+    read_texts        stories from .jsonl, .json, .csv, .tsv, .parquet, .txt, a folder, a glob, the Hugging Face hub
+"""
+
+import atexit
+import contextlib
+import csv
+import errno
+import glob
+import gzip
+import io
+import json
+import lzma
+import os
+import re
+import secrets
+import sys
+import zlib
+
+STORY_ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
+TEXT_COLUMNS = ('text', 'story', 'translated story', 'translated_story', 'stories', 'content', 'generated_text', 'news', 'article')
+END_OF_TEXT = '<|endoftext|>'
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what reading a damaged or packed file can raise
+
+# -----------------------------------------------------------------------------
+# errors
+
+
+def script_name():
+    """'train.py: ' for messages; empty in a notebook cell, which has no name."""
+    name = os.path.basename(sys.argv[0])
+    return '' if 'launcher' in name else f'{name}: '
+
+
+def fail(message):
+    """End the script with one line on stderr and exit status 1: for bad data, network and disk."""
+    raise SystemExit(script_name() + message)
+
+
+def check(condition, message):
+    """For settings: when the condition is false, end the script with one line on stderr and exit status 2."""
+    if not condition:
+        print(script_name() + message, file=sys.stderr)
+        raise SystemExit(2)
+
+
+# -----------------------------------------------------------------------------
+# the script's folder and its end
+
+
+def find(path):
+    """A file to read, such as data/hindi/nouns.txt: in the working directory, else beside the scripts, else unchanged."""
+    beside_scripts = os.path.join(os.path.dirname(os.path.abspath(__file__)), path)
+    if not os.path.exists(path) and os.path.exists(beside_scripts):
+        return beside_scripts
+    return path
+
+
+end_callbacks = []
+
+
+def at_end(callback):
+    """Call `callback()` when this script ends: at the end of the process or, in a notebook, of the cell."""
+    ipython = sys.modules.get('IPython')
+    shell = ipython and ipython.get_ipython()
+    if shell:
+        shell.events.register('post_run_cell', run_end_callbacks)  # registering twice does nothing
+    elif not end_callbacks:
+        atexit.register(run_end_callbacks)
+    end_callbacks.append(callback)
+
+
+def run_end_callbacks(*_):
+    while end_callbacks:
+        end_callbacks.pop()()
+
+
+# -----------------------------------------------------------------------------
+# locks
+
+locked = {}  # absolute path -> the open file that holds the lock
+
+
+def lock(path):
+    """Until this script ends, refuse any other process that locks the same path, which is about to be written.
+
+    The lock is on the file `path`.lock. The operating system releases it when the process ends, also after a kill:
+    then the file stays, but it is not locked.
+    """
+    name = f'{path}.lock'
+    try:
+        os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
+        f = open(name, 'ab')
+    except OSError as e:
+        fail(f'{path} could not be written: {name}: {e.strerror}')
+    lock_file(f, path)
+
+    def remove():
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
+            os.remove(name)
+    at_end(remove)
+
+
+def lock_file(f, path, wait=False):
+    """Lock an open file until it is closed, at the latest when the script ends."""
+    key = os.path.abspath(f.name)
+    if not wait and key in locked:  # by an earlier run in the same notebook cell
+        locked.pop(key).close()
+    try:
+        if os.name == 'nt':
+            import msvcrt
+            f.seek(1 << 40)  # a byte far beyond the end, so that the content stays readable
+            msvcrt.locking(f.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # any other error: this file system has no locks
+            f.close()
+            fail(f'{path} is being written by another process')
+    if not wait:
+        locked[key] = f
+        at_end(f.close)
+
+
+# -----------------------------------------------------------------------------
+# append-only .jsonl files
+
+
+def read_jsonl(path):
+    """Yield the objects of a .jsonl file (.gz and .xz too), one line in memory at a time.
+
+    A last line that a kill tore is skipped. Any other broken line ends the script with its number.
+    """
+    try:
+        with open_binary(path) as f:
+            for number, line in enumerate(f, 1):
+                if line.isspace():
+                    continue
+                try:
+                    yield json.loads(line.decode('utf-8-sig'))
+                except (ValueError, RecursionError):  # bad JSON, bad UTF-8, brackets too deep
+                    if line.endswith(b'\n'):
+                        fail(f'{path}, line {number}: not a line of JSON in UTF-8')
+    except UNREADABLE as e:
+        fail(f'{path} could not be read: {e}')
+
+
+def open_append(path, wait=False):
+    """Open a .jsonl file for append_rows; creates it and its folder, and cuts a torn last line.
+
+    The file is locked until it is closed: another process that opens it is refused or, with `wait`, waits.
+    """
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        f = open(path, 'ab+')
+    except OSError as e:
+        fail(f'{path} could not be opened: {e.strerror}')
+    lock_file(f, path, wait)
+    cut_torn_line(f, path)
+    return f
+
+
+def cut_torn_line(f, path):
+    """Cut what a kill left of the last line; complete a whole last line that lacks only its line end."""
+    end = f.seek(0, os.SEEK_END)
+    tail = b''
+    start = end
+    while start > 0 and b'\n' not in tail:
+        block_end = start
+        start = max(0, block_end - 65536)
+        f.seek(start)
+        tail = f.read(block_end - start) + tail
+    last_line = tail[tail.rfind(b'\n') + 1:]
+    if not last_line:
+        return
+    try:
+        json.loads(last_line)
+        f.write(b'\n')
+    except ValueError:
+        if not last_line.startswith((b'{', b'\0')):  # a kill leaves part of a row, a power cut may leave zeros
+            fail(f'{path} does not look like a .jsonl file; use another name')
+        f.truncate(end - len(last_line))
+
+
+def append_rows(f, *rows):
+    """Write each row as one line of JSON: all in one write, flushed, so that a kill loses none of them."""
+    text = ''
+    for row in rows:
+        text += json.dumps(row, ensure_ascii=False) + '\n'
+    try:
+        f.write(text.encode('utf-8', 'backslashreplace'))  # a lone surrogate becomes its JSON escape
+        f.flush()
+    except OSError as e:
+        fail(f'{f.name} could not be written: {e.strerror}; its lines so far are complete, the same command continues')
+
+
+# -----------------------------------------------------------------------------
+# files written whole
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """`with replacing(path) as temporary:` write to `temporary`; it replaces `path` when the block ends without an error."""
+    root, ending = os.path.splitext(path)
+    temporary = f'{root}.tmp{secrets.token_hex(4)}{ending}'  # the same ending: matplotlib picks the format by it
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        open(temporary, 'xb').close()
+        try:
+            yield temporary
+            with open(temporary, 'rb+') as f:
+                os.fsync(f.fileno())  # else a power cut may leave the new name on an empty file
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+    except OSError as e:
+        fail(f'{path} could not be written: {e}')
+
+
+def write_text(path, text):
+    """Write a whole text file, atomically."""
+    with replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='replace', newline='\n') as f:
+        f.write(text)
+
+
+def write_json(path, data):
+    """Write a whole JSON file, atomically."""
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=1))
+
+
+# -----------------------------------------------------------------------------
+# stories
+
+
+def parse_shard(text):
+    """'2/8', the second of eight shards -> (2, 8); None if it is not of this form."""
+    match = re.fullmatch(r'([0-9]+)/([0-9]+)', text)
+    if match and 1 <= int(match[1]) <= int(match[2]):
+        return int(match[1]), int(match[2])
+    return None
+
+
+def open_binary(path):
+    """Open a file for reading bytes; .gz and .xz are unpacked."""
+    ending = os.path.splitext(path)[1].lower()
+    if ending == '.gz':
+        return gzip.open(path, 'rb')
+    if ending == '.xz':
+        return lzma.open(path, 'rb')
+    return open(path, 'rb')
+
+
+def read_rows(source):
+    """Yield every row of a source: a dict, or a str from text files and plain JSON lists.
+
+    source: a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of them, or
+    hf:user/dataset[@revision][:split].
+    """
+    for _, rows in open_source(source):
+        yield from rows
+
+
+def read_texts(source, text_column=''):
+    """Yield the stories of a source as text, '' where there is none. Without text_column, the column is found by its name."""
+    for name, rows in open_source(source):
+        column = text_column
+        for number, row in enumerate(rows, 1):
+            if isinstance(row, str):
+                yield row
+                continue
+            if not isinstance(row, dict):
+                fail(f'{name}, row {number}: neither an object nor a text')
+            column = column or story_column(row)
+            if not column or column not in row:
+                columns = ' '.join(', '.join(map(str, row)).split())
+                missing = f'no column {column!r}' if column else 'no known name of a story column'
+                fail(f'{name}, row {number}: {missing} among {columns:.200}; set --text_column')
+            text = row[column]
+            if text is not None and not isinstance(text, str):
+                fail(f'{name}, row {number}: {column} is not text but {text!r:.40}')
+            yield text or ''
+
+
+def story_column(row):
+    """The first of TEXT_COLUMNS that a row has, in any case; None if it has none."""
+    columns = {str(column).lower(): column for column in row}
+    for name in TEXT_COLUMNS:
+        if name in columns:
+            return columns[name]
+    return None
+
+
+def open_source(source):
+    """Yield (name for messages, iterator of rows) for each file of a source."""
+    if source.startswith('hf:'):
+        yield source, hub_rows(source)
+        return
+    for path in story_files(source):
+        yield path, file_rows(path)
+
+
+def hub_rows(source):
+    """The rows of hf:user/dataset[@revision][:split]."""
+    import datasets
+    name, _, split = source.removeprefix('hf:').partition(':')
+    name, revision = on_hub(name)
+    try:
+        dataset = datasets.load_dataset(name, split=split or 'train', revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
+        reason = ' '.join(str(e.__cause__ or e).split())
+        fail(f'{source}: {type(e).__name__}: {reason:.300}')
+    yield from dataset
+
+
+def on_hub(name):
+    """'user/name@revision' on the Hugging Face hub -> ('user/name', branch, tag or commit, or None).
+
+    Ends the script if HF_ENDPOINT is not encrypted: anybody on the way could change a download.
+    """
+    endpoint = os.environ.get('HF_ENDPOINT', '')
+    if endpoint and not re.match(r'https://|http://(localhost|127\.0\.0\.1|\[::1\])(:|/|$)', endpoint):
+        fail(f'HF_ENDPOINT is {endpoint!r}; downloads need https://')
+    repository, _, revision = name.partition('@')
+    return repository, revision or None
+
+
+def ending_of(path):
+    """The ending that says what a file contains: '.csv' for stories.csv and stories.csv.gz."""
+    root, ending = os.path.splitext(path.lower())
+    if ending in ('.gz', '.xz'):
+        ending = os.path.splitext(root)[1]
+    return ending
+
+
+def story_files(source):
+    """The sorted paths of the story files that a file, folder or glob names."""
+    source = find(source)
+    endings = ' '.join(STORY_ENDINGS)
+    if os.path.isfile(source):
+        if ending_of(source) not in STORY_ENDINGS:
+            fail(f'{source}: the name of a story file ends in one of {endings}')
+        return [source]
+    is_folder = os.path.isdir(source)
+    pattern = os.path.join(glob.escape(source), '**', '*') if is_folder else source
+    paths = []
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        if ending_of(path) in STORY_ENDINGS and os.path.isfile(path) and not (is_folder and belongs_to_dataset(path)):
+            paths.append(path)
+    if not paths:
+        fail(f'{source}: no story files, which end in one of {endings}')
+    return paths
+
+
+def belongs_to_dataset(path):
+    """Whether a file in data/<name>/ is one of the word lists or of prepare.py's files, not a story file."""
+    folder, name = os.path.split(path)
+    if name in ('meta.json', 'tokenizer.json', 'tokenizer_config.json'):
+        return True
+    return os.path.exists(os.path.join(folder, 'nouns.txt')) and not name.startswith('stories')
+
+
+def file_rows(path):
+    """Yield the rows of one story file."""
+    ending = ending_of(path)
+    if ending == '.jsonl':
+        yield from read_jsonl(path)
+        return
+    if ending == '.parquet':
+        yield from parquet_rows(path)
+        return
+    newline = '' if ending in ('.csv', '.tsv') else None  # the csv module reads line ends itself
+    try:
+        with open_binary(path) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline=newline) as f:
+            if ending == '.json':
+                yield from json_rows(f, path)
+            elif ending == '.txt':
+                yield from text_rows(f)
+            else:
+                yield from csv_rows(f, path, delimiter='\t' if ending == '.tsv' else ',')
+    except UnicodeDecodeError as e:
+        fail(f'{path}: not UTF-8: {e}')
+    except (*UNREADABLE, csv.Error, json.JSONDecodeError, RecursionError) as e:
+        fail(f'{path} could not be read: {type(e).__name__}: {e}')
+
+
+def json_rows(f, path):
+    """The list that a .json file is, or the longest list under one of its keys."""
+    data = json.load(f)
+    if isinstance(data, dict):
+        lists = [value for value in data.values() if isinstance(value, list)]
+        data = max(lists, key=len, default=None)
+    if not isinstance(data, list):
+        fail(f'{path}: contains no list of stories')
+    return data
+
+
+def csv_rows(f, path, delimiter):
+    csv.field_size_limit(2**31 - 1)
+    for number, row in enumerate(csv.DictReader(f, delimiter=delimiter, strict=True), 1):
+        if None in row:  # the csv module's key for surplus fields
+            fail(f'{path}, row {number}: more fields than the header; quote texts that contain a comma or a tab')
+        yield row
+
+
+def parquet_rows(path):
+    import pyarrow.parquet
+    try:
+        with pyarrow.parquet.ParquetFile(path) as f:
+            for batch in f.iter_batches(1024):
+                yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as e:
+        fail(f'{path} could not be read: {str(e).splitlines()[0]}')
+
+
+def text_rows(f):
+    """The stories of a text file. They are separated by <|endoftext|>, else by empty lines, else each line is one.
+
+    The first million characters decide which.
+    """
+    head = f.read(1 << 20)
+    f.seek(0)
+    if END_OF_TEXT in head:
+        story = ''
+        for line in f:
+            story += line
+            if END_OF_TEXT in line:
+                *stories, story = story.split(END_OF_TEXT)
+                yield from stories
+        yield story
+    elif re.search(r'\n\s*\n', head.strip()):
+        story = ''
+        for line in f:
+            if line.strip():
+                story += line
+            else:
+                yield story
+                story = ''
+        yield story
+    else:
+        yield from f
