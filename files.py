@@ -10,6 +10,7 @@ Files: settings and errors in one line, files that survive a kill, and every kin
 """
 
 import atexit
+import builtins
 import contextlib
 import csv
 import errno
@@ -25,9 +26,15 @@ import sys
 import zlib
 
 STORY_ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
-TEXT_COLUMNS = ('text', 'story', 'translated story', 'translated_story', 'stories', 'content', 'generated_text', 'news', 'article')
-END_OF_TEXT = '<|endoftext|>'
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what reading a damaged or packed file can raise
+NOT_STORIES = (  # other files that data/<name>/ can contain
+    'nouns.txt', 'verbs.txt', 'adjectives.txt', 'features.txt', 'groups.txt', 'prompts.txt', 'plots.txt',
+    'characters.txt', 'refusals.txt', 'exam.tsv', 'failed.jsonl',
+    'meta.json', 'tokenizer.json', 'tokenizer_config.json',
+)
+TEXT_COLUMNS = (
+    'text', 'story', 'translated story', 'translated_story', 'stories', 'content', 'generated_text', 'news', 'article',
+)
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # errors of reading a damaged or packed file
 
 # -----------------------------------------------------------------------------
 # errors
@@ -56,10 +63,13 @@ def check(condition, message):
 
 
 def find(path):
-    """A file to read, such as data/hindi/nouns.txt: in the working directory, else beside the scripts, else unchanged."""
-    beside_scripts = os.path.join(os.path.dirname(os.path.abspath(__file__)), path)
-    if not os.path.exists(path) and os.path.exists(beside_scripts):
-        return beside_scripts
+    """A file to read, such as data/hindi/nouns.txt: in the working directory, else beside the scripts.
+
+    A path that is in neither is returned unchanged.
+    """
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), path)
+    if os.path.exists(beside) and not os.path.exists(path):
+        return beside
     return path
 
 
@@ -68,10 +78,9 @@ end_callbacks = []
 
 def at_end(callback):
     """Call `callback()` when this script ends: at the end of the process or, in a notebook, of the cell."""
-    ipython = sys.modules.get('IPython')
-    shell = ipython and ipython.get_ipython()
-    if shell:
-        shell.events.register('post_run_cell', run_end_callbacks)  # registering twice does nothing
+    if hasattr(builtins, 'get_ipython'):
+        events = builtins.get_ipython().events
+        events.register('post_run_cell', run_end_callbacks)  # registering it again changes nothing
     elif not end_callbacks:
         atexit.register(run_end_callbacks)
     end_callbacks.append(callback)
@@ -79,13 +88,14 @@ def at_end(callback):
 
 def run_end_callbacks(*_):
     while end_callbacks:
-        end_callbacks.pop()()
+        callback = end_callbacks.pop()
+        callback()
 
 
 # -----------------------------------------------------------------------------
 # locks
 
-locked = {}  # absolute path -> the open file that holds the lock
+locked_files = {}  # absolute path -> the open file that this script has locked
 
 
 def lock(path):
@@ -95,12 +105,7 @@ def lock(path):
     then the file stays, but it is not locked.
     """
     name = f'{path}.lock'
-    try:
-        os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
-        f = open(name, 'ab')
-    except OSError as e:
-        fail(f'{path} could not be written: {name}: {e.strerror}')
-    lock_file(f, path)
+    open_locked(name)
 
     def remove():
         with contextlib.suppress(OSError):  # Windows does not remove an open file
@@ -108,11 +113,16 @@ def lock(path):
     at_end(remove)
 
 
-def lock_file(f, path, wait=False):
-    """Lock an open file until it is closed, at the latest when the script ends."""
-    key = os.path.abspath(f.name)
-    if not wait and key in locked:  # by an earlier run in the same notebook cell
-        locked.pop(key).close()
+def open_locked(path, wait=False):
+    """Open a file for appending and lock it until it is closed, at the latest when this script ends."""
+    key = os.path.abspath(path)
+    if not wait and key in locked_files:  # by an earlier run in the same notebook cell
+        locked_files[key].close()
+    try:
+        os.makedirs(os.path.dirname(key), exist_ok=True)
+        f = open(path, 'ab+')
+    except OSError as e:
+        fail(f'{path} could not be opened: {e.strerror}')
     try:
         if os.name == 'nt':
             import msvcrt
@@ -124,10 +134,12 @@ def lock_file(f, path, wait=False):
     except OSError as e:
         if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # any other error: this file system has no locks
             f.close()
-            fail(f'{path} is being written by another process')
+            name = str(path).removesuffix('.lock')
+            fail(f'{name} is being written by another process')
     if not wait:
-        locked[key] = f
+        locked_files[key] = f
         at_end(f.close)
+    return f
 
 
 # -----------------------------------------------------------------------------
@@ -158,45 +170,32 @@ def open_append(path, wait=False):
 
     The file is locked until it is closed: another process that opens it is refused or, with `wait`, waits.
     """
-    try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        f = open(path, 'ab+')
-    except OSError as e:
-        fail(f'{path} could not be opened: {e.strerror}')
-    lock_file(f, path, wait)
-    cut_torn_line(f, path)
-    return f
-
-
-def cut_torn_line(f, path):
-    """Cut what a kill left of the last line; complete a whole last line that lacks only its line end."""
+    f = open_locked(path, wait)
     end = f.seek(0, os.SEEK_END)
-    tail = b''
     start = end
+    tail = b''
     while start > 0 and b'\n' not in tail:
-        block_end = start
-        start = max(0, block_end - 65536)
+        start = max(0, start - 65536)
         f.seek(start)
-        tail = f.read(block_end - start) + tail
+        tail = f.read(end - start)
     last_line = tail[tail.rfind(b'\n') + 1:]
     if not last_line:
-        return
+        return f
     try:
         json.loads(last_line)
-        f.write(b'\n')
+        f.write(b'\n')  # the line is whole, only its line end is missing
     except ValueError:
         if not last_line.startswith((b'{', b'\0')):  # a kill leaves part of a row, a power cut may leave zeros
             fail(f'{path} does not look like a .jsonl file; use another name')
         f.truncate(end - len(last_line))
+    return f
 
 
 def append_rows(f, *rows):
     """Write each row as one line of JSON: all in one write, flushed, so that a kill loses none of them."""
-    text = ''
-    for row in rows:
-        text += json.dumps(row, ensure_ascii=False) + '\n'
+    lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
     try:
-        f.write(text.encode('utf-8', 'backslashreplace'))  # a lone surrogate becomes its JSON escape
+        f.write(''.join(lines).encode('utf-8', 'backslashreplace'))  # a lone surrogate becomes its JSON escape
         f.flush()
     except OSError as e:
         fail(f'{f.name} could not be written: {e.strerror}; its lines so far are complete, the same command continues')
@@ -208,7 +207,10 @@ def append_rows(f, *rows):
 
 @contextlib.contextmanager
 def replacing(path):
-    """`with replacing(path) as temporary:` write to `temporary`; it replaces `path` when the block ends without an error."""
+    """`with replacing(path) as temporary:` write to `temporary`; at the end of the block it replaces `path`.
+
+    If the block raises an error, `path` stays as it was.
+    """
     root, ending = os.path.splitext(path)
     temporary = f'{root}.tmp{secrets.token_hex(4)}{ending}'  # the same ending: matplotlib picks the format by it
     try:
@@ -246,17 +248,6 @@ def parse_shard(text):
     match = re.fullmatch(r'([0-9]+)/([0-9]+)', text)
     if match and 1 <= int(match[1]) <= int(match[2]):
         return int(match[1]), int(match[2])
-    return None
-
-
-def open_binary(path):
-    """Open a file for reading bytes; .gz and .xz are unpacked."""
-    ending = os.path.splitext(path)[1].lower()
-    if ending == '.gz':
-        return gzip.open(path, 'rb')
-    if ending == '.xz':
-        return lzma.open(path, 'rb')
-    return open(path, 'rb')
 
 
 def read_rows(source):
@@ -270,7 +261,10 @@ def read_rows(source):
 
 
 def read_texts(source, text_column=''):
-    """Yield the stories of a source as text, '' where there is none. Without text_column, the column is found by its name."""
+    """Yield the stories of a source as text, '' where there is none.
+
+    text_column: the column with the story; when empty, the first of TEXT_COLUMNS that the rows have.
+    """
     for name, rows in open_source(source):
         column = text_column
         for number, row in enumerate(rows, 1):
@@ -280,10 +274,10 @@ def read_texts(source, text_column=''):
             if not isinstance(row, dict):
                 fail(f'{name}, row {number}: neither an object nor a text')
             column = column or story_column(row)
-            if not column or column not in row:
-                columns = ' '.join(', '.join(map(str, row)).split())
-                missing = f'no column {column!r}' if column else 'no known name of a story column'
-                fail(f'{name}, row {number}: {missing} among {columns:.200}; set --text_column')
+            if column not in row:
+                columns = ' '.join(', '.join(row).split())
+                missing = column or 'with stories'
+                fail(f'{name}, row {number}: no column {missing} among {columns:.200}; set --text_column')
             text = row[column]
             if text is not None and not isinstance(text, str):
                 fail(f'{name}, row {number}: {column} is not text but {text!r:.40}')
@@ -291,21 +285,20 @@ def read_texts(source, text_column=''):
 
 
 def story_column(row):
-    """The first of TEXT_COLUMNS that a row has, in any case; None if it has none."""
-    columns = {str(column).lower(): column for column in row}
+    """The first of TEXT_COLUMNS that a row has, in upper or lower case; None if it has none."""
+    columns = {column.lower(): column for column in row}
     for name in TEXT_COLUMNS:
         if name in columns:
             return columns[name]
-    return None
 
 
 def open_source(source):
     """Yield (name for messages, iterator of rows) for each file of a source."""
     if source.startswith('hf:'):
         yield source, hub_rows(source)
-        return
-    for path in story_files(source):
-        yield path, file_rows(path)
+    else:
+        for path in story_files(find(source)):
+            yield path, file_rows(path)
 
 
 def hub_rows(source):
@@ -314,11 +307,10 @@ def hub_rows(source):
     name, _, split = source.removeprefix('hf:').partition(':')
     name, revision = on_hub(name)
     try:
-        dataset = datasets.load_dataset(name, split=split or 'train', revision=revision)
+        return datasets.load_dataset(name, split=split or 'train', revision=revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
         reason = ' '.join(str(e.__cause__ or e).split())
         fail(f'{source}: {type(e).__name__}: {reason:.300}')
-    yield from dataset
 
 
 def on_hub(name):
@@ -333,63 +325,66 @@ def on_hub(name):
     return repository, revision or None
 
 
-def ending_of(path):
-    """The ending that says what a file contains: '.csv' for stories.csv and stories.csv.gz."""
-    root, ending = os.path.splitext(path.lower())
-    if ending in ('.gz', '.xz'):
-        ending = os.path.splitext(root)[1]
-    return ending
-
-
 def story_files(source):
     """The sorted paths of the story files that a file, folder or glob names."""
-    source = find(source)
-    endings = ' '.join(STORY_ENDINGS)
     if os.path.isfile(source):
-        if ending_of(source) not in STORY_ENDINGS:
-            fail(f'{source}: the name of a story file ends in one of {endings}')
-        return [source]
-    is_folder = os.path.isdir(source)
-    pattern = os.path.join(glob.escape(source), '**', '*') if is_folder else source
-    paths = []
-    for path in sorted(glob.glob(pattern, recursive=True)):
-        if ending_of(path) in STORY_ENDINGS and os.path.isfile(path) and not (is_folder and belongs_to_dataset(path)):
-            paths.append(path)
+        paths = [source]
+    elif os.path.isdir(source):
+        found = glob.glob(os.path.join(glob.escape(source), '**'), recursive=True)
+        paths = [path for path in found if os.path.basename(path) not in NOT_STORIES]
+    else:
+        paths = glob.glob(source, recursive=True)
+    paths = sorted(path for path in paths if ending_of(path) in STORY_ENDINGS)
     if not paths:
-        fail(f'{source}: no story files, which end in one of {endings}')
+        fail(f'{source}: there is no story file of this name; they end in one of {" ".join(STORY_ENDINGS)}')
     return paths
 
 
-def belongs_to_dataset(path):
-    """Whether a file in data/<name>/ is one of the word lists or of prepare.py's files, not a story file."""
-    folder, name = os.path.split(path)
-    if name in ('meta.json', 'tokenizer.json', 'tokenizer_config.json'):
-        return True
-    return os.path.exists(os.path.join(folder, 'nouns.txt')) and not name.startswith('stories')
+def ending_of(path):
+    """The ending that says what a file contains: '.csv' for stories.csv and for stories.csv.gz."""
+    path = path.lower().removesuffix('.gz').removesuffix('.xz')
+    return os.path.splitext(path)[1]
+
+
+def open_binary(path):
+    """Open a file for reading bytes; .gz and .xz are unpacked."""
+    openers = {'.gz': gzip.open, '.xz': lzma.open}
+    ending = os.path.splitext(path)[1].lower()
+    return openers.get(ending, open)(path, 'rb')
 
 
 def file_rows(path):
-    """Yield the rows of one story file."""
+    """The rows of one story file."""
     ending = ending_of(path)
     if ending == '.jsonl':
-        yield from read_jsonl(path)
-        return
+        return read_jsonl(path)
     if ending == '.parquet':
-        yield from parquet_rows(path)
-        return
+        return parquet_rows(path)
+    return text_file_rows(path, ending)
+
+
+def parquet_rows(path):
+    import pyarrow.parquet
+    try:
+        with pyarrow.parquet.ParquetFile(path) as f:
+            for batch in f.iter_batches(1024):
+                yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as e:
+        fail(f'{path} could not be read: {str(e).splitlines()[0]}')
+
+
+def text_file_rows(path, ending):
     newline = '' if ending in ('.csv', '.tsv') else None  # the csv module reads line ends itself
     try:
         with open_binary(path) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline=newline) as f:
             if ending == '.json':
                 yield from json_rows(f, path)
             elif ending == '.txt':
-                yield from text_rows(f)
+                yield from split_text(f)
             else:
                 yield from csv_rows(f, path, delimiter='\t' if ending == '.tsv' else ',')
-    except UnicodeDecodeError as e:
-        fail(f'{path}: not UTF-8: {e}')
-    except (*UNREADABLE, csv.Error, json.JSONDecodeError, RecursionError) as e:
-        fail(f'{path} could not be read: {type(e).__name__}: {e}')
+    except (*UNREADABLE, ValueError, csv.Error, RecursionError) as e:  # ValueError: not UTF-8, not JSON
+        fail(f'{path} could not be read as {ending} in UTF-8: {e}')
 
 
 def json_rows(f, path):
@@ -411,39 +406,20 @@ def csv_rows(f, path, delimiter):
         yield row
 
 
-def parquet_rows(path):
-    import pyarrow.parquet
-    try:
-        with pyarrow.parquet.ParquetFile(path) as f:
-            for batch in f.iter_batches(1024):
-                yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as e:
-        fail(f'{path} could not be read: {str(e).splitlines()[0]}')
-
-
-def text_rows(f):
+def split_text(f):
     """The stories of a text file. They are separated by <|endoftext|>, else by empty lines, else each line is one.
 
     The first million characters decide which.
     """
-    head = f.read(1 << 20)
-    f.seek(0)
-    if END_OF_TEXT in head:
-        story = ''
-        for line in f:
-            story += line
-            if END_OF_TEXT in line:
-                *stories, story = story.split(END_OF_TEXT)
-                yield from stories
-        yield story
-    elif re.search(r'\n\s*\n', head.strip()):
-        story = ''
-        for line in f:
-            if line.strip():
-                story += line
-            else:
-                yield story
-                story = ''
-        yield story
-    else:
-        yield from f
+    block = f.read(1 << 20)
+    separator = r'\n'
+    for pattern in (r'<\|endoftext\|>', r'\n\s*\n'):
+        if re.search(pattern, block.strip()):
+            separator = pattern
+            break
+    story = ''
+    while block:
+        *stories, story = re.split(separator, story + block)
+        yield from stories
+        block = f.read(1 << 20)
+    yield story
