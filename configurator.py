@@ -1,129 +1,170 @@
 """
-Overrides a script's config: the plain globals that stand above the line that executes this file.
+Overrides a script's config: the plain globals that it assigns above its line `here = …`.
 
     python train.py config/train_hindi.py --batch_size=32
-    python train.py theirs.json
     python train.py --help
 
-A config file is Python and may use the keys' defaults (`lr_decay_iters = max_iters`); names with a leading
-underscore are its own. Files and --key=value pairs are applied from left to right. Only keys that the script has are
-accepted, and only values of the default's type (an int will do for a float). The result is also in the dict `config`.
-A .json file is a config of TinyNews; config/train_tinynews_3m.py says what its names mean here.
+Config files and --key=value are applied from left to right. A value needs the type of the default; an int will do
+for a float. A config file is Python: it can use the defaults (`lr_decay_iters = max_iters`) and build on another one
+(`exec(open(find('config/train_hindi.py'), encoding='utf-8').read())`); names with a leading underscore are no keys.
+A .json file is a config of TinyNews: see config/train_tinynews_3m.py.
 
-The idea is nanoGPT's: not a module, just lines that every script would otherwise hold.
+This is not a module (the idea is nanoGPT's). A script executes this text, which sets the script's globals and the
+dict `config` of all keys and values. In a notebook it changes nothing else.
 """
 
+import ast
+import builtins  # train.py has a key `compile`
+import difflib
+import errno
+import json
+import linecache
+import os
+import signal
+import sys
+import threading
+import traceback
 
-def _configure(scope):
-    import ast
-    import builtins  # `compile` is a key of train.py
-    import difflib
-    import errno
-    import io
-    import json
-    import os
-    import re
-    import signal
-    import sys
-    import threading
-    import tokenize
-    import traceback
+_MODULES = 'files model tokenizer hub chat replies batches metrics report cpu_kernels cuda_kernels'.split()
+_PACKAGES = {'google': 'protobuf', 'google.protobuf': 'protobuf'}  # where the package has another name than its module
 
-    keys = {k: v for k, v in scope.items()
-            if not k.startswith('_') and isinstance(v, (bool, int, float, str, list, dict, type(None)))}
 
-    def fail(message):
-        print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr)
-        sys.exit(2)
+def _excepthook(kind, error, trace):
+    """Print one line for an error that is not a bug, a traceback for any other."""
+    script = os.path.basename(sys.argv[0])
+    if isinstance(error, BrokenPipeError):  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains again when it flushes stdout
+    elif isinstance(error, KeyboardInterrupt):
+        print('stopped', file=sys.stderr)
+    elif isinstance(error, MemoryError) or kind.__module__ == 'torch' and kind.__name__ == 'OutOfMemoryError':
+        reason = str(error).partition('\n')[0] or kind.__name__
+        advice = 'a smaller --batch_size needs less' if 'batch_size' in globals() else 'less data at once may fit'
+        print(f'{script}: out of memory; {advice}. {reason:.200}', file=sys.stderr)
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        print(f'{script}: the disk is full; free some space and run the same command again', file=sys.stderr)
+    elif isinstance(error, ModuleNotFoundError) and error.name in _MODULES:
+        print(f'{script}: {error.name}.py is missing: copy it beside {script}', file=sys.stderr)
+    elif isinstance(error, ModuleNotFoundError):
+        print(f'{script}: a package is missing: pip install {_PACKAGES.get(error.name, error.name)}', file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
-    def override(where, key, value):
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1)
-            fail(f'{where}: there is no key {key!r}' + (f', did you mean {near[0]!r}?' if near else '; --help lists the keys'))
-        default = keys[key]
-        if type(default) is float and type(value) is int:
-            value = float(value)
-        if default is not None and type(value) is not type(default):
-            wants = 'True or False' if type(default) is bool else f'{type(default).__name__}, such as {default!r}'
-            fail(f'{where}: {key} wants {wants}, not {value!r:.80}')
-        if isinstance(value, str) and '\0' in value:
-            fail(f'{where}: {key} holds a NUL character, which no file name can')
-        scope[key] = value
 
-    def run_file(path):
-        values = {k: scope[k] for k in keys}
-        try:
-            with open(path, encoding='utf-8-sig') as f:
-                text = f.read()
-            if path.endswith('.json'):
-                values['_json'], text = json.loads(text), "exec(open('config/train_tinynews_3m.py', encoding='utf-8').read())"
-            exec(builtins.compile(text, path, 'exec'), values)
-        except (Exception, SystemExit) as e:  # whatever a config file can raise is the user's to mend, so no traceback of ours
-            lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == path]
-            if isinstance(e, OSError) and not lines:  # not one that the file's own lines raised
-                fail(f'{path}: {e.strerror}')
-            line = e.lineno if getattr(e, 'filename', path) == path and hasattr(e, 'lineno') else lines[-1] if lines else '?'
-            fail(f'{path}, line {line}: {type(e).__name__}: {getattr(e, "msg", e)}')
-        for key, value in values.items():
-            if not key.startswith('_') and not callable(value) and not isinstance(value, type(os)):
-                override(path, key, value)
+def _stop(*_):
+    """SIGTERM ends a script like Ctrl-C, so that it removes its temporary files."""
+    sys.exit('stopped')
 
-    def show_help():
-        with open(scope['__file__'], encoding='utf-8') as f:
-            source = f.read().split('\nexec(open(')[0]  # keys are assigned again below the config
-        tree = ast.parse(source)
-        lines = [ast.get_docstring(tree), '', 'keys, as --key=value or in a config file:']
-        comments = {t.start[0]: t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
-        nodes = {n.lineno: n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') in keys}
-        for line in range(1, max(nodes) + 1):
-            comment = comments[line].string.lstrip('#- ') if line in comments else ''
-            if line in nodes:
-                node = nodes[line]
-                default = ' '.join(ast.get_source_segment(source, node.value).split())[:40]
-                end = comments.get(node.end_lineno)
-                lines.append(f'  {node.targets[0].id} = {default}'.ljust(40) + ('  ' + end.string.lstrip('# ') if end else ''))
-            elif comment and comments[line].start[1] == 0 and line > tree.body[0].end_lineno:
-                lines += ['', comment]
-        print(*map(str.rstrip, lines), sep='\n')
-        sys.exit(0)
 
-    for stream in (sys.stdout, sys.stderr):  # a terminal or pipe of another encoding must not end a training
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(encoding='utf-8', errors='replace')
-    usual_hook = sys.excepthook
+def _remove_shadows():
+    """In a notebook, a key such as `compile` must not hide Python's own function in later cells."""
+    for key in _defaults:
+        if hasattr(builtins, key):
+            _shell.user_ns.pop(key, None)
 
-    def hook(kind, error, trace):
-        if kind is KeyboardInterrupt:
-            print('stopped', file=sys.stderr)
-        elif issubclass(kind, (MemoryError, RuntimeError)) and re.search('out of memory|not enough memory|allocate', f'{kind.__name__} {error}'):
-            said = (str(error).splitlines() or ['more than there is was asked for'])[0]  # torch and numpy raise kinds of their own
-            print(f'{os.path.basename(sys.argv[0])}: out of memory, smaller sizes may fit: {said:.200}', file=sys.stderr)
-        elif issubclass(kind, BrokenPipeError):  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again when it ends
-        elif issubclass(kind, OSError) and error.errno == errno.ENOSPC:
-            print(f'{os.path.basename(sys.argv[0])}: {error.strerror}', file=sys.stderr)
-        else:
-            usual_hook(kind, error, trace)
-    sys.excepthook = hook
+
+def _apply(argument):
+    """Apply one argument of the command line."""
+    key, equals, text = argument.removeprefix('--').partition('=')
+    if argument in ('--help', '-h'):
+        _print_help()
+    elif not argument.startswith('-'):
+        _run_file(argument)
+    else:
+        _check(argument.startswith('--') and equals, f'{argument!r} is neither a config file nor --key=value')
+        _override('command line', key, _parse(key, text))
+
+
+def _parse(key, text):
+    """The value of --key=text: text as it is for a str, else a Python literal."""
+    if isinstance(_defaults.get(key), str):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return text
+
+
+def _override(where, key, value):
+    """Set a key to a value of its default's type."""
+    nearest = difflib.get_close_matches(key, _defaults, 1)
+    hint = f', did you mean {nearest[0]!r}?' if nearest else '; --help lists the keys'
+    _check(key in _defaults, f'{where}: there is no key {key!r}{hint}')
+    default = _defaults[key]
+    kind = type(default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    needed = 'True or False' if kind is bool else f'{kind.__name__}, such as {default!r}'
+    _check(default is None or type(value) is kind, f'{where}: {key} must be {needed}, not {value!r:.80}')
+    globals()[key] = value
+
+
+def _run_file(path):
+    """Execute a config file with the keys as its globals; what it assigns are their new values."""
+    values = {key: globals()[key] for key in _defaults}
+    values['find'] = _find
+    try:
+        with open(_find(path), encoding='utf-8-sig') as f:
+            text = f.read()
+        if path.endswith('.json'):
+            values['_json'] = json.loads(text)
+            text = "exec(open(find('config/train_tinynews_3m.py'), encoding='utf-8').read())"
+    except (OSError, ValueError, RecursionError) as e:
+        _check(False, f'{path} could not be read: {e}')
+    try:
+        exec(builtins.compile(text, path, 'exec'), values)
+    except (Exception, SystemExit) as e:  # a config file is the user's code, so any error is a wrong setting
+        _check(False, f'{path}, line {_line_of(e, path)}: {type(e).__name__}: {e}')
+    for key, value in values.items():
+        if not key.startswith('_') and not callable(value) and not isinstance(value, type(os)):
+            _override(path, key, value)
+
+
+def _line_of(error, path):
+    """The line of a config file that raised an error."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return error.lineno
+    line = 1
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == path:
+            line = frame.lineno
+    return line
+
+
+def _print_help():
+    """Print the script's docstring and its config block, then exit."""
+    tree = ast.parse(_source)
+    above = max(node.end_lineno for node in tree.body if not isinstance(node, ast.Assign))
+    lines = [line for line in _source.splitlines()[above:] if line and not line.startswith('# ---')]
+    print(ast.get_docstring(tree))
+    print('\nkeys, as --key=value or in a config file:\n')
+    for line in lines:
+        print(f'  {line}')
+    sys.exit(0)
+
+
+# 1) error messages and signals, first of all, as even files.py can be missing
+_shell = builtins.get_ipython() if hasattr(builtins, 'get_ipython') else None  # the notebook's kernel
+if not _shell:
+    sys.excepthook = _excepthook
+    for _stream in (sys.stdout, sys.stderr):
+        _stream.reconfigure(encoding='utf-8', errors='replace')  # the terminal's encoding may lack letters
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))  # as Ctrl-C: temporary files go, what is half said is said
-    in_notebook = 'launcher' in os.path.basename(sys.argv[0])  # the arguments are the notebook kernel's own
-    for argument in [] if in_notebook else sys.argv[1:]:
-        if argument in ('--help', '-h'):
-            show_help()
-        elif not argument.startswith('-'):
-            run_file(argument)
-        elif argument.startswith('--') and '=' in argument:
-            key, text = argument[2:].split('=', 1)
-            try:
-                value = text if isinstance(scope.get(key), str) else ast.literal_eval(text)
-            except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-                value = text
-            override('command line', key, value)
-        else:
-            fail(f'{argument!r} is neither a config file nor --key=value')
-    return {k: scope[k] for k in keys}
+        signal.signal(signal.SIGTERM, _stop)
 
+from files import at_end as _at_end
+from files import check as _check
+from files import find as _find
 
-config = _configure(globals())
-del _configure
+# 2) the keys are the names assigned in the script or notebook cell that executes this text, above `here = …`
+_script = sys._getframe(1).f_code.co_filename
+linecache.checkcache(_script)
+_source = ''.join(linecache.getlines(_script)).partition('\nhere = ')[0].partition('\nexec(')[0]
+_names = [node.targets[0].id for node in ast.parse(_source).body if isinstance(node, ast.Assign)]
+_defaults = {name: globals()[name] for name in _names}
+if _shell:
+    _at_end(_remove_shadows)
+
+# 3) the command line; a notebook cell has none
+for _argument in sys.argv[1:] if '__file__' in globals() else ():
+    _apply(_argument)
+config = {name: globals()[name] for name in _names}

@@ -1,6 +1,6 @@
 # The prompts of config/generate_hindi.py for Bangla stories.
 
-exec(open('config/generate_hindi.py', encoding='utf-8').read())
+exec(open(find('config/generate_hindi.py'), encoding='utf-8').read())
 
 language = 'bangla'
 books = 'Thakurmar Jhuli, Tuntunir Boi and Abol Tabol'

@@ -1,6 +1,6 @@
 # The prompts of config/generate_hindi.py for English stories.
 
-exec(open('config/generate_hindi.py', encoding='utf-8').read())
+exec(open(find('config/generate_hindi.py'), encoding='utf-8').read())
 
 language = 'english'
 books = 'Winnie-the-Pooh, Frog and Toad and The Wind in the Willows'

@@ -1,6 +1,6 @@
 # The prompts of config/generate_hindi.py for Marathi stories.
 
-exec(open('config/generate_hindi.py', encoding='utf-8').read())
+exec(open(find('config/generate_hindi.py'), encoding='utf-8').read())
 
 language = 'marathi'
 template += 'Every word of the story is in Marathi, not in Hindi, which has the same letters.\n'

@@ -1,6 +1,6 @@
 # LeCarnet's 8M model; its other settings are those of config/train_lecarnet_3m.py.
 
-exec(open('config/train_lecarnet_3m.py', encoding='utf-8').read())
+exec(open(find('config/train_lecarnet_3m.py'), encoding='utf-8').read())
 
 out_dir = 'out/lecarnet_8m'
 

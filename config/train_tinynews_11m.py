@@ -1,6 +1,6 @@
 # TinyNews' 11M model; its other settings are those of config/train_tinynews_3m.py.
 
-exec(open('config/train_tinynews_3m.py', encoding='utf-8').read())
+exec(open(find('config/train_tinynews_3m.py'), encoding='utf-8').read())
 
 out_dir = 'out/tinynews_11m'
 
