@@ -1,4 +1,4 @@
-"""Tests run the scripts as a person does: by their command lines, in a copy of the project, so that nothing here is touched."""
+"""Tests run the scripts as a person does, by their command lines, in a copy of the project."""
 
 import functools
 import json
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # several tests run at once
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell's & started pytest it is ignored, and what pytest starts would ignore it too
 PROJECT = Path(__file__).parent.parent
-sys.path.insert(0, str(PROJECT))  # for tests that call the ground floor directly
-
-import replies
+sys.path.insert(0, str(PROJECT))  # for tests that call a module directly
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # several tests run at once
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it, and the scripts would inherit that
+TIMEOUT = 280  # seconds for one command, on a slow and busy machine
 
 
 @functools.cache
 def cleaner(language):
-    """replies.clean for texts in the language of data/<language>, as generate_data.py has it."""
+    """replies.clean for texts in the language of data/<language>, with the settings of generate_data.py."""
+    import replies
     scripts = {'hindi': 'DEVANAGARI', 'marathi': 'DEVANAGARI', 'bangla': 'BENGALI'}
     lines = (PROJECT / 'data' / language / 'refusals.txt').read_text(encoding='utf-8').splitlines()
     refuses = replies.compile_refusals([line.strip() for line in lines if not line.startswith('#')])
@@ -34,31 +34,34 @@ class Project:
 
     def __init__(self, path):
         self.path = path
-        for script in [*PROJECT.glob('*.py'), *PROJECT.glob('*.html')]:
-            shutil.copy(script, path)
+        for file in [*PROJECT.glob('*.py'), *PROJECT.glob('*.html')]:
+            shutil.copy(file, path)
         shutil.copytree(PROJECT / 'config', path / 'config')
         shutil.copytree(PROJECT / 'data', path / 'data', ignore=shutil.ignore_patterns('*.bin', '*.json*'))
 
     def start(self, *command, **env):
-        """Start `python script.py …`; -> the process, its output in pipes."""
+        """Start `python script.py …` -> the process, its output in pipes."""
         env = os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'PYTHONUNBUFFERED': '1'} | env
-        return subprocess.Popen([sys.executable, *map(str, command)], cwd=self.path, env=env, text=True, encoding='utf-8',
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=self.path, env=env, text=True, encoding='utf-8',
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def run(self, *command, **env):
-        """Run it to a good end -> what it printed."""
+        """Run `python script.py …`, which must succeed -> its stdout."""
         process = self.start(*command, **env)
-        out, err = process.communicate(timeout=280)
+        out, err = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 0, f'{command} ended with {process.returncode}\n{out[-2000:]}\n{err[-3000:]}'
         return out
 
-    def refuses(self, *command, **env):
-        """Run it to a bad end -> the one line that it said."""
+    def refuses(self, *command, status=(1, 2), **env):
+        """Run `python script.py …`, which must fail with one of these exit statuses -> its one line on stderr."""
         process = self.start(*command, **env)
-        out, err = process.communicate(timeout=280)
-        assert process.returncode in (1, 2), f'{command} ended with {process.returncode}\n{out[-1000:]}\n{err[-2000:]}'
-        lines = [line for line in err.replace('\r', '\n').split('\n') if line.strip() and '|' not in line and 'B/s]' not in line]
-        assert 'Traceback' not in err and len(lines) == 1, err
+        out, err = process.communicate(timeout=TIMEOUT)
+        status = (status,) if isinstance(status, int) else status
+        assert process.returncode in status, f'{command} ended with {process.returncode}\n{out[-1000:]}\n{err[-2000:]}'
+        lines = err.replace('\r', '\n').split('\n')
+        lines = [line for line in lines if line.strip() and '|' not in line and 'B/s]' not in line]  # no progress bars
+        assert len(lines) == 1 and 'Traceback' not in err, err
         return lines[0]
 
     def json(self, path):
@@ -69,10 +72,11 @@ class Project:
 
 
 class Server:
-    """A server of tests/ in a process of its own, which prints its port first."""
+    """A server of tests/ in its own process, which prints its port first."""
 
     def __init__(self, script, **options):
-        self.process = subprocess.Popen([sys.executable, PROJECT / 'tests' / script, json.dumps(options)], stdout=subprocess.PIPE)
+        command = [sys.executable, PROJECT / 'tests' / script, json.dumps(options)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
         self.url = f'http://127.0.0.1:{int(self.process.stdout.readline())}'
 
     def get(self, path):
@@ -85,17 +89,17 @@ class Server:
 
 @pytest.fixture
 def server():
-    """server('chat_server.py', faults=0.3, …) -> a Server, ended with the test."""
+    """server('chat_server.py', faults=0.3, …) -> a Server, killed at the end of the test."""
     servers = []
 
     def start(script, **options):
         servers.append(Server(script, **options))
         return servers[-1]
     yield start
-    for each in servers:
-        each.process.kill()
-        each.process.wait()
-        each.process.stdout.close()
+    for started in servers:
+        started.process.kill()
+        started.process.wait()
+        started.process.stdout.close()
 
 
 @pytest.fixture
@@ -110,7 +114,7 @@ def project(tmp_path):
 
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory):
-    """A project with 600 Hindi stories in data/tiny, prepared; to be copied from, not changed."""
+    """A project with 600 Hindi stories in data/tiny, prepared. Tests copy from it and do not change it."""
     project = Project(tmp_path_factory.mktemp('project'))
     project.run('generate_data.py', '--language=hindi', '--total=600', '--out=data/tiny/stories.jsonl')
     project.run('prepare.py', '--source=data/tiny/stories.jsonl', '--dataset=tiny', '--vocab_size=1024')
