@@ -1,27 +1,28 @@
 # make                  set up .venv, then the whole path: stories, tokens, a trained model, a story, a loss curve
-# make test             set up .venv, then the tests
-# make test-pythons     the whole path by each of PYTHONS, which pyenv or uv install
-# make chaos            kills, full disks and second runs for every script, KILLS of each; a table of what was lost
-# make clean            forget the demo
+# make test             set up .venv, then the tests that walk through every script, in minutes
+# make test-all         the slow tests: everything else
+# make test-pythons     the whole path with each of PYTHONS, which pyenv or uv install
+# make chaos            kill, full disk and second process for every script, KILLS kills each; prints a table
+# make clean            delete the demo's stories and model
 #
 # make env              set up .venv
-# make env-gpu          the same, and see that PyTorch finds the GPU; TORCH_INDEX=https://… installs the build that stands there
-# make generate-mistral stories from a chat API: TOTAL of them in LANGUAGE, for MAX_COST dollars at most
-# make generate-openai  the same from another
-# make translate        stories in SOURCE_LANGUAGE into LANGUAGE
-# make prepare          tokens out of SOURCE, into data/DATASET; LeCarnet's own stories with its tokenizer unless told otherwise
-# make train            a model on DATASET: LeCarnet's 3M, 8M or 21M as MODEL_CONFIG says, or that of another CONFIG, into OUT_DIR
-# make inference        a story by it, which begins with START
-# make eval             its stories measured, and graded where a PROVIDER is named
-# make push-dataset     the stories of generate-mistral (or of PROVIDER), the missing ones written first, to the Hugging Face hub as REPO
-# make push-model       the model in OUT_DIR, there as well
+# make env-gpu          the same, and check that PyTorch finds the GPU; TORCH_INDEX=https://… installs another build of it
+# make generate-mistral TOTAL stories from a chat API in LANGUAGE, for at most MAX_COST dollars
+# make generate-openai  the same from another chat API
+# make translate        translate the stories of SOURCE_LANGUAGE into LANGUAGE
+# make prepare          SOURCE -> tokens in data/DATASET; the default is LeCarnet's stories and tokenizer
+# make train            train a model on DATASET into OUT_DIR: LeCarnet's 3M, 8M or 21M by MODEL_CONFIG, or another CONFIG
+# make inference        generate a story that begins with START
+# make eval             evaluate the model's stories; a judge grades them if PROVIDER is set
+# make push-dataset     generate the stories of generate-mistral (or of PROVIDER) and upload them to the Hugging Face hub as REPO
+# make push-model       upload the model in OUT_DIR as REPO
 #
 #     make prepare train inference MODEL_CONFIG=8M
 #     make prepare SOURCE=data/hindi/stories.jsonl TOKENIZER=train DATASET=hindi
 #     make train CONFIG=config/train_hindi.py DATASET=hindi OUT_DIR=out/hindi ARGS='--batch_size=16 --max_minutes=50'
 #     make eval OUT_DIR=out/hindi LANGUAGE=hindi DATASET=hindi PROVIDER=mistral
 #
-# Stopped half-way, they go on where they were. ARGS are more keys for the script; every name in capitals below can be set like this.
+# After an interruption the same command continues. ARGS are more keys for the script. Every name in capitals can be set.
 
 PYTHON ?= python3
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
@@ -50,7 +51,7 @@ demo: env
 
 env: $(VENV)/installed
 
-# to compile all packages beforehand would double the time; Python compiles what is imported when it is
+# --no-compile halves the time: Python compiles a module when it is first imported
 $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt -c constraints.txt
@@ -59,7 +60,7 @@ $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 env-gpu: env
 	$(if $(TORCH_INDEX),$(PY) -m pip install --quiet --force-reinstall torch -c constraints.txt --extra-index-url=$(TORCH_INDEX))
 	@$(PY) -c "import torch; print(torch.cuda.get_device_name()) if torch.cuda.is_available() else exit(f'torch {torch.__version__} finds no GPU; \
-	nvidia-smi tells whether there is one, and pytorch.org which TORCH_INDEX=https://… has a build for it')"
+	check with nvidia-smi that there is one, then find the TORCH_INDEX=https://… of its build on pytorch.org')"
 
 GENERATE = $(PY) generate_data.py config/generate_$(LANGUAGE).py --total=$(TOTAL) --max_cost=$(MAX_COST)
 
@@ -70,7 +71,7 @@ generate-openai: env
 	$(GENERATE) --provider=openai $(ARGS)
 
 push-dataset: env
-	$(GENERATE) --provider=$(or $(PROVIDER),mistral) --push=$(or $(REPO),$(error $@ wants REPO=user/name)) $(ARGS)
+	$(GENERATE) --provider=$(or $(PROVIDER),mistral) --push=$(or $(REPO),$(error $@ needs REPO=user/name)) $(ARGS)
 
 translate: env
 	$(PY) translate.py --source_language=$(SOURCE_LANGUAGE) --target_language=$(LANGUAGE) $(ARGS)
@@ -90,10 +91,13 @@ eval: env
 	  $(and $(PROVIDER),--provider=$(PROVIDER) --max_cost=$(MAX_COST)) $(ARGS)
 
 push-model: env
-	$(PY) export.py --out_dir=$(OUT_DIR) --push=$(or $(REPO),$(error $@ wants REPO=user/name)) $(ARGS)
+	$(PY) export.py --out_dir=$(OUT_DIR) --push=$(or $(REPO),$(error $@ needs REPO=user/name)) $(ARGS)
 
 test: env
-	$(PY) -m pytest
+	$(PY) -m pytest -m 'not slow'
+
+test-all: env
+	$(PY) -m pytest -m slow
 
 test-pythons:
 	for python in $(PYTHONS); do $(MAKE) env VENV=.venv-$$python PYTHON=$$python && .venv-$$python/bin/python -m pytest tests/test_platforms.py || exit 1; done
@@ -104,4 +108,4 @@ chaos: env
 clean:
 	rm -rf data/demo out/demo
 
-.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test test-pythons chaos clean
+.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test test-all test-pythons chaos clean

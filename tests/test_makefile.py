@@ -81,7 +81,7 @@ def test_trains_goes_on_tells_and_evaluates(project, prepared):
 
 def test_what_is_missing_is_said_in_a_line(project):
     status, _, err = make(project, 'push-model')
-    assert status == 2 and 'push-model wants REPO=user/name' in err and err.count('\n') == 1
+    assert status == 2 and 'push-model needs REPO=user/name' in err and err.count('\n') == 1
     status, _, err = make(project, 'generate-mistral', 'LANGUAGE=hindi')
     assert status == 2 and 'MISTRAL_API_KEY is not set' in err.split('\n')[0]
     status, _, err = make(project, 'train', 'MODEL_CONFIG=5M')
