@@ -1,4 +1,4 @@
-# The four grades of LeCarnet (https://github.com/MaxLSB/LeCarnet), for French stories or those of any other language.
+# LeCarnet's four criteria (https://github.com/MaxLSB/LeCarnet), for stories in French or any other language.
 #     python evaluate.py config/evaluate_lecarnet.py --samples=out/french/samples.jsonl --provider=mistral
 
 criteria = {

@@ -1,11 +1,11 @@
-# Short news bulletins, after TinyNews: notes first, then one grade from 1 to 5, with examples.
+# TinyNews' grading of short news bulletins: notes first, then one grade from 1 to 5, with examples.
 #     python evaluate.py config/evaluate_news.py --samples=out/news/samples.jsonl --provider=mistral
 
-opening = r'.*?</h>'  # a reference's headline is its opening
+opening = r'.*?</h>'  # the opening of a reference is its headline
 
 criteria = {'grade': 'as said above'}
 scale = [1, 5]
-prefill = '{"notes": "'  # so that notes come first, whatever the model likes best
+prefill = '{"notes": "'  # the reply begins with the notes
 
 template = '''
 A small language model was given a headline and wrote a news bulletin for it. Give it one grade:

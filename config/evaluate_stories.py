@@ -1,7 +1,7 @@
-# Children's stories that go on from an opening, after the Regional TinyStories paper (https://arxiv.org/abs/2504.07989):
+# The grading of the Regional TinyStories paper (https://arxiv.org/abs/2504.07989): children's stories that continue an opening.
 #     python evaluate.py config/evaluate_stories.py --samples=out/hindi/samples.jsonl --provider=mistral
-# The template is plain text to be edited. {opening} and {continuation} stand for the story, {criteria} for the list
-# below, {low} and {high} for the scale. Edited, it is another rubric, and every story is graded anew.
+# The template is plain text: edit it. {opening} and {continuation} are the story, {criteria} is the list below,
+# {low} and {high} are the scale. After an edit it is another rubric, and every story is graded again.
 
 criteria = {
     'context_awareness': 'does it go on from the opening, with the same people, places and things, and keep to what it told before',

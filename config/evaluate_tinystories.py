@@ -1,4 +1,4 @@
-# The grading of TinyStories (Eldan and Li 2023, https://arxiv.org/abs/2305.07759): the story with *** where the model takes over.
+# The grading of TinyStories (Eldan and Li 2023, https://arxiv.org/abs/2305.07759): *** marks where the model's text begins.
 #     python evaluate.py config/evaluate_tinystories.py --samples=out/english/samples.jsonl --provider=openai
 
 criteria = {

@@ -1,10 +1,10 @@
-# GPT-2 learns to tell stories, by low-rank adapters, after Tiny Story Generator (GPT-2 small to XL with LoRA from peft; a CSV with a
-# column `text`, each story between <|startoftext|> and <|endoftext|>). Its README names the models and the settings of sampling;
-# those of training below are ours.
+# Fine-tune GPT-2 on stories with LoRA, as Tiny Story Generator does (GPT-2 small to XL with peft; a CSV file with a column `text`,
+# each story between <|startoftext|> and <|endoftext|>). The models and the sampling settings are from its README, the
+# training settings below are not.
 #     python prepare.py --source=stories.csv --dataset=mine --tokenizer=gpt2 --trim=False
 #     python train.py config/finetune_gpt2.py --dataset=mine
 #     python train.py config/finetune_gpt2.py --dataset=mine --init_from=gpt2-xl --batch_size=2 --gradient_accumulation_steps=16
-#     python train.py config/finetune_gpt2.py --dataset=mine --lora_rank=0 --learning_rate=5e-5      (all weights learn)
+#     python train.py config/finetune_gpt2.py --dataset=mine --lora_rank=0 --learning_rate=5e-5  # train all weights
 #     python sample.py --out_dir=out/gpt2 --start="Once upon a time" --temperature=1.25 --top_k=250
 
 dataset = 'english'
@@ -15,7 +15,7 @@ block_size = 512
 lora_rank = 8
 lora_alpha = 16.0
 lora_dropout = 0.05
-merge_lora = False  # best.pt holds the adapters alone, some megabytes; True: the whole model
+merge_lora = False  # False: best.pt contains only the adapters, some megabytes; True: the whole model
 
 batch_size = 8
 gradient_accumulation_steps = 4

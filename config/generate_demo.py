@@ -1,5 +1,5 @@
-# The stories of the demo: Hindi, from the grammar, so that no key and no network is needed. In a small world, where the
-# same few people meet in every story, a small model gets along after minutes.
+# The stories of the demo: Hindi, from the grammar, without a key or network. With few words and characters, a small model
+# generates sensible stories after minutes of training.
 
 language = 'hindi'
 provider = 'grammar'

@@ -1,11 +1,11 @@
-# Hindi stories from a chat API, after the Regional TinyStories paper (https://arxiv.org/abs/2504.07989):
+# Hindi stories from a chat API, as in the Regional TinyStories paper (https://arxiv.org/abs/2504.07989):
 #     python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --out=data/hindi/chat.jsonl
-# The prompt is plain text to be edited. Words in braces are slots: {noun}, {verb}, {adjective} and {feature} are drawn for
-# each story, {language} is the folder's name, {theme} one of the themes, and {level} what the complexity asks for besides.
+# The prompt is plain text: edit it. Words in braces are slots: {noun}, {verb}, {adjective} and {feature} differ for each
+# story, {language} is the folder's name, {theme} one of the themes, {level} the text of this complexity.
 
 language = 'hindi'
 total = 1_000_000
-complexity = '2+'  # 1, 2, 2+, 3, 4 or 5; the paper's stories, and ours, are written with 2+
+complexity = '2+'  # 1, 2, 2+, 3, 4 or 5; the paper uses 2+
 
 template = '''
 Write a short story in {language}, in its own script, for a child of five to seven. Use only words that such a child knows.

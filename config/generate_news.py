@@ -1,11 +1,11 @@
-# Short news bulletins from a chat API, after TinyNews: ten a reply, about ten things that a group of seed words suggests.
+# Short news bulletins from a chat API, as in TinyNews: ten in a reply, on topics suggested by a group of seed words.
 #     python generate_data.py config/generate_news.py --provider=mistral --total=1000 --num_workers=64
 #     python prepare.py config/prepare_news.py
 
-language = 'news'  # the folder; the language is English
-words = ['group']  # lines of data/news/groups.txt: each group comes once an epoch
+language = 'news'  # the folder's name; the language is English
+words = ['group']  # lines of data/news/groups.txt; each group is used once per epoch
 epochs = 200
-total = 100_000  # prompts, and so some million bulletins
+total = 100_000  # prompts, about a million bulletins
 examples = 3
 items = 10
 reply_format = 'html'

@@ -1,4 +1,4 @@
-# The bulletins of config/generate_news.py as tokens: all in lower case, and </h> behind a headline as one token.
+# The bulletins of config/generate_news.py as tokens: in lower case, with </h> after a headline as one token.
 
 source = 'data/news/stories.jsonl'
 dataset = 'news'

@@ -1,4 +1,4 @@
-# A story by the model of the demo.
+# A story from the demo's model.
 
 out_dir = 'out/demo'
 start = 'रवि'

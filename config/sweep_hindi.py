@@ -7,4 +7,4 @@ settings = [{'n_embd': n_embd, 'n_layer': n_layer, 'n_head': max(2, n_embd // 64
 start = 'FILE:data/hindi/prompts.txt'
 num_samples = 3
 evaluate_config = 'config/evaluate_stories.py'
-evaluate_options = {'train_stories': 'data/hindi/stories.jsonl'}  # and with 'provider': 'mistral' each story is graded
+evaluate_options = {'train_stories': 'data/hindi/stories.jsonl'}  # add 'provider': 'mistral' for grades

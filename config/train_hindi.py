@@ -1,5 +1,5 @@
-# The 512 × 6 model of the Regional TinyStories paper (https://arxiv.org/abs/2504.07989) on Hindi stories: 20 M
-# parameters and the embedding. For one GPU (a T4 will do) or, with the very same result, for 2, 4, 8 … under torchrun.
+# The 512 × 6 model of the Regional TinyStories paper (https://arxiv.org/abs/2504.07989) on Hindi stories: 20 M parameters
+# plus the embedding. For one GPU (a T4 is enough), or for 2, 4, 8 … GPUs with torchrun, with the same result.
 
 dataset = 'hindi'
 out_dir = 'out/hindi'
@@ -10,7 +10,7 @@ n_embd = 512
 block_size = 512
 
 batch_size = 32
-gradient_accumulation_steps = 8  # × 32 × 512: 131 thousand tokens a step
+gradient_accumulation_steps = 8  # 8 × 32 × 512 = 131 thousand tokens per step
 learning_rate = 1e-3
 min_lr = 1e-4
 max_iters = 5000

@@ -1,10 +1,9 @@
-# TinyNews' 3M model (https://github.com/gregsamek/TinyNews, results/trained_models/3M/config.json): GPT-2's kind, 4 layers × 128.
+# TinyNews' 3M model (https://github.com/gregsamek/TinyNews, results/trained_models/3M/config.json): like GPT-2, 4 layers × 128.
 #     python prepare.py config/prepare_news.py --source=hf:GregSamek/TinyNews
 #     python train.py config/train_tinynews_3m.py
-#     python train.py results/trained_models/11M/config.json --out_dir=out/tinynews_11m      (a config of theirs, as it is)
-# Known: all that stands in their config.json, the seed-free parts of their train.py (AdamW, a cosine down to a tenth, gradients
-# clipped at 1), and that batches hold 8 bulletins of up to 128 tokens. Inferred: 8 × 128 tokens in a row for that. Ours has
-# biases on queries, keys and values, theirs had not.
+#     python train.py results/trained_models/11M/config.json --out_dir=out/tinynews_11m  # TinyNews' own file
+# From its config.json and train.py: all sizes, AdamW, a cosine decay to a tenth, gradients clipped at 1, batches of 8 bulletins of
+# up to 128 tokens. Different here: a batch is 8 × 128 consecutive tokens, and queries, keys and values have biases.
 
 _json = globals().get('_json') or {
     'model': {'vocab_size': 8192, 'context_length': 128, 'd_embedding': 128, 'd_intermediate': 512, 'n_heads': 4, 'n_layers': 4, 'qkv_bias': False},

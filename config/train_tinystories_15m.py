@@ -2,8 +2,8 @@
 #     python prepare.py --source=hf:roneneldan/TinyStories --val_source=hf:roneneldan/TinyStories:validation --dataset=tinystories \
 #         --tokenizer=tokenizer.model --trim=False
 #     python train.py config/train_tinystories_15m.py
-# Known: everything below; llama2.c's tokenizer.model is Llama 2's, of 32,000 tokens. Inferred: that the published model was
-# trained with these defaults of its train.py to the end.
+# From its train.py: everything below. llama2.c's tokenizer.model is Llama 2's, with 32,000 tokens. A guess: that the published
+# model was trained with these defaults.
 
 dataset = 'tinystories'
 out_dir = 'out/tinystories_15m'
