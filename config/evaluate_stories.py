@@ -1,4 +1,5 @@
-# The grading of the Regional TinyStories paper (https://arxiv.org/abs/2504.07989): children's stories that continue an opening.
+# The grading of the Regional TinyStories paper (https://arxiv.org/abs/2504.07989): children's stories that continue
+# an opening.
 #     python evaluate.py config/evaluate_stories.py --samples=out/hindi/samples.jsonl --provider=mistral
 # The template is plain text: edit it. {opening} and {continuation} are the story, {criteria} is the list below,
 # {low} and {high} are the scale. After an edit it is another rubric, and every story is graded again.

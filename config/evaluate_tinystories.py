@@ -1,4 +1,5 @@
-# The grading of TinyStories (Eldan and Li 2023, https://arxiv.org/abs/2305.07759): *** marks where the model's text begins.
+# The grading of TinyStories (Eldan and Li 2023, https://arxiv.org/abs/2305.07759): *** marks where the model's text
+# begins.
 #     python evaluate.py config/evaluate_tinystories.py --samples=out/english/samples.jsonl --provider=openai
 
 criteria = {

@@ -1,9 +1,10 @@
-# Fine-tune GPT-2 on stories with LoRA, as Tiny Story Generator does (GPT-2 small to XL with peft; a CSV file with a column `text`,
-# each story between <|startoftext|> and <|endoftext|>). The models and the sampling settings are from its README, the
-# training settings below are not.
+# Fine-tune GPT-2 on stories with LoRA, as Tiny Story Generator does (GPT-2 small to XL with peft; a CSV file with a
+# column `text`, each story between <|startoftext|> and <|endoftext|>). The models and the sampling settings are from
+# its README, the training settings below are not.
 #     python prepare.py --source=stories.csv --dataset=mine --tokenizer=gpt2 --trim=False
 #     python train.py config/finetune_gpt2.py --dataset=mine
-#     python train.py config/finetune_gpt2.py --dataset=mine --init_from=gpt2-xl --batch_size=2 --gradient_accumulation_steps=16
+#     python train.py config/finetune_gpt2.py --dataset=mine --init_from=gpt2-xl --batch_size=2 \
+#         --gradient_accumulation_steps=16
 #     python train.py config/finetune_gpt2.py --dataset=mine --lora_rank=0 --learning_rate=5e-5  # train all weights
 #     python sample.py --out_dir=out/gpt2 --start="Once upon a time" --temperature=1.25 --top_k=250
 

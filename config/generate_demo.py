@@ -1,5 +1,5 @@
-# The stories of the demo: Hindi, from the grammar, without a key or network. With few words and characters, a small model
-# generates sensible stories after minutes of training.
+# The stories of the demo: Hindi, from the grammar, without a key or network. With few words and characters, a small
+# model generates sensible stories after minutes of training.
 
 language = 'hindi'
 provider = 'grammar'

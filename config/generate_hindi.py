@@ -1,7 +1,7 @@
 # Hindi stories from a chat API, as in the Regional TinyStories paper (https://arxiv.org/abs/2504.07989):
 #     python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --out=data/hindi/chat.jsonl
-# The prompt is plain text: edit it. Words in braces are slots: {noun}, {verb}, {adjective} and {feature} differ for each
-# story, {language} is the folder's name, {theme} one of the themes, {level} the text of this complexity.
+# The prompt is plain text: edit it. Words in braces are slots: {noun}, {verb}, {adjective} and {feature} differ for
+# each story, {language} is the folder's name, {theme} one of the themes, {level} the text of this complexity.
 
 language = 'hindi'
 total = 1_000_000

@@ -1,10 +1,13 @@
-# LeCarnet's 3M model (https://github.com/MaxLSB/LeCarnet, src/train/configs.py): a Llama of 8 layers × 64 on French stories.
-#     python prepare.py --source=hf:MaxLSB/LeCarnet --val_source=hf:MaxLSB/LeCarnet:validation --dataset=lecarnet --tokenizer=lightonai/pagnol-small
+# LeCarnet's 3M model (https://github.com/MaxLSB/LeCarnet, src/train/configs.py): a Llama of 8 layers × 64 on French
+# stories.
+#     python prepare.py --source=hf:MaxLSB/LeCarnet --val_source=hf:MaxLSB/LeCarnet:validation \
+#         --dataset=lecarnet --tokenizer=lightonai/pagnol-small
 #     python train.py config/train_lecarnet_3m.py
 #     python sample.py --out_dir=out/lecarnet_3m --start="Il était une fois" --temperature=0.7 --top_k=50
-# From its code: everything below, except that its decay is linear to 0 and this one is a cosine. Different here: it pads each story
-# to 512 tokens, initializes weights with a deviation of 0.042, uses an epsilon of 1e-6 in RMSNorm, and has 2,048 positions
-# and trains 512 of them. It has 3 million parameters with pagnol's 50,000 tokens; trimmed to the stories' tokens, fewer.
+# From its code: everything below, except that its decay is linear to 0 and this one is a cosine. Different here: it
+# pads each story to 512 tokens, initializes weights with a deviation of 0.042, uses an epsilon of 1e-6 in RMSNorm,
+# and has 2,048 positions and trains 512 of them. It has 3 million parameters with pagnol's 50,000 tokens; trimmed to
+# the stories' tokens, fewer.
 
 dataset = 'lecarnet'
 out_dir = 'out/lecarnet_3m'

@@ -1,9 +1,11 @@
-# TinyNews' 3M model (https://github.com/gregsamek/TinyNews, results/trained_models/3M/config.json): like GPT-2, 4 layers × 128.
+# TinyNews' 3M model (https://github.com/gregsamek/TinyNews, results/trained_models/3M/config.json): like GPT-2, 4
+# layers × 128.
 #     python prepare.py config/prepare_news.py --source=hf:GregSamek/TinyNews
 #     python train.py config/train_tinynews_3m.py
 #     python train.py results/trained_models/11M/config.json --out_dir=out/tinynews_11m  # TinyNews' own file
-# From its config.json and train.py: all sizes, AdamW, a cosine decay to a tenth, gradients clipped at 1, batches of 8 bulletins of
-# up to 128 tokens. Different here: a batch is 8 × 128 consecutive tokens, and queries, keys and values have biases.
+# From its config.json and train.py: all sizes, AdamW, a cosine decay to a tenth, gradients clipped at 1, batches of 8
+# bulletins of up to 128 tokens. Different here: a batch is 8 × 128 consecutive tokens, and queries, keys and values
+# have biases.
 
 _json = globals().get('_json') or {
     'model': {'vocab_size': 8192, 'context_length': 128, 'd_embedding': 128, 'd_intermediate': 512, 'n_heads': 4, 'n_layers': 4, 'qkv_bias': False},

@@ -1,9 +1,11 @@
-# TinyStories Llama 15M, the stories15M of llama2.c (https://github.com/karpathy/llama2.c, train.py and README): 6 layers × 288.
-#     python prepare.py --source=hf:roneneldan/TinyStories --val_source=hf:roneneldan/TinyStories:validation --dataset=tinystories \
+# TinyStories Llama 15M, the stories15M of llama2.c (https://github.com/karpathy/llama2.c, train.py and README): 6
+# layers × 288.
+#     python prepare.py --source=hf:roneneldan/TinyStories --val_source=hf:roneneldan/TinyStories:validation \
+#         --dataset=tinystories \
 #         --tokenizer=tokenizer.model --trim=False
 #     python train.py config/train_tinystories_15m.py
-# From its train.py: everything below. llama2.c's tokenizer.model is Llama 2's, with 32,000 tokens. A guess: that the published
-# model was trained with these defaults.
+# From its train.py: everything below. llama2.c's tokenizer.model is Llama 2's, with 32,000 tokens. A guess: that the
+# published model was trained with these defaults.
 
 dataset = 'tinystories'
 out_dir = 'out/tinystories_15m'
