@@ -423,3 +423,126 @@ def split_text(f):
         yield from stories
         block = f.read(1 << 20)
     yield story
+
+
+# -----------------------------------------------------------------------------
+# training: the bins of prepare.py, the log and its picture
+
+
+def load_dataset(folder):
+    """What prepare.py wrote -> (meta, text of tokenizer.json, training tokens, validation tokens).
+
+    The tokens are memory-mapped uint16 arrays, (N,).
+    """
+    import numpy as np
+    from tokenizers import Tokenizer
+    for name in ('meta.json', 'tokenizer.json', 'train.bin', 'val.bin'):
+        if not os.path.exists(os.path.join(folder, name)):
+            dataset = os.path.basename(folder)
+            fail(f'{folder} has no {name}; prepare it first: python prepare.py --source=… --dataset={dataset}')
+    try:
+        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
+            meta = json.load(f)
+        numbers = [meta['bos'], meta['eos'], meta['vocab_size']]
+        for key in ('stories', 'tokens', 'bytes'):
+            numbers += [meta[key]['train'], meta[key]['val']]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError('a number is missing')
+        with open(os.path.join(folder, 'tokenizer.json'), encoding='utf-8') as f:
+            tokenizer_json = f.read()
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        fail(f'{folder}/meta.json or tokenizer.json is damaged ({type(e).__name__}: {e}); prepare the data again')
+    try:
+        vocab = Tokenizer.from_str(tokenizer_json).get_vocab()
+    except Exception as e:  # tokenizers raises nothing narrower
+        fail(f'{folder}/tokenizer.json cannot be read ({e}); prepare the data again')
+    if meta['vocab_size'] != 1 + max(vocab.values()):
+        fail(f'{folder}/tokenizer.json and meta.json do not belong together; prepare the data again')
+    tokens = []
+    for split in ('train', 'val'):
+        path = os.path.join(folder, f'{split}.bin')
+        if os.path.getsize(path) != 2 * meta['tokens'][split]:
+            fail(f'{path} does not have the length that meta.json says; prepare the data again')
+        if not meta['tokens'][split]:
+            fail(f'{path} is empty; prepare the data again with a larger --val_fraction')
+        tokens.append(np.memmap(path, '<u2', 'r'))
+        if tokens[-1].max() >= meta['vocab_size']:
+            fail(f'{path} and the tokenizer.json beside it do not belong together; prepare the data again')
+    return meta, tokenizer_json, *tokens
+
+
+class TokenStream:
+    """The training tokens as an endless stream: in each epoch every story once, in a new random order.
+
+    The order depends only on the seed and the epoch, so any process can read any part of it.
+    """
+
+    def __init__(self, tokens, bos, eos, seed):
+        import numpy as np
+        self.tokens = tokens
+        self.seed = seed
+        bounds = np.flatnonzero(tokens == bos)
+        if bos != eos:  # else the last token ends the last story and starts none
+            bounds = np.append(bounds, len(tokens))
+        self.starts = bounds[:-1]  # of each story in tokens
+        self.lengths = np.diff(bounds)
+        self.epoch_orders = {}
+
+    def __len__(self):
+        """Tokens of one epoch."""
+        return int(self.lengths.sum())
+
+    def epoch_order(self, epoch):
+        """The order of the stories in this epoch, and where each one ends."""
+        import numpy as np
+        if epoch not in self.epoch_orders:
+            order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.starts))
+            self.epoch_orders.pop(epoch - 2, None)
+            self.epoch_orders[epoch] = order, np.cumsum(self.lengths[order])
+        return self.epoch_orders[epoch]
+
+    def read(self, begin, end):
+        """Tokens begin … end - 1 of the stream, (end - begin,) uint16."""
+        import numpy as np
+        parts = []
+        while begin < end:
+            epoch, offset = divmod(begin, len(self))
+            n = min(end - begin, len(self) - offset)  # up to the end of this epoch
+            order, ends = self.epoch_order(epoch)
+            # the stories that contain these n tokens
+            first, last = np.searchsorted(ends, [offset, offset + n - 1], 'right')
+            stories = [self.tokens[self.starts[i]:self.starts[i] + self.lengths[i]] for i in order[first:last + 1]]
+            skipped = offset - (ends[first] - self.lengths[order[first]])  # tokens of the first story that came before
+            parts.append(np.concatenate(stories)[skipped:skipped + n])
+            begin += n
+        return np.concatenate(parts)
+
+
+def reopen_log(path, step):
+    """Open log.jsonl for appending, cut after the rows up to this step -> (file, seconds that these steps took)."""
+    rows = []
+    if step and os.path.exists(path):
+        rows = [row for row in read_jsonl(path) if row['step'] <= step]
+    with replacing(path) as temporary, open(temporary, 'wb') as f:
+        append_rows(f, *rows)
+    return open_append(path), rows[-1]['seconds'] if rows else 0.0
+
+
+def draw_loss(log_path, title, picture):
+    """Plot the training and validation loss of log.jsonl over the tokens."""
+    from matplotlib.figure import Figure
+    rows = list(read_jsonl(log_path))
+    figure = Figure(figsize=(7, 4), dpi=120, layout='tight')
+    axes = figure.subplots()
+    curves = (('loss', 'training', {'alpha': 0.5, 'linewidth': 1}),
+              ('val_loss', 'validation', {'marker': 'o', 'markersize': 4}))
+    for key, label, style in curves:
+        tokens = [row['tokens'] / 1e6 for row in rows if key in row]
+        losses = [row[key] for row in rows if key in row]
+        if losses:
+            axes.plot(tokens, losses, label=f'{label}, {losses[-1]:.3f}', **style)
+    axes.set(xlabel='million tokens', ylabel='loss (nats per token)', title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(picture) as temporary:
+        figure.savefig(temporary)

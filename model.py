@@ -1,360 +1,884 @@
 """
-The GPT: what it is, and how it learns (forward with a loss, learn_bigrams).
+The GPT: the model, its loss, batched generation, saving and loading.
 
-Notable choices, each a keyword of GPT:
-- the default is Llama's block: RMSNorm, rotary positions, SwiGLU, no biases; heads may share keys and values (n_kv_head)
-- norm='layernorm', position='learned', mlp='gelu_new', bias=True is GPT-2; with bias=False and mlp='gelu' it is nanoGPT's
-- qk_norm=True is Qwen3's; mlp='relu2' learns sooner than SwiGLU on a CPU, and is a gate equal to what it gates, with a ReLU, in those classes
-so that weights can be exchanged with Hugging Face's classes of those names.
+Notable choices, each a field of GPTConfig:
+- The default is Llama's block: RMSNorm, rotary positions, SwiGLU, no biases.
+- n_kv_head < n_head is grouped-query attention.
+- norm='layernorm', position='learned', mlp='gelu_new', bias=True is GPT-2; bias=False, mlp='gelu' is nanoGPT.
+- qk_norm=True is Qwen3's RMSNorm on queries and keys.
+- mlp='relu2' trains faster than SwiGLU on a CPU. Hugging Face's Llama computes it with ReLU and gate = up.
+So weights can be exchanged with Hugging Face's classes of these names (hub.py, export.py).
+
+cpu_kernels.py has faster versions of some functions for CPUs. It is optional; this file alone computes the same.
 """
 
+import collections
+import math
+import os
+import re
 import sys
 import time
 import warnings
+import zipfile
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-MLPS = {'swiglu': F.silu, 'gelu': F.gelu, 'gelu_new': lambda x: F.gelu(x, approximate='tanh'),
-        'relu2': lambda x: F.relu(x).square()}  # So et al. 2021, "Primer"
+from files import check, fail, replacing
+
+try:
+    import cpu_kernels
+except ModuleNotFoundError:
+    cpu_kernels = None
+
+# -----------------------------------------------------------------------------
+# the model
 
 
-class ScaleByRMS(torch.autograd.Function):
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019), in x's dtype but for the mean.
+def relu_squared(x):
+    """Primer's activation (So et al. 2021)."""
+    return F.relu(x).square()
 
-    torch's own is on a CPU a row of small operations in float32, whatever x is, and takes twice as long or more. x: (…, C), weight: (C,) -> (…, C)
-    """
 
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        scale = (norm.square() / x.size(-1) + eps).rsqrt().type_as(x)
-        ctx.dtype, x, weight = weight.dtype, x * scale, weight.type_as(x)
-        ctx.save_for_backward(x, scale, weight)
-        return x * weight
+def gelu_tanh(x):
+    """GPT-2's approximation of GELU."""
+    return F.gelu(x, approximate='tanh')
 
-    @staticmethod
-    def backward(ctx, grad):
-        x, scale, weight = ctx.saved_tensors
-        grad_x = grad * x
-        mean = (grad_x @ weight)[..., None] / x.size(-1)
-        return torch.addcmul(grad * weight, x, mean, value=-1) * scale, grad_x.flatten(0, -2).sum(0, dtype=ctx.dtype), None
+
+ACTIVATIONS = {'swiglu': F.silu, 'relu2': relu_squared, 'gelu': F.gelu, 'gelu_new': gelu_tanh}
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_kv_head: int = 0  # heads of keys and values; 0 = n_head
+    n_inner: int = 0  # width of the MLP; 0 = 4 × n_embd, or 8/3 × n_embd for SwiGLU, rounded up to a multiple of 32
+    norm: str = 'rmsnorm'  # 'rmsnorm' or 'layernorm'
+    position: str = 'rope'  # 'rope' or 'learned'
+    mlp: str = 'swiglu'  # a key of ACTIVATIONS
+    bias: bool = False  # biases in linear layers and LayerNorm
+    tie_weights: bool = True  # one matrix for embedding and head
+    qk_norm: bool = False
+    dropout: float = 0.0
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        check(self.norm in ('rmsnorm', 'layernorm'), f"norm is {self.norm!r}; use 'rmsnorm' or 'layernorm'")
+        check(self.position in ('rope', 'learned'), f"position is {self.position!r}; use 'rope' or 'learned'")
+        check(self.mlp in ACTIVATIONS, f'mlp is {self.mlp!r}; use one of {", ".join(ACTIVATIONS)}')
+        if not self.n_kv_head:
+            self.n_kv_head = self.n_head
+        if not self.n_inner:
+            self.n_inner = 4 * self.n_embd
+            if self.mlp == 'swiglu':
+                self.n_inner = (8 * self.n_embd + 95) // 96 * 32
+        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head', 'n_inner'):
+            check(getattr(self, name) >= 1, f'{name} is {getattr(self, name)}; it must be at least 1')
+        check(self.n_embd % self.n_head == 0, f'n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})')
+        check(self.n_head % self.n_kv_head == 0, f'n_head must be a multiple of n_kv_head ({self.n_kv_head})')
+        check(self.position == 'learned' or self.head_size % 2 == 0, 'rotary positions need an even n_embd / n_head')
+        check(self.rope_theta > 0, f'rope_theta is {self.rope_theta}; it must be above 0')
+        n_weights = self.n_layer * self.n_embd * (self.n_embd + self.n_inner)
+        check(self.n_layer <= 10_000 and n_weights < 1e12, f'{self.n_layer:,} layers of {self.n_embd:,} fit in no memory')
+
+    @property
+    def head_size(self):
+        return self.n_embd // self.n_head
 
 
 class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019)."""
+
     def __init__(self, size, eps):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
 
     def forward(self, x):
-        # for a step of a few stories torch's own is the quicker one; to ask for telling breaks a graph of torch.compile in two
-        if x.numel() < 2**15 and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return ScaleByRMS.apply(x, self.weight, self.eps)
+        if cpu_kernels and x.is_cpu:
+            return cpu_kernels.rms_norm(x, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps).type_as(x)
+
+
+def make_norm(config, size):
+    if config.norm == 'rmsnorm':
+        return RMSNorm(size, config.norm_eps)
+    return nn.LayerNorm(size, eps=config.norm_eps, bias=config.bias)
 
 
 def rotate(x, cos, sin):
-    """Rotary positions (Su et al. 2021), halves paired as in Hugging Face's Llama. x: (B, T, heads, d); cos, sin: (…, T, 1, d), sin's first half negative."""
-    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, -1), sin)
+    """Rotary positions (Su et al. 2021), halves paired as in Hugging Face's Llama. The first half of sin is negated.
+
+    x: (B, T, heads, d); cos, sin: (…, T, 1, d) -> (B, T, heads, d)
+    """
+    swapped = x.roll(x.size(-1) // 2, -1)
+    return torch.addcmul(x * cos, swapped, sin)
 
 
-def attend(q, k, v, dropout):
-    """Causal attention. q: (B, n_head, T, d); k, v: (B, n_kv_head, T, d) -> (B, n_head, T, d)"""
-    B, H, T, d = q.shape
-    if q.is_cpu and q.dtype == torch.bfloat16 and k.shape == q.shape and 1 < T <= 512 and not dropout:
-        # what torch's kernel saves in memory it loses twice in time here, where the scores of so short rows fit in the cache
-        later = q.new_full((T, T), -torch.inf).triu(1)
-        scores = torch.baddbmm(later, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=d**-0.5)
-        return (scores.softmax(-1) @ v.flatten(0, 1)).view(B, H, T, d)
-    return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, enable_gqa=H != k.size(1))
+def causal_attention(q, k, v, dropout=0.0):
+    """q: (B, n_head, T, d); k, v: (B, n_kv_head, T, d) -> (B, n_head, T, d)"""
+    if cpu_kernels and cpu_kernels.has_faster_attention(q, k, dropout):
+        return cpu_kernels.causal_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, enable_gqa=q.size(1) != k.size(1))
 
 
 class Attention(nn.Module):
-    def __init__(self, args, make_norm):
+    def __init__(self, config):
         super().__init__()
-        self.n_head, self.n_kv_head = args['n_head'], args['n_kv_head']
-        self.head_size = args['n_embd'] // self.n_head
-        self.qkv = nn.Linear(args['n_embd'], (self.n_head + 2 * self.n_kv_head) * self.head_size, bias=args['bias'])
-        self.proj = nn.Linear(args['n_embd'], args['n_embd'], bias=args['bias'])
-        self.q_norm, self.k_norm = (make_norm(self.head_size), make_norm(self.head_size)) if args['qk_norm'] else (None, None)
-        self.dropout = args['dropout']
+        self.n_head = config.n_head
+        self.n_kv_head = config.n_kv_head
+        self.head_size = config.head_size
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_size, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.q_norm = make_norm(config, self.head_size) if config.qk_norm else None
+        self.k_norm = make_norm(config, self.head_size) if config.qk_norm else None
 
-    def forward(self, x, rope, cached=None, layer=0):
-        """x: (B, T, C). cached: instead of attend(), cached(layer, q, k, v) keeps k and v and attends to what it has kept -> (B, n_head, T, d)"""
+    def forward(self, x, rope, layer, attend):
+        """attend: the function of GPT.hidden, or None for causal attention within x."""
         B, T, C = x.shape
-        qk, v = self.qkv(x).view(B, T, -1, self.head_size).split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
+        qkv = self.qkv(x).view(B, T, -1, self.head_size)  # (B, T, n_head + 2 * n_kv_head, d)
+        qk, v = qkv.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
         if self.q_norm:
             q, k = qk.split([self.n_head, self.n_kv_head], dim=2)
             qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
         if rope:
             qk = rotate(qk, *rope)
-        q, k, v = *qk.transpose(1, 2).split([self.n_head, self.n_kv_head], dim=1), v.transpose(1, 2)
-        y = cached(layer, q, k, v) if cached else attend(q, k, v, self.dropout if self.training else 0.0)
-        return F.dropout(self.proj(y.transpose(1, 2).reshape(B, T, C).type_as(x)), self.dropout, self.training)
+        q, k = qk.transpose(1, 2).split([self.n_head, self.n_kv_head], dim=1)  # (B, heads, T, d)
+        v = v.transpose(1, 2)
+        if attend:
+            y = attend(layer, q, k, v)
+        else:
+            y = causal_attention(q, k, v, self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C).type_as(x)
+        return F.dropout(self.proj(y), self.dropout, self.training)
 
 
 class MLP(nn.Module):
-    def __init__(self, args):
+    def __init__(self, config):
         super().__init__()
-        self.up = nn.Linear(args['n_embd'], args['n_inner'], bias=args['bias'])
-        self.gate = nn.Linear(args['n_embd'], args['n_inner'], bias=args['bias']) if args['mlp'] == 'swiglu' else None
-        self.down = nn.Linear(args['n_inner'], args['n_embd'], bias=args['bias'])
-        self.activation, self.dropout = MLPS[args['mlp']], args['dropout']
+        self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
+        self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.bias) if config.mlp == 'swiglu' else None
+        self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
+        self.activation = ACTIVATIONS[config.mlp]
+        self.dropout = config.dropout
 
     def forward(self, x):
-        x = self.activation(self.gate(x)) * self.up(x) if self.gate else self.activation(self.up(x))
+        if self.gate:
+            x = self.activation(self.gate(x)) * self.up(x)
+        else:
+            x = self.activation(self.up(x))
         return F.dropout(self.down(x), self.dropout, self.training)
 
 
 class Block(nn.Module):
-    def __init__(self, args, make_norm):
+    def __init__(self, config):
         super().__init__()
-        self.norm1, self.attn = make_norm(args['n_embd']), Attention(args, make_norm)
-        self.norm2, self.mlp = make_norm(args['n_embd']), MLP(args)
+        self.norm1 = make_norm(config, config.n_embd)
+        self.attn = Attention(config)
+        self.norm2 = make_norm(config, config.n_embd)
+        self.mlp = MLP(config)
 
-    def forward(self, x, *attention):
-        x = x + self.attn(self.norm1(x), *attention)
+    def forward(self, x, rope, layer, attend):
+        x = x + self.attn(self.norm1(x), rope, layer, attend)
         return x + self.mlp(self.norm2(x))
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of logits x @ weight.T, some rows at a time, so that the logits never exist whole.
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.position == 'learned' else None
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.norm = make_norm(config, config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.head.weight = self.wte.weight
+        if config.position == 'rope':
+            frequencies = config.rope_theta ** (-torch.arange(0, config.head_size, 2) / config.head_size)
+            angles = torch.outer(torch.arange(config.block_size), frequencies)  # (block_size, d / 2)
+            cos = torch.cat([angles.cos(), angles.cos()], -1)
+            sin = torch.cat([-angles.sin(), angles.sin()], -1)
+            self.register_buffer('cos', cos[:, None], persistent=False)  # (block_size, 1, d)
+            self.register_buffer('sin', sin[:, None], persistent=False)
+        for name, parameter in self.named_parameters():
+            self.init_parameter(name, parameter)
 
-    The gradients are made on the way, while a chunk's logits are still in the cache: less memory and less time
-    (the idea is Hsu et al. 2024, "Liger Kernel"). x: (N, C), weight: (V, C), targets: (N,) int64 -> nats, float32.
+    def init_parameter(self, name, parameter):
+        """GPT-2's initialization: std 0.02, and less in the layers that add to the residual stream."""
+        if name == 'wte.weight' and not self.config.tie_weights:
+            nn.init.normal_(parameter)  # std 1: an embedding that is not the head too learns faster from there
+        elif name.endswith(('proj.weight', 'down.weight')):
+            nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layer) ** 0.5)
+        elif parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith('bias'):
+            nn.init.zeros_(parameter)
+
+    def n_params(self):
+        """Number of weights; tied ones count once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden(self, ids, positions=None, attend=None):
+        """The residual stream after the last norm.
+
+        ids: (B, T). positions: (B, T), or None for 0 … T-1. -> (B, T, n_embd)
+        attend: a function (layer, q, k, v) -> y to use instead of causal attention, for a KV cache.
+        """
+        if positions is None:
+            positions = slice(ids.size(1))
+        x = self.wte(ids)
+        if self.wpe:
+            x = x + self.wpe.weight[positions]
+        dtype = x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        if dtype == torch.bfloat16:
+            x = x.bfloat16()  # half the memory traffic; in float16 the sums could overflow
+        x = F.dropout(x, self.config.dropout, self.training)
+        rope = None
+        if not self.wpe:
+            rope = self.cos[positions].to(dtype), self.sin[positions].to(dtype)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rope, layer, attend)
+        return self.norm(x)
+
+    def forward(self, ids, targets=None):
+        """ids: (B, T) int64, T up to block_size -> logits (B, T, vocab_size).
+
+        With targets (B, T) it returns the mean loss in nats instead.
+        """
+        x = self.hidden(ids)
+        if targets is None:
+            return self.head(x)
+        return LinearCrossEntropy.apply(x.flatten(0, 1), self.head.weight, targets.flatten())
+
+    def new_cache(self, n_slots, length):
+        """A cache for generate()."""
+        return KVCache(self, n_slots, length)
+
+    def flops_per_token(self, block_size):
+        """Floating-point operations of forward and backward (PaLM, Chowdhery et al. 2022, appendix B)."""
+        total = 12 * self.config.n_layer * self.config.n_embd * block_size  # attention
+        for name, parameter in self.named_parameters():
+            is_lookup = name == 'wpe.weight' or name == 'wte.weight' and not self.config.tie_weights
+            if not is_lookup:
+                total += (6 if parameter.requires_grad else 4) * parameter.numel()  # a frozen weight has no gradient
+        return total
+
+    def configure_optimizers(self, name, learning_rate, embedding_lr, weight_decay, betas, momentum, ns_steps):
+        """The optimizers of the trainable parameters, a list. Each group has its 'peak_lr'.
+
+        name: 'adamw', or 'muon' for the matrices of the blocks and AdamW for all else. momentum and ns_steps
+        (Newton-Schulz iterations) are Muon's. embedding_lr: 0.0 = learning_rate.
+        """
+        check(name in ('adamw', 'muon'), f"optimizer is {name!r}; use 'adamw' or 'muon'")
+        blocks, other_matrices, vectors, embeddings = [], [], [], []
+        for parameter_name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if parameter_name in ('wte.weight', 'head.weight'):
+                embeddings.append(parameter)
+            elif parameter.dim() < 2:
+                vectors.append(parameter)
+            elif name == 'muon' and parameter.dim() == 2 and parameter_name.startswith('blocks.'):
+                blocks.append(parameter)
+            else:
+                other_matrices.append(parameter)
+        embedding_decay = 0.0 if embedding_lr else weight_decay
+        embedding_lr = embedding_lr or learning_rate
+        groups = [{'params': other_matrices, 'weight_decay': weight_decay, 'peak_lr': learning_rate},
+                  {'params': vectors, 'weight_decay': 0.0, 'peak_lr': learning_rate},
+                  {'params': embeddings, 'weight_decay': embedding_decay, 'peak_lr': embedding_lr}]
+        is_mps = self.wte.weight.device.type == 'mps'
+        optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=not is_mps)]
+        if name == 'muon':
+            # match_rms_adamw: updates are as long as AdamW's, so that one learning rate fits both
+            # (Liu et al. 2025, "Muon is scalable for LLM training")
+            group = {'params': blocks, 'peak_lr': learning_rate}
+            muon = torch.optim.Muon([group], learning_rate, weight_decay, momentum, ns_steps=ns_steps,
+                                    adjust_lr_fn='match_rms_adamw')
+            optimizers.append(muon)
+        return optimizers
+
+
+# -----------------------------------------------------------------------------
+# training
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of the logits x @ weight.T, in chunks of rows, so that all logits never exist at once.
+
+    The gradients are computed in the forward pass, while a chunk's logits are in the cache: less memory and less time
+    (the idea is from Liger Kernel, Hsu et al. 2024). torch.nn.functional.linear_cross_entropy does the same since
+    torch 2.13, but its chunked path interrupts a graph of torch.compile.
+    x: (N, C), weight: (V, C), targets: (N,) int64 -> nats, float32.
     """
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        # so few that a CPU's cache holds their logits, so many that adding to dweight is little work beside the products; few, too, for sums in float16
-        rows = max(256, min(2048, (2**26 if x.is_cuda else 2**21) // len(weight)))
+        # A chunk's logits should fit in the cache of a CPU. More rows make fewer additions to dweight;
+        # more than 2048 could overflow float16.
+        n_rows = (2**26 if x.is_cuda else 2**21) // len(weight)
+        n_rows = max(256, min(2048, n_rows))
+        needs_dx, needs_dweight, _ = ctx.needs_input_grad
         loss = torch.zeros((), device=x.device)
-        wanted = ctx.needs_input_grad[0]
-        dx, dweight = torch.empty_like(x) if wanted else x, torch.zeros_like(weight) if wanted and ctx.needs_input_grad[1] else None
-        for some, dsome, target in zip(x.split(rows), dx.split(rows), targets.split(rows)):
-            logprobs = F.log_softmax((some @ weight.t()).float(), dim=-1)
-            wanted_logprobs = logprobs.gather(1, target[:, None])
-            loss -= wanted_logprobs.sum()
-            if wanted:
-                dlogits = logprobs.exp_().scatter_(1, target[:, None], wanted_logprobs.expm1())
-                dsome.copy_(dlogits @ weight)
+        dx = torch.empty_like(x) if needs_dx else None
+        dweight = torch.zeros_like(weight) if needs_dx and needs_dweight else None
+        for start in range(0, len(x), n_rows):
+            rows = slice(start, start + n_rows)
+            target = targets[rows, None]  # (n, 1)
+            logprobs = F.log_softmax((x[rows] @ weight.t()).float(), dim=-1)  # (n, V)
+            target_logprobs = logprobs.gather(1, target)
+            loss -= target_logprobs.sum()
+            if needs_dx:
+                # the gradient of the logits is softmax - onehot(target), and expm1(log p) = p - 1
+                dlogits = logprobs.exp_().scatter_(1, target, target_logprobs.expm1())
+                dx[rows] = dlogits @ weight
                 if dweight is not None:
-                    dweight += dlogits.t() @ some
-        if wanted:
-            ctx.save_for_backward(dx, dweight)
+                    dweight += dlogits.t() @ x[rows]
         ctx.n = len(targets)
+        if needs_dx:
+            ctx.save_for_backward(dx, dweight)
         return loss / ctx.n
 
     @staticmethod
     def backward(ctx, grad):
+        # the division by n comes last: in float16 the quotients could underflow
         dx, dweight = ctx.saved_tensors
-        return dx * (grad / ctx.n), None if dweight is None else dweight * (grad / ctx.n), None  # divided only here: in float16 so small a number would be 0
-
-
-class GPT(nn.Module):
-    """A decoder-only transformer; `GPT(**model.args)` has the same shape as `model`."""
-
-    def __init__(self, *, vocab_size, block_size, n_layer, n_head, n_embd, n_kv_head=0, n_inner=0, norm='rmsnorm', position='rope',
-                 mlp='swiglu', bias=False, tie_weights=True, qk_norm=False, dropout=0.0, rope_theta=10000.0, norm_eps=1e-5):
-        """n_kv_head: 0 for one a head. n_inner: the MLP's width, 0 for 4 × n_embd or, gated, 8/3 × n_embd rounded up to 32s."""
-        super().__init__()
-        n_kv_head = n_kv_head or n_head
-        n_inner = n_inner or (-(-8 * n_embd // 96) * 32 if mlp == 'swiglu' else 4 * n_embd)
-        self.args = {k: v for k, v in locals().items() if k not in ('self', '__class__')}
-        for name, value, options in (('norm', norm, ('rmsnorm', 'layernorm')), ('position', position, ('rope', 'learned')), ('mlp', mlp, tuple(MLPS))):
-            if value not in options:
-                raise SystemExit(f'{name} is {value!r}; it is one of {", ".join(options)}')
-        if min(vocab_size, block_size, n_layer, n_head, n_embd, n_kv_head, n_inner) < 1 or n_embd % n_head or n_head % n_kv_head:
-            raise SystemExit(f'n_embd ({n_embd}) must be a multiple of n_head ({n_head}) and that of n_kv_head ({n_kv_head}), '
-                             f'and these, vocab_size, block_size, n_layer ({n_layer}) and n_inner ({n_inner}) are from 1')
-        if n_layer > 10_000 or n_layer * n_embd * (n_embd + n_inner) > 1e12:  # it would be built, layer after layer, until the memory is full
-            raise SystemExit(f'n_layer ({n_layer:,}) blocks of n_embd ({n_embd:,}) make more weights than any machine holds')
-        if not 0 < rope_theta < float('inf'):
-            raise SystemExit(f'rope_theta is {rope_theta}; it is a number above 0')
-        if position == 'rope' and n_embd // n_head % 2:
-            raise SystemExit(f'a head of {n_embd // n_head} cannot be rotated: n_embd / n_head must be even')
-
-        def make_norm(size):
-            return RMSNorm(size, norm_eps) if norm == 'rmsnorm' else nn.LayerNorm(size, eps=norm_eps, bias=bias)
-
-        self.wte = nn.Embedding(vocab_size, n_embd)
-        self.wpe = nn.Embedding(block_size, n_embd) if position == 'learned' else None
-        self.blocks = nn.ModuleList([Block(self.args, make_norm) for _ in range(n_layer)])
-        self.norm = make_norm(n_embd)
-        self.head = nn.Linear(n_embd, vocab_size, bias=False)
-        if tie_weights:
-            self.head.weight = self.wte.weight
-        if position == 'rope':
-            size = n_embd // n_head
-            angles = torch.outer(torch.arange(block_size), rope_theta ** (-torch.arange(0, size, 2) / size))
-            self.register_buffer('cos', torch.cat([angles.cos(), angles.cos()], -1)[:, None], persistent=False)
-            self.register_buffer('sin', torch.cat([-angles.sin(), angles.sin()], -1)[:, None], persistent=False)
-        for name, p in self.named_parameters():  # as GPT-2: 0.02, and less where blocks add to the stream
-            if name == 'wte.weight' and not tie_weights:
-                nn.init.normal_(p)
-            elif p.dim() > 1:
-                nn.init.normal_(p, std=0.02 / (2 * n_layer) ** 0.5 if name.endswith(('proj.weight', 'down.weight')) else 0.02)
-            elif name.endswith('bias'):
-                nn.init.zeros_(p)
-
-    def n_params(self):
-        """How many weights it has; tied ones count once."""
-        return sum(p.numel() for p in self.parameters())
-
-    def hidden(self, ids, positions=None, cached=None):
-        """The stream after the last norm. ids: (B, T). positions: (B, T), 0 … T-1 when not given. cached: see Attention. -> (B, T, n_embd)"""
-        x = self.wte(ids)
-        where = slice(ids.size(1)) if positions is None else positions
-        if self.wpe:
-            x = x + self.wpe.weight[where]
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        if dtype == torch.bfloat16:
-            x = x.bfloat16()  # half the bytes to move; in float16 the sums could overflow
-        x = F.dropout(x, self.args['dropout'], self.training)
-        rope = None if self.wpe else (self.cos[where].to(dtype), self.sin[where].to(dtype))
-        for i, block in enumerate(self.blocks):
-            x = block(x, rope, cached, i)
-        return self.norm(x)
-
-    def forward(self, ids, targets=None):
-        """ids: (B, T) int64, T up to block_size -> logits (B, T, vocab_size); with targets (B, T), the mean loss in nats instead."""
-        x = self.hidden(ids)
-        return self.head(x) if targets is None else LinearCrossEntropy.apply(x.flatten(0, 1), self.head.weight, targets.flatten())
+        scale = grad / ctx.n
+        return dx * scale, None if dweight is None else dweight * scale, None
 
 
 def learn_bigrams(model, tokens, steps, seed, amp):
-    """Have embedding and head of a new GPT, without the blocks between them, learn which token follows which.
+    """Train embedding and head of a new GPT, without its blocks, to predict the next token from the last one.
 
-    tokens: the training stream, (N,) uint16; amp: the autocast to compute under. What follows each token is counted once. A step draws
-    tokens as often as they come; the target of each is the whole distribution of its followers, where ordinary training shows one at a time.
+    tokens: training tokens, (N,) uint16. amp: the autocast context to compute in.
+    The followers of every token are counted once. A step samples tokens in proportion to their frequency. The target
+    of each one is the distribution of its followers, where ordinary training shows one follower at a time.
     """
-    device, size = model.wte.weight.device, model.args['vocab_size']
-    tokens = tokens.astype(np.uint32)  # so large are pairs of uint16
+    device = model.wte.weight.device
+    size = model.config.vocab_size
+    tokens = tokens.astype(np.uint32)  # pairs of uint16 fit in uint32
     pairs, counts = np.unique(tokens[:-1] * size + tokens[1:], return_counts=True)
     first, second = np.divmod(pairs.astype(np.int64), size)
-    often = np.bincount(first, counts, size)
-    share = counts / often[first]  # of the tokens behind `first`
-    followers = torch.sparse_coo_tensor(np.stack([first, second]), share, (size, size), dtype=torch.float32, is_coalesced=True, check_invariants=True)
-    often, chance = torch.from_numpy(often), torch.Generator().manual_seed(seed)
-    adam = torch.optim.Adam([{'params': [p], 'lr': p.std().item() / 2} for p in (model.wte.weight, model.head.weight)], betas=(0.8, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1, (1 - i / steps) / 0.7))
+    frequency = np.bincount(first, counts, size)  # of each token as the first of a pair, (V,)
+    followers = torch.sparse_coo_tensor(np.stack([first, second]), counts / frequency[first], (size, size),
+                                        dtype=torch.float32, is_coalesced=True, check_invariants=True)
+    frequency = torch.from_numpy(frequency)
+    generator = torch.Generator().manual_seed(seed)
+    # Adam's steps are as long as the learning rate, so it is set relative to the weights
+    groups = [{'params': [p], 'lr': p.std().item() / 2} for p in (model.wte.weight, model.head.weight)]
+    adam = torch.optim.Adam(groups, betas=(0.8, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (1 - step / steps) / 0.7))
+    n_rows = max(1, 2**22 // size)  # as many as have distributions of 16 MB
     for _ in tqdm(range(steps), 'bigrams', unit=' steps', leave=False):
-        drawn, times = often.multinomial(4096, replacement=True, generator=chance).unique(return_counts=True)
-        wanted = followers.index_select(0, drawn)
-        for i in torch.arange(len(drawn)).split(max(1, 2**22 // size)):  # whose distributions take 16 MB
-            target = (wanted.index_select(0, i).to_dense() * times[i, None]).to(device)
+        sampled, times = frequency.multinomial(4096, replacement=True, generator=generator).unique(return_counts=True)
+        targets = followers.index_select(0, sampled)
+        for rows in torch.arange(len(sampled)).split(n_rows):
+            target = targets.index_select(0, rows).to_dense() * times[rows, None]
             with amp:
-                logits = model.head(model.norm(model.wte(drawn[i].to(device))))
-            F.cross_entropy(logits.float(), target, reduction='sum').backward()  # the gradients of a mean would be too small for float16
+                logits = model.head(model.norm(model.wte(sampled[rows].to(device))))
+            # a sum, since the gradients of a mean could underflow in float16
+            F.cross_entropy(logits.float(), target.to(device), reduction='sum').backward()
         adam.step()
         schedule.step()
         adam.zero_grad()
-    model.zero_grad()  # the norm's
+    model.zero_grad()  # of the last norm too
 
 
-class Foreign(nn.Module):
-    """Any other causal language model, in Transformers' own class, with so much of GPT's face as telling and measuring a loss take."""
+class LossGuard:
+    """Finds training steps that would damage the weights.
 
-    n_params = GPT.n_params
+    A spike is a loss 2 nats and 10 standard deviations above the mean of the last 100 good losses.
+    """
 
-    def __init__(self, folder):
-        import transformers
-        super().__init__()
-        transformers.logging.set_verbosity_error()
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
-            self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-        config = self.theirs.config
-        self.args = {'vocab_size': config.vocab_size, 'block_size': getattr(config, 'max_position_embeddings', 2048),
-                     'n_layer': config.num_hidden_layers, 'n_embd': config.hidden_size}
+    def __init__(self):
+        self.losses = collections.deque(maxlen=100)
+        self.n_skipped = 0
+        self.skipped_in_a_row = 0
 
-    def forward(self, ids, targets=None):
-        logits = self.theirs(ids, use_cache=False).logits
-        return logits if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-
-class Int8Linear(nn.Module):
-    """A linear layer with weights of 8 bits and one scale for each output: a quarter of the bytes, which is what telling one story waits for."""
-
-    def __init__(self, linear):
-        super().__init__()
-        scale = linear.weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
-        self.weight, self.scale = (linear.weight / scale).round().to(torch.int8), scale.flatten().bfloat16()
-        self.bias = linear.bias
-
-    def forward(self, x):
-        rows = x.flatten(0, -2).bfloat16()
-        if len(rows) > 16:  # for which products take longer than reading the weights
-            y = rows @ self.weight.t().bfloat16() * self.scale
+    def check(self, loss, grad_norm, scaler):
+        """Why a step must not be taken; '' for a good step."""
+        problem = self.find_problem(loss, grad_norm, scaler)
+        if problem:
+            self.n_skipped += 1
+            self.skipped_in_a_row += 1
         else:
-            y = torch._weight_int8pack_mm(rows, self.weight, self.scale)  # as torchao and gpt-fast call it
-        y = y.view(*x.shape[:-1], -1)
-        return (y if self.bias is None else y + self.bias).type_as(x)
+            self.losses.append(loss)
+            self.skipped_in_a_row = 0
+        return problem
 
-
-@torch.no_grad()
-def quantize_int8(model):
-    """Give a model that tells on a CPU weights of 8 bits in its linear layers, and bfloat16 elsewhere."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, Int8Linear(child))
-    return model.to(torch.bfloat16)
+    def find_problem(self, loss, grad_norm, scaler):
+        # in float16 an infinite gradient is normal: the scaler lowers the loss scale
+        if not math.isfinite(loss) or not math.isfinite(grad_norm) and not scaler.is_enabled():
+            return f'the loss is {loss:.4g} and the gradient norm {grad_norm:.3g}'
+        if scaler.is_enabled() and scaler.get_scale() < 1e-3:
+            return 'the gradients overflow float16 at any loss scale'
+        if len(self.losses) == self.losses.maxlen:
+            mean = np.mean(self.losses)
+            if loss > mean + max(2, 10 * np.std(self.losses)):
+                return f'the loss is {loss:.4g} after a mean of {mean:.4g}'
+        return ''
 
 
 # -----------------------------------------------------------------------------
-# where and in what numbers to compute
+# generation
+
+
+class KVStore:
+    """Keys and values of n_slots sequences, preallocated: (n_layer, n_slots, n_kv_head, length, d)."""
+
+    def __init__(self, config, n_slots, length, dtype, device):
+        shape = (config.n_layer, n_slots, config.n_kv_head, length, config.head_size)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def write(self, layer, slots, k, v):
+        """Prefill: store positions 0 … T-1 of these slots. k, v: (len(slots), n_kv_head, T, d)"""
+        T = k.size(2)
+        self.keys[layer, slots, :, :T] = k.type_as(self.keys)
+        self.values[layer, slots, :, :T] = v.type_as(self.values)
+
+    def begin_step(self, positions):
+        """Decode: the position of the next token in each of the first B slots, (B,), for all layers."""
+        self.positions = positions
+        self.slots = torch.arange(len(positions), device=positions.device)
+        self.end = int(positions.max()) + 1
+        self.mask = torch.arange(self.end, device=positions.device) <= positions[:, None, None, None]  # (B, 1, 1, end)
+
+    def attend(self, layer, q, k, v):
+        """Decode: store the new position and attend to all up to it.
+
+        q: (B, n_head, 1, d); k, v: (B, n_kv_head, 1, d) -> (B, n_head, 1, d)
+        """
+        B, H, _, d = q.shape
+        self.keys[layer, self.slots, :, self.positions] = k[:, :, 0].type_as(self.keys)
+        self.values[layer, self.slots, :, self.positions] = v[:, :, 0].type_as(self.values)
+        keys = self.keys[layer, :B, :, :self.end]
+        values = self.values[layer, :B, :, :self.end]
+        q = q.reshape(B, k.size(1), -1, d).type_as(keys)  # heads that share keys become positions of one head
+        return F.scaled_dot_product_attention(q, keys, values, self.mask).reshape(B, H, 1, d)
+
+    def move(self, source, target):
+        """Copy one slot over another."""
+        self.keys[:, target] = self.keys[:, source]
+        self.values[:, target] = self.values[:, source]
+
+
+class KVCache:
+    """Fixed slots, each with the keys and values of one sequence.
+
+    prefill() reads whole sequences into some slots, decode() one more token into every slot. Slots are refilled in place.
+    lengths: how many positions of each slot are filled; 0 = the slot is free.
+    """
+
+    refill = True  # a finished slot can take a new sequence while others go on
+
+    def __init__(self, model, n_slots, length):
+        weight = model.wte.weight
+        dtype = weight.dtype
+        if weight.is_cpu:
+            dtype = torch.promote_types(dtype, torch.float32)  # CPUs attend faster in float32
+        self.model = model
+        self.head = model.head
+        self.lengths = [0] * n_slots
+        if cpu_kernels and weight.is_cpu:
+            self.head = cpu_kernels.fast_head(model.head)
+        if cpu_kernels and weight.is_cpu and cpu_kernels.has_faster_store(n_slots):
+            self.store = cpu_kernels.PagedStore(model.config, n_slots, length, weight.dtype)
+        else:
+            self.store = KVStore(model.config, n_slots, length, dtype, weight.device)
+
+    def prefill(self, slots, sequences):
+        """Read sequences, lists of ids, into these slots -> the logits after each, (len(slots), vocab_size)."""
+        device = self.model.wte.weight.device
+        lengths = [len(ids) for ids in sequences]
+        # padding comes after the sequences, where causal attention never looks
+        padded = [ids + [0] * (max(lengths) - len(ids)) for ids in sequences]
+        slot_ids = torch.tensor(slots, device=device)
+
+        def attend(layer, q, k, v):
+            self.store.write(layer, slot_ids, k, v)
+            return causal_attention(q, k, v)
+
+        x = self.model.hidden(torch.tensor(padded, device=device), attend=attend)
+        for slot, length in zip(slots, lengths):
+            self.lengths[slot] = length
+        last = torch.tensor(lengths, device=device) - 1
+        return self.head(x[torch.arange(len(slots), device=device), last])
+
+    def decode(self, tokens):
+        """Read one token into each of the first len(tokens) slots -> the logits after it, (len(tokens), vocab_size)."""
+        device = self.model.wte.weight.device
+        positions = torch.tensor(self.lengths[:len(tokens)], device=device)
+        self.store.begin_step(positions)
+        ids = torch.tensor(tokens, device=device)[:, None]
+        x = self.model.hidden(ids, positions[:, None], self.store.attend)
+        for slot in range(len(tokens)):
+            self.lengths[slot] += 1
+        return self.head(x[:, 0])
+
+    def move(self, source, target):
+        """Copy one slot over another."""
+        self.store.move(source, target)
+        self.lengths[target] = self.lengths[source]
+
+
+class Sequence:
+    """A sequence that is being generated: prompt and new tokens, and a uniform random number for each new token."""
+
+    def __init__(self, index, prompt, seed, max_new_tokens):
+        self.index = index
+        self.ids = list(prompt)
+        self.start = 0  # the first token that the model still sees
+        self.n_left = max_new_tokens
+        generator = torch.Generator().manual_seed(seed)
+        self.uniforms = iter(torch.rand(max_new_tokens, generator=generator).numpy())
+
+    def window(self, block_size):
+        """The ids to prefill. When they no longer fit in block_size, only their last half is kept."""
+        if len(self.ids) - self.start > block_size:
+            self.start = len(self.ids) - max(1, block_size // 2)
+        return self.ids[self.start:]
+
+
+@torch.inference_mode()
+def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
+             repetition_penalty=1.0, no_repeat_ngram=0, bad_words=(), batch_size=0):
+    """Continue prompts in batches: yields, after every step, the list of (prompt's index, new token id).
+
+    model: a GPT, or a model of hub.py. prompts: lists of ids, of any lengths from 1.
+    eos: the id that ends a sequence; it is yielded too. seeds: an int for each prompt.
+    A sequence depends on its prompt, its seed and the settings, not on the batch (except for rounding).
+    temperature: 0 takes the likeliest token. top_k (Fan et al. 2018), top_p (Holtzman et al. 2020) and min_p
+    (Nguyen et al. 2024) are applied in this order. repetition_penalty: Keskar et al. 2019, prompt included.
+    no_repeat_ngram: no n-gram of this size comes twice (Paulus et al. 2018). bad_words: lists of ids that never come.
+    batch_size: sequences in one batch; 0 = all. The slot of a finished sequence takes the next one.
+    """
+    assert all(prompts), 'a prompt needs at least one token'
+    if not prompts or max_new_tokens < 1:
+        return
+    if seeds is None:
+        seeds = range(len(prompts))
+    block_size = model.config.block_size
+    n_slots = min(batch_size or len(prompts), len(prompts))
+    longest = max(len(prompt) for prompt in prompts)
+    cache = model.new_cache(n_slots, min(block_size, longest + max_new_tokens))
+    waiting = collections.deque(enumerate(zip(prompts, seeds)))
+    running = []  # the sequence in each slot
+
+    def next_sequence():
+        index, (prompt, seed) = waiting.popleft()
+        return Sequence(index, prompt, seed, max_new_tokens)
+
+    while waiting or running:
+        if not running:
+            cache.lengths[:] = [0] * n_slots
+            while waiting and len(running) < n_slots:
+                running.append(next_sequence())
+
+        # 1) prefill the slots with new sequences, or else decode one token in every slot
+        new_slots = [slot for slot in range(len(running)) if cache.lengths[slot] == 0]
+        if new_slots:
+            logits = cache.prefill(new_slots, [running[slot].window(block_size) for slot in new_slots])
+            batch = [running[slot] for slot in new_slots]
+        else:
+            logits = cache.decode([sequence.ids[-1] for sequence in running])
+            batch = list(running)
+
+        # 2) sample
+        logits = logits.float()
+        histories = [sequence.ids for sequence in batch]
+        penalize(logits, histories, repetition_penalty, no_repeat_ngram, bad_words)
+        uniforms = torch.tensor([next(sequence.uniforms) for sequence in batch], device=logits.device)
+        tokens = sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p).tolist()
+        for sequence, token in zip(batch, tokens):
+            sequence.ids.append(token)
+            sequence.n_left -= 1
+        yield [(sequence.index, token) for sequence, token in zip(batch, tokens)]
+
+        # 3) refill the slots of finished sequences, or close the gaps; from the last slot on, so that no gap is moved
+        for slot in reversed(range(len(running))):
+            sequence = running[slot]
+            if cache.lengths[slot] == block_size:
+                cache.lengths[slot] = 0  # full: prefill its last half again
+            if sequence.n_left > 0 and sequence.ids[-1] != eos:
+                continue
+            if waiting and cache.refill:
+                running[slot] = next_sequence()
+                cache.lengths[slot] = 0
+                continue
+            last = len(running) - 1
+            if slot < last:
+                cache.move(last, slot)
+                running[slot] = running[last]
+            running.pop()
+
+
+def penalize(logits, histories, repetition_penalty, no_repeat_ngram, bad_words):
+    """Lower, in place, the logits (B, vocab_size) of tokens that should not follow these histories, lists of ids."""
+    if repetition_penalty == 1.0 and not no_repeat_ngram and not bad_words:
+        return
+    for row, ids in zip(logits, histories):
+        if repetition_penalty != 1.0:
+            seen = torch.tensor(sorted(set(ids)), device=row.device)
+            score = row[seen]
+            row[seen] = torch.where(score > 0, score / repetition_penalty, score * repetition_penalty)
+        banned = []
+        for word in bad_words:
+            *before, last = word
+            if not before or ids[-len(before):] == before:
+                banned.append(last)
+        if no_repeat_ngram and len(ids) >= no_repeat_ngram:
+            n = no_repeat_ngram - 1
+            ending = ids[len(ids) - n:]
+            banned += [ids[i + n] for i in range(len(ids) - n) if ids[i:i + n] == ending]
+        row[banned] = -torch.inf
+
+
+def sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p):
+    """Sample one token for each row by inverse transform sampling.
+
+    logits: (B, vocab_size); uniforms: (B,), numbers from [0, 1) -> (B,)
+    """
+    if temperature < 1e-4:
+        return logits.argmax(-1)
+    probs = F.softmax(logits / temperature, dim=-1)
+    if top_k or top_p < 1:
+        n = min(top_k or probs.size(-1), probs.size(-1))
+        likeliest = probs.topk(n).values  # sorted, (B, n)
+        share = likeliest / likeliest.sum(-1, keepdim=True)
+        n_kept = (share.cumsum(-1) - share < top_p).sum(-1, keepdim=True)
+        # The tokens stay in the order of the vocabulary. The order of topk changes with rounding.
+        probs = probs * (probs >= likeliest.gather(-1, n_kept - 1))
+    if min_p:
+        probs = probs * (probs >= min_p * probs.amax(-1, keepdim=True))
+    cumulative = probs.cumsum(-1)
+    drawn = uniforms * cumulative[:, -1]
+    tokens = torch.searchsorted(cumulative, drawn[:, None], right=True)
+    return tokens.clamp(max=probs.size(-1) - 1).squeeze(-1)
+
+
+# -----------------------------------------------------------------------------
+# checkpoints
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a checkpoint (tensors and plain Python only). The old file stays until the new one is complete."""
+    with replacing(path) as temporary, open(temporary, 'wb') as f:
+        try:
+            torch.save(checkpoint, f)
+        except RuntimeError as e:  # torch hides the error of a full disk in one of its own
+            if isinstance(e.__context__, OSError):
+                raise e.__context__ from None
+            raise
+
+
+def load_checkpoint(path):
+    """Read a checkpoint without running any code from it. Ends the program with one line when that cannot be done."""
+    if not os.path.exists(path):
+        fail(f'{path} does not exist; train first, or name another --out_dir')
+    try:
+        check_sums(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about old pickles, before they are refused
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:  # torch.load raises errors of many kinds for damaged and foreign files
+        reason = str(e).split('\n')[0] or type(e).__name__
+        code = re.search(r'GLOBAL (\S+)', str(e))
+    if code:
+        fail(f'{path} contains, besides weights, a Python object ({code[1]}), and loading it could run code from the '
+             'file; use a checkpoint with tensors and plain values only')
+    if 'weights_only' in reason:  # torch's advice to load the file all the same
+        reason = 'it contains something other than tensors and plain values'
+    advice = ''
+    for name in ('best.pt', 'ckpt.pt'):
+        other = os.path.join(os.path.dirname(path), name)
+        if other != path and os.path.exists(other):
+            advice += f'; there is also {other}'
+    fail(f'{path} cannot be loaded as a checkpoint ({reason}){advice}')
+
+
+def check_sums(path):
+    """Raise ValueError for a damaged file. torch.load ignores the check sums that torch.save writes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f'{damaged} in it is damaged')
+
+
+def checkpoint_path(folder):
+    """best.pt of a folder, else ckpt.pt, else None."""
+    for name in ('best.pt', 'ckpt.pt'):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            return path
+    return None
+
+
+def model_from(checkpoint, path=''):
+    """The GPT of a checkpoint of train.py, on the CPU in eval mode. LoRA adapters are not merged."""
+    if 'lora' in checkpoint:
+        import hub
+        return hub.restore(checkpoint, path)
+    model = GPT(GPTConfig(**checkpoint['model_args']))
+    weights = {name.removeprefix('_orig_mod.'): weight for name, weight in checkpoint['model'].items()}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def training_state(optimizers, scaler, guard):
+    """What ckpt.pt has besides the model, to resume a run exactly."""
+    return {'optimizer': [optimizer.state_dict() for optimizer in optimizers],
+            'scaler': scaler.state_dict(),
+            'guard': (list(guard.losses), guard.n_skipped, guard.skipped_in_a_row)}
+
+
+def load_training_state(path, checkpoint, optimizers, scaler, guard):
+    """Restore training_state(). A copy of best.pt has none: then the optimizers start without averages."""
+    for optimizer, state in zip(optimizers, checkpoint.get('optimizer', [])):
+        for saved_group, group in zip(state['param_groups'], optimizer.param_groups):
+            settings = {key: value for key, value in group.items() if key != 'params'}
+            saved_group.update(settings)  # learning rates and so on are those of this run
+        try:
+            optimizer.load_state_dict(state)
+        except ValueError:
+            fail(f'{path}: an older train.py grouped the weights in another way; use its weights with '
+                 f'--init_from={path} and another --out_dir')
+    if checkpoint.get('scaler'):  # empty unless the run was in float16
+        scaler.load_state_dict(checkpoint['scaler'])
+    losses, guard.n_skipped, guard.skipped_in_a_row = checkpoint.get('guard', ([], 0, 0))
+    guard.losses.extend(losses)
+
+
+def check_resume(path, checkpoint, config, meta, vocab):
+    """End the program when a run with this config and data would not continue the one in the checkpoint."""
+    if not {'model_args', 'model', 'config', 'meta', 'tokenizer', 'step'} <= checkpoint.keys():
+        fail(f'{path} is not a checkpoint of train.py; use its weights with --init_from={path} and another --out_dir')
+    from tokenizers import Tokenizer
+    if Tokenizer.from_str(checkpoint['tokenizer']['spec']).get_vocab() != vocab:
+        fail(f'{path} has another tokenizer than the data; prepare them with --tokenizer={path} --trim=False')
+
+    def facts(config, meta):
+        sequences = config['batch_size'] * config['gradient_accumulation_steps']
+        return config | {'sequences in a step': sequences, 'tokens in train.bin': meta['tokens']['train']}
+
+    before = facts(checkpoint['config'], checkpoint['meta'])
+    now = facts(config, meta)
+    fixed = [*GPTConfig.__dataclass_fields__, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha',
+             'sequences in a step', 'tokens in train.bin']
+    changed = [f'{key} {before[key]}, here {now[key]}' for key in fixed
+               if key in before and key in now and before[key] != now[key] and key != 'dropout']
+    if changed:
+        fail(f'{path} was trained with {"; ".join(changed)}; resume with its settings, or use another --out_dir')
+
+
+# -----------------------------------------------------------------------------
+# devices and processes
+
 
 def choose_device(device='', dtype=''):
-    """Fill in what is not given -> (device, dtype): the fastest device here and the dtype that it is fast in.
+    """Fill in what is not given -> (device, dtype): the fastest device of this machine and a dtype that is fast on it.
 
-    dtype is 'bfloat16' where the hardware multiplies it, 'float16' on older CUDA cards (T4, P100), else 'float32'.
+    dtype is 'bfloat16' where the hardware has it, 'float16' on older CUDA cards (T4, P100), else 'float32'.
     """
-    if not device:
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    if device.split(':')[0] not in ('cpu', 'cuda', 'mps'):
-        raise SystemExit(f"device is {device!r}; it is 'cpu', 'cuda', 'cuda:1' or 'mps'")
-    if device.startswith('cuda') and not torch.cuda.is_available():
-        raise SystemExit(f'device is {device!r} but torch finds no CUDA here; leave --device out')
+    if not device and torch.cuda.is_available():
+        device = 'cuda'
+    elif not device:
+        device = 'mps' if torch.backends.mps.is_available() else 'cpu'
+    kind = device.split(':')[0]
+    check(kind in ('cpu', 'cuda', 'mps'), f"device is {device!r}; use 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    check(kind != 'cuda' or torch.cuda.is_available(), f'torch finds no CUDA for {device!r}; leave --device out')
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise SystemExit(f'device {device!r}: {str(e).splitlines()[0]}') from None
-    if device.startswith('cuda'):
-        fast = 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float16'
-    else:
-        cpu_has_it = getattr(torch.cpu, 'get_capabilities', dict)().get('avx512_bf16', False)  # torch 2.9 cannot tell
-        fast = 'bfloat16' if device == 'cpu' and cpu_has_it else 'float32'
-    if dtype not in ('', 'float32', 'bfloat16', 'float16'):
-        raise SystemExit(f"dtype is {dtype!r}; it is 'float32', 'bfloat16' or 'float16'")
-    return device, dtype or fast
+        fail(f'device {device!r} cannot be used: {str(e).splitlines()[0]}')
+    known = dtype in ('', 'float32', 'bfloat16', 'float16')
+    check(known, f"dtype is {dtype!r}; use 'float32', 'bfloat16' or 'float16'")
+    if dtype:
+        return device, dtype
+    if kind == 'cuda':
+        return device, 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float16'
+    if kind == 'cpu' and hasattr(torch.cpu, 'get_capabilities') and torch.cpu.get_capabilities().get('avx512_bf16'):
+        return device, 'bfloat16'
+    return device, 'float32'
 
 
-def matrix_rate(device, dtype, seconds=0.1):
-    """Floating-point operations a second that this machine reaches in a large matrix product, which bounds any training."""
+def can_compile(device):
+    """Whether torch.compile can work here: Triton needs Linux and at least a V100."""
+    return device.startswith('cuda') and sys.platform == 'linux' and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def init_processes(device, dtype, backend=''):
+    """Join the processes of torchrun, if it started this one -> (rank, world_size, device, dtype)."""
+    rank = int(os.environ.get('RANK', 0))
+    local_rank = int(os.environ.get('LOCAL_RANK', 0))
+    world_size = int(os.environ.get('WORLD_SIZE', 1))
+    if 'RANK' in os.environ and device in ('', 'cuda') and torch.cuda.is_available():
+        n_gpus = torch.cuda.device_count()
+        check(local_rank < n_gpus, f'--nproc_per_node is larger than the number of GPUs, {n_gpus}')
+        device = f'cuda:{local_rank}'
+        torch.cuda.set_device(device)
+    device, dtype = choose_device(device, dtype)
+    check(backend in ('', 'nccl', 'gloo'), f"backend is {backend!r}; use 'nccl' or 'gloo'")
+    if world_size > 1:
+        check(device != 'mps', 'torchrun cannot use mps; run one process, or use --device=cpu')
+        dist.init_process_group(backend or ('nccl' if device.startswith('cuda') else 'gloo'))
+    return rank, world_size, device, dtype
+
+
+def sum_over_ranks(numbers, device):
+    """The sum of each number over all processes, a list of floats."""
+    if not dist.is_initialized():
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def matmul_rate(device, dtype, seconds=0.1):
+    """Measured floating-point operations per second of a large matrix product, an upper bound for training here."""
     size = 4096 if device.startswith('cuda') else 1024
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    wait = {'cuda': torch.cuda.synchronize, 'mps': torch.mps.synchronize}.get(device.split(':')[0], lambda: None)
-    a[:64] @ a  # the first product takes as long as loading the library
-    best, end = 0.0, time.perf_counter() + seconds
+    a[:64] @ a  # the first product loads the library
+    best = 0.0
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        wait()
+        synchronize(device)
         start = time.perf_counter()
         a @ a
-        wait()
+        synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
 
 
+def synchronize(device):
+    """Wait until the device has finished its work."""
+    if device.startswith('cuda'):
+        torch.cuda.synchronize(device)
+    elif device == 'mps':
+        torch.mps.synchronize()
+
+
 def peak_memory(device):
-    """The bytes that this process has held at most: of the GPU's memory, else of the machine's; 0 where the system does not tell."""
+    """Largest memory use of this process in bytes: GPU memory, else main memory; 0 where the system does not say."""
     if device.startswith('cuda'):
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
+    if os.name == 'nt':
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    import resource
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
