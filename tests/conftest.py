@@ -30,10 +30,14 @@ def cleaner(language):
 
 
 class Project:
-    """A copy of the project's scripts, configs and word lists."""
+    """A copy of the project's scripts, configs and word lists; or of the named scripts only."""
 
-    def __init__(self, path):
+    def __init__(self, path, scripts=()):
         self.path = path
+        for name in scripts:
+            shutil.copy(PROJECT / name, path)
+        if scripts:
+            return
         for file in [*PROJECT.glob('*.py'), *PROJECT.glob('*.html')]:
             shutil.copy(file, path)
         shutil.copytree(PROJECT / 'config', path / 'config')

@@ -1,0 +1,99 @@
+"""Each script runs with only the files of the README's table beside it, copied into an otherwise empty folder."""
+
+import json
+import re
+import shutil
+
+import pytest
+from conftest import PROJECT, Project
+
+COPY_SETS = {
+    'train.py': ['model.py', 'configurator.py', 'files.py'],
+    'sample.py': ['model.py', 'tokenizer.py', 'configurator.py', 'files.py'],
+    'prepare.py': ['tokenizer.py', 'configurator.py', 'files.py'],
+    'generate_data.py': ['configurator.py', 'files.py'],
+    'evaluate.py': ['metrics.py', 'configurator.py', 'files.py'],
+}
+TRAIN = [
+    'train.py', '--dataset=tiny', '--out_dir=out/tiny', '--device=cpu', '--n_layer=1', '--n_head=2', '--n_embd=32',
+    '--block_size=64', '--batch_size=4', '--gradient_accumulation_steps=2', '--eval_interval=2', '--eval_iters=2']
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """copy('train.py') -> a folder with its copy set."""
+    return lambda script: Project(tmp_path, [script, *COPY_SETS[script]])
+
+
+@pytest.fixture(scope='module')
+def trained(prepared, tmp_path_factory):
+    """The copy set of train.py with data/tiny, after a training in two parts."""
+    folder = Project(tmp_path_factory.mktemp('train'), ['train.py', *COPY_SETS['train.py']])
+    shutil.copytree(prepared.path / 'data/tiny', folder.path / 'data/tiny')
+    out = folder.run(*TRAIN, '--max_iters=2')
+    assert 'done at step 2' in out and re.search('[\u0900-\u097f]{2}', out)  # with a sample story
+    assert 'done at step 4' in folder.run(*TRAIN, '--max_iters=4', '--init_from=resume')
+    return folder
+
+
+def test_train_from_scratch_and_resume(trained):
+    names = {path.name for path in (trained.path / 'out/tiny').iterdir()}
+    assert names == {'ckpt.pt', 'best.pt', 'log.jsonl', 'loss.png'}
+    assert [row['step'] for row in trained.jsonl('out/tiny/log.jsonl')] == [2, 4]
+    refusal = trained.refuses(*TRAIN, '--out_dir=out/other', '--init_from=gpt2')
+    assert refusal == 'train.py: hub.py is missing: copy it beside train.py'
+
+
+def test_train_in_two_processes(trained, copy):
+    folder = copy('train.py')
+    shutil.copytree(trained.path / 'data', folder.path / 'data')
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--']
+    assert 'done at step 2' in folder.run(*torchrun, *TRAIN, '--max_iters=2', '--backend=gloo')
+
+
+def test_sample(trained, copy):
+    folder = copy('sample.py')
+    shutil.copytree(trained.path / 'out', folder.path / 'out')
+    out = folder.run('sample.py', '--out_dir=out/tiny', '--start=एक दिन', '--max_new_tokens=20', '--device=cpu')
+    assert out.startswith('एक दिन')
+    refusal = folder.refuses('sample.py', '--init_from=user/model')
+    assert refusal == 'sample.py: hub.py is missing: copy it beside sample.py'
+
+
+def test_prepare(prepared, copy):
+    folder = copy('prepare.py')
+    source = prepared.path / 'data/tiny/stories.jsonl'
+    folder.run('prepare.py', f'--source={source}', '--dataset=new', '--vocab_size=1024')
+    assert folder.json('data/new/meta.json')['tokens'] == prepared.json('data/tiny/meta.json')['tokens']
+
+
+def test_generate_with_the_grammar_then_with_a_chat_api(copy, chat_server):
+    folder = copy('generate_data.py')
+    shutil.copytree(PROJECT / 'data/hindi', folder.path / 'data/hindi', ignore=shutil.ignore_patterns('*.json*', '*.bin'))
+    folder.run('generate_data.py', '--language=hindi', '--total=20', '--out=stories.jsonl')
+    assert len(folder.jsonl('stories.jsonl')) == 20
+
+    shutil.copy(PROJECT / 'config/generate_hindi.py', folder.path)
+    chat = ['generate_data.py', 'generate_hindi.py', f'--base_url={chat_server().url}', '--model=m', '--total=4', '--out=a.jsonl']
+    for missing in ('chat.py', 'replies.py'):
+        assert folder.refuses(*chat) == f'generate_data.py: {missing} is missing: copy it beside generate_data.py'
+        shutil.copy(PROJECT / missing, folder.path)
+    folder.run(*chat)
+    assert len(folder.jsonl('a.jsonl')) == 4
+
+
+def test_evaluate(prepared, copy):
+    folder = copy('evaluate.py')
+    rows = [{'id': row['id'], 'prompt': '', 'story': row['text']} for row in prepared.jsonl('data/tiny/stories.jsonl')[:6]]
+    (folder.path / 'samples.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    folder.run('evaluate.py', '--samples=samples.jsonl')
+    assert folder.json('results.json')['models']
+    refusal = folder.refuses('evaluate.py', '--samples=samples.jsonl', '--provider=ollama')
+    assert refusal == 'evaluate.py: chat.py is missing: copy it beside evaluate.py'
+
+
+@pytest.mark.parametrize('script', COPY_SETS)
+def test_the_readme_has_the_copy_set(script):
+    readme = (PROJECT / 'README.md').read_text(encoding='utf-8')
+    rows = [line.split('|')[2] for line in readme.splitlines() if line.startswith(f'| `{script}` |')]
+    assert any(all(f'`{name}`' in row for name in COPY_SETS[script]) for row in rows)
