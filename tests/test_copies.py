@@ -69,12 +69,14 @@ def test_prepare(prepared, copy):
 
 def test_generate_with_the_grammar_then_with_a_chat_api(copy, chat_server):
     folder = copy('generate_data.py')
-    shutil.copytree(PROJECT / 'data/hindi', folder.path / 'data/hindi', ignore=shutil.ignore_patterns('*.json*', '*.bin'))
+    no_stories = shutil.ignore_patterns('*.json*', '*.bin')
+    shutil.copytree(PROJECT / 'data/hindi', folder.path / 'data/hindi', ignore=no_stories)
     folder.run('generate_data.py', '--language=hindi', '--total=20', '--out=stories.jsonl')
     assert len(folder.jsonl('stories.jsonl')) == 20
 
     shutil.copy(PROJECT / 'config/generate_hindi.py', folder.path)
-    chat = ['generate_data.py', 'generate_hindi.py', f'--base_url={chat_server().url}', '--model=m', '--total=4', '--out=a.jsonl']
+    url = chat_server().url
+    chat = ['generate_data.py', 'generate_hindi.py', f'--base_url={url}', '--model=m', '--total=4', '--out=a.jsonl']
     for missing in ('chat.py', 'replies.py'):
         assert folder.refuses(*chat) == f'generate_data.py: {missing} is missing: copy it beside generate_data.py'
         shutil.copy(PROJECT / missing, folder.path)
@@ -84,8 +86,8 @@ def test_generate_with_the_grammar_then_with_a_chat_api(copy, chat_server):
 
 def test_evaluate(prepared, copy):
     folder = copy('evaluate.py')
-    rows = [{'id': row['id'], 'prompt': '', 'story': row['text']} for row in prepared.jsonl('data/tiny/stories.jsonl')[:6]]
-    (folder.path / 'samples.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    stories = prepared.jsonl('data/tiny/stories.jsonl')[:6]
+    (folder.path / 'samples.jsonl').write_text('\n'.join(map(json.dumps, stories)), encoding='utf-8')
     folder.run('evaluate.py', '--samples=samples.jsonl')
     assert folder.json('results.json')['models']
     refusal = folder.refuses('evaluate.py', '--samples=samples.jsonl', '--provider=ollama')
