@@ -1,369 +1,465 @@
 """
-Every tokenizer behind one small face: encode, decode, bos, eos.
-
-Whatever it comes from (trained here, the Hugging Face hub, tiktoken, a SentencePiece .model), inside it is one
-`tokenizers` pipeline, which is what tokenizer.json holds. bos and eos never come out of text: a story may spell
-`</s>` and it stays text.
+Every tokenizer behind one small interface: encode, decode, bos, eos.
 
     tokenizer = load('data/hindi/tokenizer.json')
     ids = tokenizer.encode('एक दिन')
+    text = tokenizer.decode(ids)
+
+- train() learns a byte-level BPE that keeps the vowel signs of Indic scripts with their letters.
+- load() reads any other tokenizer: from the Hugging Face hub, from tiktoken, a SentencePiece .model.
+- Each of them becomes one `tokenizers` pipeline, stored as tokenizer.json, which other programs read too.
+- Text is never encoded as bos or eos: a story may contain '</s>', and it stays ordinary text.
+- trim() removes the tokens that a corpus does not use, so that the ids of any tokenizer fit in uint16.
 """
 
-import itertools
 import json
 import os
-import re
 import unicodedata
-import warnings
 
 import numpy as np
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Pipeline
 
-from jsonl import replacing
+from files import check, fail, find, on_hub, write_json, write_text
 
 MAX_VOCAB_SIZE = 65536  # ids are stored as uint16
-MAX_ID = 2**22  # of a tokenizer from elsewhere, the largest of which have some 2**18 tokens; tables as long as this are no danger to memory
+MAX_LOADED_VOCAB_SIZE = 2**22  # the largest real ones have 2**18 tokens; more would only fill the memory
+MAX_TIKTOKEN_LENGTH = 20_000  # characters of a text; the regular expressions of tiktoken fail on a million spaces
 
-# A word with the space before it; signs (\p{M}) belong to their letters, or no Indic word would stay whole, and so do
-# the joiners U+200C and U+200D. Digits go one by one, so that numbers of any length are spelled alike.
+# How text is split into words before BPE. No token crosses the end of a word.
+# - A word includes the space before it, as in GPT-2.
+# - Letters (\p{L}) keep their vowel signs (\p{M}) and the joiners U+200C and U+200D: this keeps Indic words whole.
+# - Each digit (\p{N}) is a word of its own, so that all numbers are encoded in the same way.
 WORDS = r' ?[\p{L}\p{M}\x{200c}\x{200d}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}\x{200c}\x{200d}]+|\s+(?!\S)|\s+'
-LONGEST = 20_000  # characters of a text for tiktoken, whose search for words gives up in a million spaces
+
+# the usual bos and eos tokens, for a tokenizer.json without settings that name them; the first is added if none exists
+USUAL_BOS = ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '<|endoftext|>', '[CLS]')
+USUAL_EOS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[SEP]')
 
 
 class Tokenizer:
-    """A tokenizer.json with the names of its bos and eos tokens.
+    """A `tokenizers` pipeline with a bos and an eos token.
 
-    bos, eos: their ids, the same one where a tokenizer uses one token for both, as GPT-2's does.
-    vocab_size: every id is below it.
+    backend: the pipeline
+    bos, eos: ids, equal if one token serves as both, as in GPT-2
+    bos_token, eos_token: the same tokens as text
+    vocab_size: every id is below it
     """
 
-    def __init__(self, spec, bos, eos):
-        """spec: the text of a tokenizer.json. bos, eos: token strings; those that it lacks are added behind the others."""
-        from tokenizers import AddedToken, processors
-        from tokenizers import Tokenizer as Backend
-        self.backend = Backend.from_str(spec)
+    def __init__(self, spec, bos='', eos=''):
+        """spec: the text of a tokenizer.json. bos, eos: tokens, added if missing; '' = a usual one.
+
+        Raises ValueError if the spec is broken.
+        """
+        try:
+            self.backend = Pipeline.from_str(spec)
+        except Exception as e:  # `tokenizers` raises nothing narrower
+            raise ValueError(str(e)) from None
         self.backend.no_padding()
         self.backend.no_truncation()
-        self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in dict.fromkeys((bos, eos))])
-        self.backend.encode_special_tokens = True  # that is: spell them as the text they are
-        self.bos, self.eos = self.backend.token_to_id(bos), self.backend.token_to_id(eos)
-        self.bos_token, self.eos_token = bos, eos
-        self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
-        if self.vocab_size > MAX_ID:
-            raise ValueError(f'an id of {self.vocab_size - 1:,}')
-        # for those who read tokenizer.json with other tools: a prompt begins with bos and stays open
-        self.backend.post_processor = processors.TemplateProcessing(single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
+        self.bos_token = bos or self.first_special(USUAL_BOS)
+        self.eos_token = eos or self.first_special(USUAL_EOS)
+        for token in (self.bos_token, self.eos_token):
+            self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        self.backend.encode_special_tokens = True  # which means: as ordinary text
+        self.bos = self.backend.token_to_id(self.bos_token)
+        self.eos = self.backend.token_to_id(self.eos_token)
+        self.set_vocab_size()
+        # for other programs that read tokenizer.json: they put bos before a prompt, and no eos after it
+        bos = self.bos_token
+        self.backend.post_processor = processors.TemplateProcessing(
+            single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
+
+    def first_special(self, names):
+        """The first of these names that is a special token of the pipeline; names[0] if none is."""
+        special = {token.content for token in self.backend.get_added_tokens_decoder().values()}
+        for name in names:
+            if name in special:
+                return name
+        return names[0]
+
+    def set_vocab_size(self):
+        largest_id = max(self.backend.get_vocab(with_added_tokens=True).values())
+        if largest_id >= MAX_LOADED_VOCAB_SIZE:
+            raise ValueError(f'its ids go up to {largest_id:,}')
+        self.vocab_size = largest_id + 1
 
     def encode(self, text):
         """text -> list of ids, without bos and eos."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts):
-        """Texts -> a list of ids each, without bos and eos; on every core."""
+        """List of texts -> list of lists of ids, without bos and eos. Uses all cores."""
         texts = [unicodedata.normalize('NFC', text) for text in texts]
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def encoder(self):
-        """A function for a corpus: texts -> (the ids of all in a row, uint32; how many there are of each), the same ids as encode_batch's.
+        """A function for a large corpus: texts -> (ids of all texts in a row: uint32, number of ids per text: int64).
 
-        Where tiktoken can do it, it takes a tenth of the time, on one core and without holding up other threads.
+        The ids are those of encode_batch. For most byte-level BPEs tiktoken finds them four times as fast.
         """
-        quick = self.as_tiktoken()
+        fast = as_tiktoken(self)
 
         def encode(texts):
             texts = [unicodedata.normalize('NFC', text) for text in texts]
-            if not quick or any(len(text) > LONGEST or '\0' in text for text in texts):
-                ids = self.encode_batch(texts)
-                return np.fromiter(itertools.chain.from_iterable(ids), np.uint32), np.array([*map(len, ids)], np.int64)
-            ids = quick.encode_to_numpy('\0'.join([*texts, '']), allowed_special='all')
-            ends = np.flatnonzero(ids == quick.max_token_value)
-            return np.delete(ids, ends), np.diff(ends, prepend=-1) - 1
+            if fast and max(map(len, texts)) <= MAX_TIKTOKEN_LENGTH:
+                ids = [fast.encode_to_numpy(text, disallowed_special=()) for text in texts]
+            else:
+                ids = [np.array(text_ids, np.uint32) for text_ids in self.encode_batch(texts)]
+            lengths = [len(text_ids) for text_ids in ids]
+            return np.concatenate(ids), np.array(lengths, np.int64)
         return encode
 
-    def as_tiktoken(self):
-        """A tiktoken.Encoding that gives the same ids, and NUL one above all others; None where that is not certain.
-
-        It is for a byte-level BPE that cuts words as ours or GPT-2's do and numbers its tokens in the order of its merges. tiktoken
-        joins any neighbours that make a token together, not only the pairs among the merges. But wherever such a pair comes to stand
-        side by side, it does so too in the encoding of that token alone, which then is not the token. Such tokens, which
-        never come out of any text, are left out, and with them goes the difference.
-        """
-        import tiktoken
-        from tiktoken_ext.openai_public import r50k_pat_str as gpt2
-        from tokenizers import models
-        spec = json.loads(self.to_str())
-        model, steps = spec['model'], (spec['pre_tokenizer'] or {}).get('pretokenizers', [spec['pre_tokenizer']])
-        to_bytes = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
-        ways = [(pattern, [{'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}, to_bytes | {'use_regex': False}])
-                for pattern in (WORDS, gpt2)] + [(gpt2, [to_bytes | {'use_regex': True}])]
-        pattern = next((pattern for pattern, way in ways if steps == way), None)
-        if (not pattern or spec['normalizer'] not in (None, {'type': 'NFC'}) or not all(token['special'] for token in spec['added_tokens'])
-                or model['type'] != 'BPE' or any(model.get(key) for key in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'))):
-            return None
-        plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that ByteLevel writes as themselves; the others as characters from 256 on
-        bytes_of = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(sorted({*range(256)} - {*plain}))}
-        merges = [tuple(merge.split(' ')) if isinstance(merge, str) else tuple(merge) for merge in model['merges']]
-        ids = [model['vocab'][a + b] for a, b in merges]
-        bpe = models.BPE(model['vocab'], merges)
-        tokens = [token for token in dict.fromkeys([*bytes_of, *map(''.join, merges)]) if len(bpe.tokenize(token)) == 1]
-        special = {token['content'] for token in spec['added_tokens']}
-        if ids != sorted(ids) or not bytes_of.keys() <= {*tokens} or model.get('ignore_merges') and {*tokens} | special != model['vocab'].keys() | special:
-            return None
-        ranks = {bytes(map(bytes_of.get, token)): model['vocab'][token] for token in tokens}
-        return tiktoken.Encoding('', pat_str=pattern, mergeable_ranks=ranks, special_tokens={'\0': self.vocab_size})
-
     def decode(self, ids):
-        """ids -> text; bos, eos and other special tokens are left out."""
+        """ids -> text, without bos, eos and other special tokens."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def add_tokens(self, tokens):
-        """Give each of these strings a token of its own wherever it stands in a text, such as </h> behind a headline."""
-        from tokenizers import AddedToken
-        if {self.bos_token, self.eos_token} & {*tokens}:
-            raise SystemExit(f'{self.bos_token} and {self.eos_token} are where stories begin and end, and nothing else can be')
-        self.backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
-        self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        """Make each of these strings one token wherever it occurs in a text, such as '</h>' after a headline."""
+        for token in tokens:
+            check(token not in (self.bos_token, self.eos_token), f'special_tokens: {token} is already bos or eos')
+            self.backend.add_tokens([AddedToken(token, special=False, normalized=False)])
+        self.set_vocab_size()
 
     def to_str(self):
         """The text of a tokenizer.json."""
         return self.backend.to_str()
 
     def save(self, folder):
-        """Write tokenizer.json and the tokenizer_config.json by which Transformers' AutoTokenizer opens the folder."""
-        settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': self.bos_token, 'eos_token': self.eos_token}
-        for name, text in (('tokenizer.json', self.to_str()), ('tokenizer_config.json', json.dumps(settings, indent=1))):
-            with replacing(os.path.join(folder, name)) as temporary, open(temporary, 'w', encoding='utf-8') as f:
-                f.write(text)
+        """Write tokenizer.json, and tokenizer_config.json for Transformers' AutoTokenizer."""
+        settings = {
+            'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': self.bos_token, 'eos_token': self.eos_token}
+        write_text(os.path.join(folder, 'tokenizer.json'), self.to_str())
+        write_json(os.path.join(folder, 'tokenizer_config.json'), settings)
 
     def state(self):
-        """What a checkpoint keeps: `Tokenizer(**state)` is this one again."""
+        """What a checkpoint stores: Tokenizer(**state) is an equal tokenizer."""
         return {'spec': self.to_str(), 'bos': self.bos_token, 'eos': self.eos_token}
 
 
-def train(texts, vocab_size, special_tokens=()):
-    """A byte-level BPE (Sennrich et al. 2016; Radford et al. 2019 for the bytes) learned from an iterable of texts.
+# -----------------------------------------------------------------------------
+# byte-level BPE
 
-    special_tokens: strings that get a token each, of the vocab_size.
+
+def train(texts, vocab_size, special_tokens=()):
+    """Learn a byte-level BPE from an iterable of texts (Sennrich et al. 2016; bytes: Radford et al. 2019).
+
+    special_tokens: strings that become one token each; vocab_size includes them.
     """
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Backend
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    least = len(alphabet) + 2 + len(special_tokens)
-    if not least <= vocab_size <= MAX_VOCAB_SIZE:
-        raise SystemExit(f'vocab_size is {vocab_size:,}; a tokenizer trained here has from {least} to {MAX_VOCAB_SIZE:,} tokens')
-    backend = Backend(models.BPE())
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), 'isolated'),
-                                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(special_tokens), special_tokens=['<s>', '</s>'], initial_alphabet=sorted(alphabet),
-                                  show_progress=False)
-    marks = re.compile('|'.join(map(re.escape, special_tokens)) or '(?!)')  # (?!) matches nothing
-    backend.train_from_iterator((marks.sub(' ', text) for text in texts), trainer)
-    tok = Tokenizer(backend.to_str(), '<s>', '</s>')
-    tok.add_tokens(special_tokens)
-    return tok
+    smallest = 256 + 2 + len(special_tokens)
+    check(smallest <= vocab_size <= MAX_VOCAB_SIZE,
+          f'vocab_size is {vocab_size:,}; a tokenizer trained here has {smallest} to {MAX_VOCAB_SIZE:,} tokens')
+    pipeline = Pipeline(models.BPE())
+    pipeline.normalizer = normalizers.NFC()
+    pipeline.pre_tokenizer = words_as_bytes(WORDS)
+    pipeline.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(special_tokens), special_tokens=['<s>', '</s>'],
+        initial_alphabet=sorted(byte_characters()), show_progress=False)
+    pipeline.train_from_iterator(without(special_tokens, texts), trainer)
+    tokenizer = Tokenizer(pipeline.to_str(), '<s>', '</s>')
+    tokenizer.add_tokens(special_tokens)
+    return tokenizer
+
+
+def without(special_tokens, texts):
+    """Yield the texts without these strings: no merge should be learned from them."""
+    for text in texts:
+        for token in special_tokens:
+            text = text.replace(token, ' ')
+        yield text
+
+
+def words_as_bytes(pattern):
+    """A pre-tokenizer: splits text into words by a regular expression, then turns each UTF-8 byte into a character."""
+    split = pre_tokenizers.Split(Regex(pattern), 'isolated')
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def byte_characters():
+    """{character: byte} of a byte-level BPE. Printable bytes stand for themselves, the others follow from U+0100 on."""
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    printable = [ord(character) for character in characters if ord(character) < 256]
+    others = [byte for byte in range(256) if byte not in printable]
+    return dict(zip(characters, printable + others))
+
+
+def as_tiktoken(tokenizer):
+    """A tiktoken.Encoding that gives the same ids; None if there is none.
+
+    tiktoken joins two neighbours whenever they form a token, lowest id first. `tokenizers` joins only the pairs in its
+    list of merges, first pair first. Both do the same if the merges are sorted by id, and if every token of the
+    vocabulary, encoded alone, is one token, so that it is reached by merges only.
+    """
+    import tiktoken
+    spec = json.loads(tokenizer.to_str())
+    pattern = word_pattern(tokenizer)
+    if not pattern or spec['model']['type'] != 'BPE' or spec['normalizer'] not in (None, {'type': 'NFC'}):
+        return None
+    if not all(token['special'] for token in spec['added_tokens']):
+        return None
+    vocab = spec['model']['vocab']
+    merges = [tuple(merge) for merge in spec['model']['merges']]
+    merged_ids = [vocab[left + right] for left, right in merges]
+    if merged_ids != sorted(merged_ids):
+        return None
+
+    bpe = models.BPE(vocab, merges)
+    byte_of = byte_characters()
+    special = {token['content'] for token in spec['added_tokens']}
+    ids = {}
+    for token in vocab.keys() - special:
+        if not byte_of.keys() >= set(token) or len(bpe.tokenize(token)) != 1:
+            return None
+        ids[bytes(byte_of[character] for character in token)] = vocab[token]
+    if not byte_of.keys() <= vocab.keys():
+        return None
+    return tiktoken.Encoding(name='', pat_str=pattern, mergeable_ranks=ids, special_tokens={})
+
+
+def word_pattern(tokenizer):
+    """The regular expression by which a byte-level tokenizer splits words: ours or GPT-2's; None for others."""
+    from tiktoken_ext.openai_public import r50k_pat_str as gpt2_words
+    known = {
+        str(words_as_bytes(WORDS)): WORDS,
+        str(words_as_bytes(gpt2_words)): gpt2_words,
+        str(pre_tokenizers.ByteLevel(add_prefix_space=False)): gpt2_words,
+    }
+    return known.get(str(tokenizer.backend.pre_tokenizer))
+
+
+# -----------------------------------------------------------------------------
+# other tokenizers
 
 
 def load(name):
-    """`tiktoken:gpt2`, a .json, .model or checkpoint file, a folder that holds one, or a name on the hub, with @revision or without -> Tokenizer.
+    """Load a tokenizer. Ends the script with one line if there is none.
 
-    Ends the program with one line when there is no such tokenizer.
+    name: 'tiktoken:gpt2', a .json, .model or checkpoint file, a folder that contains one, or a repository of the
+    Hugging Face hub, such as 'sarvamai/sarvam-1' or 'sarvamai/sarvam-1@revision'.
     """
     if name.startswith('tiktoken:'):
         return from_tiktoken(name.removeprefix('tiktoken:'))
-    if os.path.isdir(name):
-        return from_folder(name)
-    if os.path.isfile(name):
-        return {'.model': from_sentencepiece, '.pt': from_checkpoint}.get(os.path.splitext(name)[1], from_json)(name)
-    repository, revision = on_hub(name)
-    if not repository or name.endswith(('.json', '.model')) or name.startswith(('.', '/')) or repository.count('/') > 1:
-        raise SystemExit(f'{name or "tokenizer is empty"}: there is no such tokenizer file or folder')
+    path = find(name)
+    if os.path.isfile(path):
+        return from_file(path)
+    if os.path.isdir(path):
+        return from_folder(path)
     import huggingface_hub
+    repository, revision = on_hub(name)
     try:
-        return from_folder(huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json']), name)
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
-        raise SystemExit(f'{name}: no tokenizer by this name could be had from the Hugging Face hub ({type(e).__name__})') from None
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json'])
+    except (OSError, ValueError) as e:
+        fail(f'tokenizer {name!r}: no such file or folder, and not on the Hugging Face hub ({type(e).__name__})')
+    return from_folder(folder, name)
 
 
-def on_hub(name):
-    """A name on the Hugging Face hub, as 'user/name' or 'user/name@revision' -> ('user/name', the branch, tag or commit, or None).
-
-    Ends the program with one line where HF_ENDPOINT would have it downloaded unencrypted, so that anybody on the way could change it.
-    """
-    endpoint = os.environ.get('HF_ENDPOINT', '')
-    if endpoint and not re.match(r'https://|http://(localhost|127\.0\.0\.1|\[::1\])(:|/|$)', endpoint):
-        raise SystemExit(f'HF_ENDPOINT is {endpoint!r}; models are downloaded by https:// only')
-    repository, _, revision = name.partition('@')
-    return repository, revision or None
+def from_folder(folder, name=''):
+    """The tokenizer of a Hugging Face folder, or of one of train.py's. name: what messages call the folder."""
+    for file in ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'best.pt', 'ckpt.pt'):
+        path = os.path.join(folder, file)
+        if os.path.exists(path):
+            return from_file(path)
+    fail(f'{name or folder}: contains no tokenizer.json and no tokenizer.model')
 
 
-def from_folder(folder, name=None):
-    """A Hugging Face folder (tokenizer.json, else a SentencePiece .model), or one of train.py's."""
-    for file, read in (('tokenizer.json', from_json), ('tokenizer.model', from_sentencepiece), ('spiece.model', from_sentencepiece),
-                       ('best.pt', from_checkpoint), ('ckpt.pt', from_checkpoint)):
-        if os.path.exists(os.path.join(folder, file)):
-            return read(os.path.join(folder, file))
-    raise SystemExit(f'{name or folder}: holds neither a tokenizer.json nor a tokenizer.model')
+def from_file(path):
+    """A tokenizer.json, a SentencePiece .model, or the tokenizer in a checkpoint of train.py."""
+    if path.endswith('.model'):
+        return from_sentencepiece(path)
+    if not path.endswith('.pt'):
+        return from_json(path)
+    from model import load_checkpoint
+    checkpoint = load_checkpoint(path)
+    if 'tokenizer' not in checkpoint:
+        fail(f'{path}: a checkpoint without a tokenizer')
+    return Tokenizer(**checkpoint['tokenizer'])
 
 
 def from_json(path):
-    """A tokenizer.json; its bos and eos are named by the tokenizer_config.json beside it, or go by the usual names."""
-    names = {}
+    """A tokenizer.json. The Transformers settings beside it name its bos and eos."""
+    names = {'bos_token': '', 'eos_token': ''}
     try:
         for file in ('special_tokens_map.json', 'tokenizer_config.json'):
-            beside = os.path.join(os.path.dirname(path), file)
-            if os.path.exists(beside):
-                with open(beside, encoding='utf-8') as f:
-                    names.update({k: v['content'] if isinstance(v, dict) else v for k, v in json.load(f).items() if k in ('bos_token', 'eos_token') and v})
+            settings_path = os.path.join(os.path.dirname(path), file)
+            if os.path.exists(settings_path):
+                with open(settings_path, encoding='utf-8') as f:
+                    settings = json.load(f)
+                for key in names:
+                    token = settings.get(key)
+                    if isinstance(token, dict):
+                        token = token['content']
+                    names[key] = token or names[key]
         with open(path, encoding='utf-8') as f:
             spec = f.read()
-        special = {token['content'] for token in json.loads(spec)['added_tokens']}
-        usual = {'bos_token': ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '<|endoftext|>', '[CLS]'),
-                 'eos_token': ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[SEP]')}
-        bos, eos = (names.get(kind) or next((token for token in usual[kind] if token in special), ours)
-                    for kind, ours in (('bos_token', '<s>'), ('eos_token', '</s>')))
-        return Tokenizer(spec, bos, eos)
-    except Exception as e:  # `tokenizers` raises nothing narrower for a file that it cannot read
-        raise SystemExit(f'{path}: not a tokenizer.json that the package `tokenizers` can read ({e})') from None
-
-
-def from_checkpoint(path):
-    """The tokenizer in a checkpoint of train.py."""
-    import torch
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # at a plain pickle, before it is refused
-            return Tokenizer(**torch.load(path, map_location='cpu', weights_only=True)['tokenizer'])
-    except Exception as e:  # torch raises as many kinds as files can be broken
-        raise SystemExit(f'{path}: no checkpoint with a tokenizer in it ({type(e).__name__})') from None
+        return Tokenizer(spec, names['bos_token'], names['eos_token'])
+    except (OSError, ValueError) as e:
+        fail(f'{path}: not a usable tokenizer.json ({e})')
 
 
 def from_tiktoken(name):
-    """One of tiktoken's encodings, such as gpt2; the same ids, its <|endoftext|> serving as bos and eos."""
+    """One of tiktoken's encodings, such as gpt2, with the same ids. <|endoftext|> is both bos and eos."""
     import tiktoken
     from transformers.convert_slow_tokenizer import TikTokenConverter
     try:
         encoding = tiktoken.get_encoding(name)
     except ValueError:
-        raise SystemExit(f'tiktoken has no encoding {name!r}; it has: {", ".join(tiktoken.list_encoding_names())}') from None
+        fail(f'tiktoken has no encoding {name!r}, only {", ".join(tiktoken.list_encoding_names())}')
     except OSError as e:
-        raise SystemExit(f'tiktoken could not download {name!r} ({type(e).__name__}); TIKTOKEN_CACHE_DIR may name a folder that holds it') from None
+        fail(f'tiktoken could not download {name!r} ({type(e).__name__}); '
+             'TIKTOKEN_CACHE_DIR can name a folder that contains it')
     converter = TikTokenConverter(pattern=encoding._pat_str, extra_special_tokens=encoding._special_tokens)
-    converter.load_tiktoken_bpe = lambda path: encoding._mergeable_ranks  # they are in memory, not in a file
+    converter.load_tiktoken_bpe = lambda path: encoding._mergeable_ranks  # from memory instead of a file
     return Tokenizer(converter.converted().to_str(), '<|endoftext|>', '<|endoftext|>')
 
 
 def from_sentencepiece(path):
-    """A SentencePiece .model, BPE or unigram, as a `tokenizers` pipeline that gives the same ids.
+    """A SentencePiece .model, BPE or unigram, as a pipeline with the same ids.
 
-    What the pipeline must imitate stands in the model's own specification (sentencepiece_model.proto): its normalizer,
-    the space before the text, pieces for bytes, and user-defined symbols, which are cut out before anything else. One
-    thing it cannot: a text that begins with a user-defined symbol has no space put before it.
+    The pipeline does what sentencepiece_model.proto specifies: normalize, put a space before the text, match
+    user-defined symbols first, use bytes for unknown characters. One difference remains: a text that begins with a
+    user-defined symbol gets no space before it.
     """
-    try:
-        from sentencepiece import sentencepiece_model_pb2
-    except ImportError:
-        raise SystemExit(f'{path}: reading it takes two packages: pip install sentencepiece protobuf') from None
-    from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-    from transformers.convert_slow_tokenizer import generate_merges
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
     proto = sentencepiece_model_pb2.ModelProto()
     with open(path, 'rb') as f:
-        try:
-            proto.ParseFromString(f.read())
-        except Exception as e:  # protobuf's DecodeError has moved between its versions
-            raise SystemExit(f'{path}: not a SentencePiece model ({e})') from None
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
-    if trainer.model_type == 1:
-        backend = Backend(models.Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback))
-    elif trainer.model_type == 2:
-        scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
-        backend = Backend(models.BPE({**ids}, generate_merges(ids, scores), unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback))
-    else:
-        raise SystemExit(f'{path}: a SentencePiece model of words or characters; only BPE and unigram models can be used')
-    steps = [normalizers.Precompiled(normalizer.precompiled_charsmap)] if normalizer.precompiled_charsmap else []
-    if normalizer.remove_extra_whitespaces:
+        data = f.read()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as e:
+        fail(f'{path}: not a SentencePiece model ({e})')
+    pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
+
+    settings = proto.normalizer_spec
+    steps = []
+    if settings.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(settings.precompiled_charsmap))
+    if settings.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(' {2,}'), ' '), normalizers.Strip()]
-    # Metaspace adds no space before text that has one; Prepend does, but would add it to the user-defined symbols too
-    if normalizer.add_dummy_prefix and not normalizer.remove_extra_whitespaces:
+    # Metaspace adds no space to a text that begins with one. Prepend does, but also before user-defined symbols.
+    prepend_scheme = 'never'
+    if settings.add_dummy_prefix and settings.remove_extra_whitespaces:
+        prepend_scheme = 'first'
+    elif settings.add_dummy_prefix:
         steps.append(normalizers.Prepend('▁'))
-    backend.normalizer = normalizers.Sequence(steps)
-    first = normalizer.add_dummy_prefix and normalizer.remove_extra_whitespaces
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first' if first else 'never', split=False)
-    strip = [decoders.Strip(' ', 1, 0)] if normalizer.add_dummy_prefix else []
-    backend.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    backend.add_special_tokens([AddedToken(p.piece, special=True, normalized=False) for p in proto.pieces if p.type in (UNKNOWN, CONTROL)])
-    backend.add_tokens([AddedToken(p.piece, normalized=True) for p in proto.pieces if p.type == USER_DEFINED])
-    bos, eos = (piece if 0 <= i < len(pieces) else ours
-                for i, piece, ours in ((trainer.bos_id, trainer.bos_piece, '<s>'), (trainer.eos_id, trainer.eos_piece, '</s>')))
-    return Tokenizer(backend.to_str(), bos, eos)
+    pipeline.normalizer = normalizers.Sequence(steps)
+    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
+
+    steps = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+    if settings.add_dummy_prefix:
+        steps.append(decoders.Strip(' ', 1, 0))
+    pipeline.decoder = decoders.Sequence(steps)
+
+    for piece in proto.pieces:
+        if piece.type in (piece.UNKNOWN, piece.CONTROL):
+            pipeline.add_special_tokens([AddedToken(piece.piece, special=True, normalized=False)])
+        if piece.type == piece.USER_DEFINED:
+            pipeline.add_tokens([AddedToken(piece.piece, normalized=True)])
+    return Tokenizer(pipeline.to_str(), proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece)
 
 
-def trim(tokenizer, used):
-    """The tokenizer without the tokens that a corpus does not need -> (Tokenizer, new id of each old one).
+def sentencepiece_vocabulary(proto, path):
+    """The tokens and scores of a SentencePiece model, as a model of `tokenizers`."""
+    from transformers.convert_slow_tokenizer import generate_merges
+    trainer = proto.trainer_spec
+    if trainer.model_type == trainer.UNIGRAM:
+        pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+        return models.Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
+    if trainer.model_type == trainer.BPE:
+        ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+        scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+        merges = generate_merges(ids, scores)
+        return models.BPE(
+            ids, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback)
+    fail(f'{path}: a SentencePiece model of words or characters; only BPE and unigram models can be used')
 
-    used: the ids that the corpus holds. Its text is encoded into the very same tokens as before, and any other text
-    still into some: kept are the used tokens, those that the merges pass through on the way to them, what spells
-    everything else (bytes, or single characters where there is no token for a byte), and every added token. A merge is
-    dropped only with its result, so the merges that happened still happen in their order, and a Viterbi path that was
-    the best stays so among fewer.
-    The ids come as an int64 array of the old vocabulary's length, -1 where a token is gone.
+
+# -----------------------------------------------------------------------------
+# trimming
+
+
+def trim(tokenizer, used_ids):
+    """Remove the tokens that a corpus does not use -> (smaller Tokenizer, new ids).
+
+    used_ids: the ids that the corpus contains
+    new ids: int64, (old vocab_size,): the new id of each old id, -1 where the token is removed
+
+    The corpus is encoded into the same tokens as before, and any other text can still be encoded. Added tokens stay,
+    and the tokens that encode what is unknown. In a BPE, the tokens on the way to a used token stay too: a merge is
+    removed only with one of its three tokens, so the merges that happened still happen in the same order. In a
+    unigram model, the best path is still the best among fewer.
     """
-    from tokenizers import pre_tokenizers
     spec = json.loads(tokenizer.to_str())
     model = spec['model']
-    if model.get('continuing_subword_prefix') and model['type'] == 'BPE' or model.get('end_of_word_suffix'):
-        raise SystemExit('a BPE tokenizer that marks parts of words cannot be trimmed; --trim=False keeps it whole')
-    ids = tokenizer.backend.get_vocab(with_added_tokens=True)
-    names = {i: token for token, i in ids.items()}
-    keep = {names[int(i)] for i in used} | {token['content'] for token in spec['added_tokens']}
-    keep |= {model['unk_token']} & ids.keys() if model.get('unk_token') else set()
-    if model.get('byte_fallback'):
-        keep |= {f'<0x{byte:02X}>' for byte in range(256)} & ids.keys()
-    elif 'ByteLevel' in json.dumps([spec['pre_tokenizer'], spec['normalizer']]):
-        keep |= set(pre_tokenizers.ByteLevel.alphabet()) & ids.keys()
-    else:
-        keep |= {token for token in ids if len(token.removeprefix('##')) == 1}
+    old_ids = tokenizer.backend.get_vocab(with_added_tokens=True)
+    token_of = {i: token for token, i in old_ids.items()}
+    keep = {token_of[int(i)] for i in used_ids}
+    keep |= {token['content'] for token in spec['added_tokens']}
+    keep |= tokens_for_unknown_text(model, old_ids)
     if model['type'] == 'BPE':
-        merges = [tuple(merge.split(' ')) if isinstance(merge, str) else tuple(merge) for merge in model['merges']]
-        rank = {merge: i for i, merge in enumerate(merges)}
-        for token in list(keep):
-            keep |= on_the_way(token, rank)
-        model['merges'] = [(a, b) for a, b in merges if a in keep and b in keep and a + b in keep]
+        trim_merges(model, keep)
     if model['type'] == 'Unigram':
-        vocab = [token for token, _ in model['vocab']]
-        lowest = min(range(len(vocab)), key=lambda i: model['vocab'][i][1])
-        keep |= {vocab[lowest], vocab[model['unk_id']]}  # an unknown character is scored relative to the lowest
-        model['unk_id'] = sum(token in keep for token in vocab[:model['unk_id']])
-        model['vocab'] = [pair for pair in model['vocab'] if pair[0] in keep]
-    new = {token: i for i, token in enumerate(sorted(keep, key=ids.get))}
-    if len(new) > MAX_VOCAB_SIZE:
-        raise SystemExit(f'these stories need {len(new):,} tokens of this tokenizer and uint16 holds {MAX_VOCAB_SIZE:,}: '
-                         'train one on them (--tokenizer=train), take a smaller one, or prepare fewer languages together')
+        trim_unigram(model, keep)
+
+    new_ids = {token: i for i, token in enumerate(sorted(keep, key=old_ids.get))}
+    if len(new_ids) > MAX_VOCAB_SIZE:
+        fail(f'these stories need {len(new_ids):,} tokens of this tokenizer and uint16 holds {MAX_VOCAB_SIZE:,}: '
+             'train one (--tokenizer=train), use a smaller one, or prepare fewer languages together')
     if model['type'] != 'Unigram':
-        model['vocab'] = {token: new[token] for token in model['vocab'] if token in keep}
+        model['vocab'] = {token: new_ids[token] for token in model['vocab'] if token in keep}
     for token in spec['added_tokens']:
-        token['id'] = new[token['content']]
-    spec['post_processor'] = None
+        token['id'] = new_ids[token['content']]
     trimmed = Tokenizer(json.dumps(spec, ensure_ascii=False), tokenizer.bos_token, tokenizer.eos_token)
-    if trimmed.backend.get_vocab(with_added_tokens=True) != new:
-        raise SystemExit('this tokenizer numbers its tokens in a way that cannot be trimmed; --trim=False keeps it whole')
-    new_ids = np.full(tokenizer.vocab_size, -1, np.int64)
-    new_ids[[ids[token] for token in new]] = list(new.values())
-    return trimmed, new_ids
+
+    new_id_of = np.full(tokenizer.vocab_size, -1, np.int64)
+    new_id_of[[old_ids[token] for token in new_ids]] = np.arange(len(new_ids))
+    return trimmed, new_id_of
 
 
-def on_the_way(token, rank):
-    """The tokens that byte-pair encoding passes through from the single characters to `token`; none if it never gets there."""
-    parts, passed = list(token), set(token)
+def tokens_for_unknown_text(model, ids):
+    """The tokens that encode what no other token does: all bytes, else all single characters; and unk."""
+    if model.get('byte_fallback'):
+        tokens = {f'<0x{byte:02X}>' for byte in range(256)}
+    else:
+        prefix = model.get('continuing_subword_prefix') or ''  # '##' in a WordPiece model
+        tokens = {token for token in ids if len(token.removeprefix(prefix)) == 1}
+    tokens.add(model.get('unk_token'))
+    return tokens & ids.keys()
+
+
+def trim_merges(model, keep):
+    """Remove the merges of a BPE that `keep` does not need. Adds the tokens on the way to those in `keep`."""
+    merges = [tuple(merge) for merge in model['merges']]
+    rank = {merge: i for i, merge in enumerate(merges)}
+    for token in list(keep):
+        keep |= tokens_on_the_way(token, rank)
+    model['merges'] = [(left, right) for left, right in merges if {left, right, left + right} <= keep]
+
+
+def tokens_on_the_way(token, rank):
+    """All tokens that BPE forms on the way from characters to `token`; none if its merges do not lead there."""
+    parts = list(token)
+    passed = set(token)
     while len(parts) > 1:
-        best = min(range(len(parts) - 1), key=lambda i: rank.get((parts[i], parts[i + 1]), len(rank)))
-        if (parts[best], parts[best + 1]) not in rank:
+        ranks = [rank.get(pair, len(rank)) for pair in zip(parts, parts[1:])]
+        first = ranks.index(min(ranks))
+        if ranks[first] == len(rank):
             return set()
-        parts[best:best + 2] = [parts[best] + parts[best + 1]]
-        passed.add(parts[best])
+        parts[first:first + 2] = [parts[first] + parts[first + 1]]
+        passed.add(parts[first])
     return passed
+
+
+def trim_unigram(model, keep):
+    """Remove the tokens of a unigram model that are not in `keep`. Adds unk and the least likely token to `keep`.
+
+    An unknown character scores a fixed amount below the least likely token.
+    """
+    least_likely, _ = min(model['vocab'], key=lambda pair: pair[1])
+    unk, _ = model['vocab'][model['unk_id']]
+    keep |= {least_likely, unk}
+    model['vocab'] = [pair for pair in model['vocab'] if pair[0] in keep]
+    model['unk_id'] = [token for token, _ in model['vocab']].index(unk)

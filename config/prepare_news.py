@@ -1,4 +1,6 @@
 # The bulletins of config/generate_news.py as tokens: in lower case, with </h> after a headline as one token.
+#
+#     python prepare.py config/prepare_news.py
 
 source = 'data/news/stories.jsonl'
 dataset = 'news'
