@@ -1,317 +1,483 @@
-"""
-What becomes of what a chat API replies: a story (what a reply holds, what of it is cleaned, refused, or came before, and which seed words it lacks),
-or a judge's grades.
+r"""
+Reads the replies of a chat API: finds the stories or the grades in a reply, and checks and cleans the stories.
 
-    refuses, seen = replies.compile_refusals(lines), replies.Seen()                 # lines of data/<language>/refusals.txt
+    refuses = replies.compile_refusals(lines)  # lines of data/<language>/refusals.txt
+    seen = replies.Seen()
     for headline, text in replies.stories_in(reply, 'json'):
-        text = replies.check(replies.clean(text, 'DEVANAGARI', 0.9, refuses), min_words=40, max_words=600, proper_nouns=True)
-        print(text, seen.add(text), replies.missing(words, text))
+        text = replies.clean(text, 'DEVANAGARI', min_script=0.9, refuses=refuses)
+        text = replies.check(text, min_words=40, max_words=600, proper_nouns=True)
+        print(text, seen.add(text), replies.missing(seed_words, text))
+    scores, notes = replies.read_grades(reply, {'grammar': (1, 10)}, {})
 
-Whatever will not do raises chat.Rejected with the reason.
+A reply or story that is not good enough raises chat.Rejected with the reason.
 """
 
+import collections
 import functools
 import html
 import json
 import re
 import unicodedata
+import zlib
 
 import numpy as np
 
-import chat
-import measures
+from chat import Rejected
+
+CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}  # ISO 639-1
+
+# -----------------------------------------------------------------------------
+# letters, words and scripts
+
+# Vowel signs and accents are parts of words, but \w does not match them.
+MARKS = ''.join(char for char in map(chr, range(0x10000)) if unicodedata.category(char)[0] == 'M')
+VIRAMAS = ''.join(char for char in MARKS if unicodedata.combining(char) == 9)  # they join two consonants
+LETTER = rf'[\w{MARKS}]'
+# scripts without spaces between words, such as Thai and Chinese
+UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff'
+WORD = re.compile(rf'[{UNSPACED}][{MARKS}]*|[\w{MARKS}\u200c\u200d]+')
+
+
+@functools.cache
+def script_of(char):
+    """'DEVANAGARI' for म or ा, 'LATIN' for é, '' for anything that is neither a letter nor a mark on one."""
+    if unicodedata.category(char)[0] not in 'LM':
+        return ''
+    return unicodedata.name(char, '').split(' ')[0]
+
+
+def scripts_in(text):
+    """Counter of the letters of each script in a text. Marks that occur in every script do not count."""
+    counts = collections.Counter()
+    for char, n in collections.Counter(text).items():
+        script = script_of(char)
+        if script not in ('', 'COMBINING', 'VARIATION', 'ZERO'):
+            counts[script] += n
+    return counts
+
+
+# -----------------------------------------------------------------------------
+# JSON in a reply
 
 TRAILING_COMMA = re.compile(r',(?=\s*[}\]])')
+# a quotation mark before the next key or the end of the object
+VALUE_END = re.compile(r'"\s*(?:,\s*(?:"\w+"\s*:|\})|\})')
 
 
 def objects_in(text, nested=False):
-    """Yield the JSON objects in a text, whatever is between them; line breaks in their strings are forgiven. nested: those inside of others, too.
+    """Yield the JSON objects (dicts) in a text with anything around them.
 
-    200 opening braces are tried.
+    nested: also the objects inside objects. Line breaks inside strings
+    are allowed. The first 200 opening braces are tried.
     """
-    decoder, at = json.JSONDecoder(strict=False), 0
+    decoder = json.JSONDecoder(strict=False)
+    position = 0
     for _ in range(200):
-        at = text.find('{', at)
-        if at < 0:
+        position = text.find('{', position)
+        if position < 0:
             return
         try:
-            found, end = decoder.raw_decode(text, at)
+            found, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
-            at += 1
+            position += 1
             continue
         yield found
-        at = at + 1 if nested else end
+        position = position + 1 if nested else end
 
 
 def find_json(text, key):
-    """The first JSON object in `text` that has `key`, or None. Passed over are code fences, prose, raw line breaks, trailing commas, \\'
-    and, where `key` holds a string, quotation marks inside it."""
-    for candidate in (text, TRAILING_COMMA.sub('', text.replace("\\'", "'"))):
-        found = next((found for found in objects_in(candidate, nested=True) if key in found), None)
-        if found:
-            return found
-    begin = re.search(rf'"{re.escape(key)}"\s*:\s*"', candidate)
-    end = begin and re.compile(r'"\s*(?:,\s*(?:"\w+"\s*:|\})|\})').search(candidate, begin.end())  # the next key, or the end
+    """The first JSON object in a text that has `key`, or None.
+
+    It may have trailing commas, \\' for an apostrophe, and quotation marks inside the string at `key`.
+    """
+    corrected = TRAILING_COMMA.sub('', text.replace("\\'", "'"))
+    for candidate in (text, corrected):
+        for found in objects_in(candidate, nested=True):
+            if key in found:
+                return found
+    start = re.search(rf'"{re.escape(key)}"\s*:\s*"', corrected)
+    end = start and VALUE_END.search(corrected, start.end())
+    if not end:
+        return None
+    value = corrected[start.end():end.start()]
+    value = re.sub(r'(?<!\\)"', r'\\"', value)
     try:
-        return {key: json.loads('"' + re.sub(r'(?<!\\)"', r'\\"', candidate[begin.end():end.start()]) + '"', strict=False)} if end else None
+        return {key: json.loads(f'"{value}"', strict=False)}
     except ValueError:
         return None
 
 
+# -----------------------------------------------------------------------------
+# stories
+
+
 def stories_in(reply, reply_format):
-    """A reply -> [(headline or '', text)], those parts of it that can be read, or chat.Rejected where there is none.
+    """A reply -> [(headline or '', text), …]; raises Rejected if it contains no complete story.
 
-    reply_format: 'json' for {"story": "…"}, or 'html' for <h1>headline</h1><p>text</p>, once or more.
+    reply_format: 'json' for {"story": "…"}, or 'html' for <h1>headline</h1><p>text</p>, repeated.
     """
-    if reply_format == 'json':
-        story = (find_json(reply, 'story') or {}).get('story')
-        if isinstance(story, list) and all(isinstance(part, str) for part in story):
-            story = '\n\n'.join(story)
-        if not isinstance(story, str):
-            raise chat.Rejected('no JSON with a story')
-        return [('', story)]
-
-    def without_tags(part):
-        return ' '.join(html.unescape(re.sub(r'<[^>]*>?', ' ', part)).split())
-
-    parts = re.split(r'<h1\b[^<>]*>', reply.partition('<think>')[0], flags=re.I)[1:]  # some think again behind it
-    found = []
-    for number, part in enumerate(parts, 1):
-        headline, _, text = [*re.split(r'(</h1\s*>|(?=<p\b))', part, maxsplit=1, flags=re.I), '', ''][:3]
-        closed = re.fullmatch(r'(.*)</p\s*>(.*)', text, flags=re.I | re.S)
-        if number == len(parts) and (not closed or '<p' in closed[2].lower()):  # where the reply was cut
-            continue
-        text = closed[1] if closed else re.sub(r'\n\W{0,9}\d{0,9}\W{0,9}$', '', text)  # without the number of the next
-        found.append((without_tags(headline), without_tags(text)))
-    found = [pair for pair in found if all(pair)]
-    if not found:
-        raise chat.Rejected('no <h1> and <p>')
-    return found
+    if reply_format == 'html':
+        return html_stories(reply)
+    story = (find_json(reply, 'story') or {}).get('story')
+    if isinstance(story, list) and all(isinstance(paragraph, str) for paragraph in story):
+        story = '\n\n'.join(story)
+    if not isinstance(story, str):
+        raise Rejected('no JSON with a story')
+    return [('', story)]
 
 
-INVISIBLE = re.compile('[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]')  # soft hyphens, marks of direction and the like
-BROKEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\uf8ff\ufff9-\uffff]')  # control characters, halves of pairs, private ones, U+FFFD
-SIGNS = rf'\w{measures.MARKS}'  # what words are made of, for a class of characters; \w alone has no vowel signs
-VIRAMAS = ''.join(c for c in measures.MARKS if unicodedata.combining(c) == 9)
-JOINERS = re.compile(rf'(?<![{SIGNS}])[\u200c\u200d]+|(?<![{VIRAMAS}])[\u200c\u200d]+(?![{SIGNS}])')  # those that join nothing
-END = r'[.!?।॥…](?: ?[»)]|["\'”’])*$'  # of a sentence
-# A capital inside a sentence, inside a word, after a title or before the dot of an abbreviation, and a single word in quotation marks.
-NAME = re.compile(r'(?<!^)(?<![.!?…:])(?<![.!?…:]["”’)])(?<![.!?…:]["”’)]["”’)])\s\(?(?!I\b)[A-ZÀ-ÖØ-Þ]'
-                  r'|[\w/-][A-ZÀ-ÖØ-Þ]|\b(?:Mrs?|Ms|Dr)\b|\b[A-HJ-Z]\.|(?<=\s)["“][A-Z][\w’\'-]*["”]')
+def html_stories(reply):
+    reply = reply.partition('<think>')[0]  # some models think again after the answer
+    items = re.split(r'<h1\b[^<>]*>', reply, flags=re.I)[1:]
+    stories = []
+    for number, item in enumerate(items, 1):
+        headline, *body = re.split(r'</h1\s*>|(?=<p\b)', item, maxsplit=1, flags=re.I)
+        *paragraphs, rest = re.split(r'</p\s*>', ''.join(body), flags=re.I)
+        if paragraphs:
+            text = ' '.join(paragraphs)
+        else:
+            text = re.sub(r'\n\W{0,9}\d{0,9}\W{0,9}$', '', rest)  # without the number of the next item
+        is_cut = number == len(items) and (not paragraphs or '<p' in rest.lower())
+        headline, text = strip_tags(headline), strip_tags(text)
+        if headline and text and not is_cut:
+            stories.append((headline, text))
+    if not stories:
+        raise Rejected('no <h1> and <p>')
+    return stories
+
+
+def strip_tags(text):
+    text = re.sub(r'<[^>]*>?', ' ', text)
+    return ' '.join(html.unescape(text).split())
+
+
+# not right after an opening quotation mark: a character in the story may say anything
+SENTENCE_START = r'(?:^|(?<=[.!?।॥…:\n])|(?<=[.!?।॥…:)"”»] ))\(?'
+SENTENCE_END = r'[.!?।॥…](?: ?[»)]|["\'”’])*$'
 
 
 def compile_refusals(lines):
-    """The lines of a language's refusals.txt, without comments, which say how it is written -> a function that says whether a text holds such a phrase."""
-    def plain_marks(text):
-        return text.replace('’', "'").replace('‘', "'").replace(' :', ':')
+    """The lines of a refusals.txt -> a function that says whether a text contains one of its phrases.
 
-    found = {'^': [], '$': [], '': []}
-    for line in filter(lambda line: line.strip('^$'), lines):
-        where = '^' if line[0] == '^' else '$' if line[-1] == '$' else ''
-        phrase = re.escape(plain_marks(line.strip('^$')))
-        found[where].append(phrase + rf'(?![{SIGNS}])' * bool(re.match(rf'[{SIGNS}]', phrase[-1])))
-    begins = r'(?:^|(?<=[.!?।॥…:\n])|(?<=[.!?।॥…:)"”»] ))\(?'  # a sentence, and not one in quotation marks, which somebody in the story says
-    start, end, anywhere = (re.compile(before + f'(?:{"|".join(found[where]) or "(?!)"})', re.I)  # (?!) is in no text
-                            for where, before in (('^', begins), ('$', begins), ('', rf'(?<![{SIGNS}])')))
+    ^phrase: at the start of a sentence in the first 100 characters. phrase$: of one in the last 200 characters.
+    """
+    at_start, at_end, anywhere = [], [], []
+    for line in lines:
+        phrase = plain_quotes(line.strip('^$'))
+        if not phrase:
+            continue
+        pattern = re.escape(phrase)
+        if re.match(LETTER, phrase[-1]):
+            pattern += f'(?!{LETTER})'  # whole words only
+        if line.startswith('^'):
+            at_start.append(pattern)
+        elif line.endswith('$'):
+            at_end.append(pattern)
+        else:
+            anywhere.append(pattern)
+
+    at_start = any_of(at_start, SENTENCE_START)
+    at_end = any_of(at_end, SENTENCE_START)
+    anywhere = any_of(anywhere, f'(?<!{LETTER})')
 
     def refuses(text):
-        text = plain_marks(text)
-        ends = [match.start() for match in end.finditer(text)]
-        return bool(anywhere.search(text) or start.search(text[:100]) or ends and ends[-1] >= len(text) - 200)
+        text = plain_quotes(text)
+        if anywhere.search(text) or at_start.search(text[:100]):
+            return True
+        return any(match.start() >= len(text) - 200 for match in at_end.finditer(text))
+
     return refuses
 
 
-def clean(text, script, min_script, refuses):
-    """A text as it came -> the same with white space, joiners and dandas in order and no title, or chat.Rejected where it is no plain text in the language.
+def plain_quotes(text):
+    return text.replace('’', "'").replace('‘', "'").replace(' :', ':')
 
-    script: the language's, as in measures.script_of. min_script: the share of the letters that are in it, from 0 to 1. refuses: of compile_refusals.
+
+def any_of(patterns, before):
+    """One compiled pattern for any of these after `before`; it matches nothing if there are none."""
+    alternatives = '|'.join(patterns) or '(?!)'
+    return re.compile(f'{before}(?:{alternatives})', re.I)
+
+
+# soft hyphens, marks of text direction and the like
+INVISIBLE = re.compile('[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]')
+# control characters, surrogates, private use, replacement characters
+BROKEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\uf8ff\ufff9-\uffff]')
+# zero-width joiners that join nothing: not after a letter, or neither after a virama nor before a letter
+USELESS_JOINERS = re.compile(rf'(?<!{LETTER})[\u200c\u200d]+|(?<![{VIRAMAS}])[\u200c\u200d]+(?!{LETTER})')
+MARKUP = re.compile(r'[*#<>{}\[\]|`_\\]|https?:|^[-–—=~ ]+$', re.M)
+
+
+def clean(text, script, min_script, refuses):
+    """A story as the model wrote it -> plain text in the right language without a title, or Rejected.
+
+    script: what script_of gives for the language's letters. min_script: the smallest fraction of letters in it, 0 to 1.
+    refuses: what compile_refusals returns.
     """
     if BROKEN.search(text):
-        raise chat.Rejected('broken characters')
-    text = INVISIBLE.sub('', unicodedata.normalize('NFC', text)).replace('\r\n', '\n')
-    text = re.sub(r'\n{2,}', '\n\n', '\n'.join(' '.join(line.split()) for line in JOINERS.sub('', text).strip().split('\n')))
-    if script in ('DEVANAGARI', 'BENGALI', 'GURMUKHI', 'ORIYA'):  # | is on every keyboard, the danda is not
-        text = re.sub(r'(?<=[^\s|]) ?(\|\|?)(?=[\s"\'”’»)]|$)', lambda match: '।॥'[len(match[1]) - 1], text)
-        text = re.sub(r' +(?=[।॥])', '', text)
-    title, _, rest = text.partition('\n\n' if '\n\n' in text else '\n')
-    if len(title) <= 60 and not re.search(r'\n|[,;:—–-]["”’»)]*$|' + END, title) and re.search(END, rest.partition('\n')[0]):
-        text = rest  # a paragraph with no end of a sentence above one with an end; in verse neither has one
-    if not measures.script_share(text, script) >= min_script:  # nor nan, where there is no letter
-        raise chat.Rejected(f'not in {script.lower()} script')
+        raise Rejected('broken characters')
+    text = tidy_spaces(text)
+    if script in ('DEVANAGARI', 'BENGALI', 'GURMUKHI', 'ORIYA'):
+        text = bars_to_dandas(text)
+    text = cut_title(text)
+    letters = scripts_in(text)
+    if not letters or letters[script] < min_script * letters.total():
+        raise Rejected(f'not in {script.lower()} script')
     if refuses(text):
-        raise chat.Rejected('refusal or meta text')
-    if re.search(r'[*#<>{}\[\]|`_\\]|https?:|^[-–—=~ ]+$', text, flags=re.M):
-        raise chat.Rejected('markup')
+        raise Rejected('refusal or meta text')
+    if MARKUP.search(text):
+        raise Rejected('markup')
     return text
 
 
+def tidy_spaces(text):
+    """Unicode NFC, single spaces, at most one empty line, no invisible characters."""
+    text = INVISIBLE.sub('', unicodedata.normalize('NFC', text))
+    text = USELESS_JOINERS.sub('', text.replace('\r\n', '\n')).strip()
+    lines = [' '.join(line.split()) for line in text.split('\n')]
+    return re.sub(r'\n{2,}', '\n\n', '\n'.join(lines))
+
+
+def bars_to_dandas(text):
+    """The bar that many write for a danda, the full stop of Indic scripts -> a danda without a space before it."""
+    text = re.sub(r'(?<=[^\s|]) ?\|\|(?=[\s"\'”’»)]|$)', '॥', text)
+    text = re.sub(r'(?<=[^\s|]) ?\|(?=[\s"\'”’»)]|$)', '।', text)
+    return re.sub(r' +(?=[।॥])', '', text)
+
+
+def cut_title(text):
+    """Cut a first paragraph that does not end like a sentence, if the next one does. (In verse, neither does.)"""
+    title, _, rest = text.partition('\n\n' if '\n\n' in text else '\n')
+    first_line = rest.partition('\n')[0]
+    ends_like_text = re.search(r'\n|[,;:—–-]["”’»)]*$|' + SENTENCE_END, title)
+    if len(title) <= 60 and not ends_like_text and re.search(SENTENCE_END, first_line):
+        return rest
+    return text
+
+
+# a capital inside a sentence; one inside a word; a title; an initial; a capitalized word alone in quotation marks
+PROPER_NOUN = re.compile(
+    r'(?<!^)(?<![.!?…:])(?<![.!?…:]["”’)])(?<![.!?…:]["”’)]["”’)])\s\(?(?!I\b)[A-ZÀ-ÖØ-Þ]'
+    r'|[\w/-][A-ZÀ-ÖØ-Þ]'
+    r'|\b(?:Mrs?|Ms|Dr)\b'
+    r'|\b[A-HJ-Z]\.'
+    r'|(?<=\s)["“][A-Z][\w’\'-]*["”]')
+
+
 def check(text, min_words, max_words, proper_nouns):
-    """A cleaned text -> the same where it will do as a story, or chat.Rejected. proper_nouns: False refuses names, as far as capitals tell them."""
-    n = len(text.split())
-    if not min_words <= n <= max_words:
-        raise chat.Rejected('too short' if n < min_words else 'too long')
-    if not re.search(END + '|["”’»]$', text):
-        raise chat.Rejected('no end of a sentence')
-    if not proper_nouns and NAME.search(text):
-        raise chat.Rejected('proper noun')
+    """Return a cleaned story that is good enough, or raise Rejected.
+
+    proper_nouns: False rejects a story with names. They are found by their capitals.
+    """
+    n_words = len(text.split())
+    if not min_words <= n_words <= max_words:
+        raise Rejected('too short' if n_words < min_words else 'too long')
+    if not re.search(SENTENCE_END + '|["”’»]$', text):
+        raise Rejected('no end of a sentence')
+    if not proper_nouns and PROPER_NOUN.search(text):
+        raise Rejected('proper noun')
     return text
 
 
 def check_headline(text, proper_nouns):
-    """The same for a headline."""
+    """The same for a headline. Capitals are not names if Most Long Words Have One."""
     if not 2 <= len(text.split()) <= 30:
-        raise chat.Rejected('broken headline')
-    long = [word for word in re.findall(r'\w+', text)[1:] if len(word) > 3]
-    in_title_case = len(long) > 1 and sum(word[0].isupper() for word in long) > len(long) * 2 / 3  # which Says Nothing about Names
-    if not proper_nouns and not in_title_case and NAME.search(text):
-        raise chat.Rejected('proper noun')
+        raise Rejected('broken headline')
+    long_words = [word for word in re.findall(r'\w+', text)[1:] if len(word) > 3]
+    n_capitals = sum(word[0].isupper() for word in long_words)
+    is_title_case = len(long_words) > 1 and n_capitals > len(long_words) * 2 / 3
+    if not proper_nouns and not is_title_case and PROPER_NOUN.search(text):
+        raise Rejected('proper noun')
     return text
 
 
 class Seen:
-    """Stories so far, for finding one that came before, to the letter or nearly.
+    """Finds exact and near duplicates among the stories so far.
 
-    MinHash over shingles of three words, in bands of rows (Broder 1997, "On the resemblance and containment of
-    documents"; Leskovec et al., "Mining of Massive Datasets", chapter 3): two stories that share a part s of their
-    shingles meet in one of 6 bands of 5 rows with probability 1 - (1 - s^5)^6, which is 0.99 at 0.9, 0.67 at 0.7 and
-    0.01 at 0.3. A band is a table of fixed size in which a new story takes an old one's place, so that memory stays at
-    100 MB and among millions of stories the oldest fade.
+    MinHash over shingles of three words, in bands (Broder 1997, "On the resemblance and containment of documents";
+    Leskovec et al., "Mining of Massive Datasets", chapter 3). Two stories that share a fraction s of their shingles
+    agree in one of 6 bands of 5 hashes with probability 1 - (1 - s^5)^6: 0.99 for s = 0.9, 0.67 for 0.7, 0.01 for 0.3.
+    The tables have a fixed size (100 MB). New stories overwrite old ones, so among millions the oldest are forgotten.
     """
 
-    def __init__(self, bands=6, rows=5, bits=22):
+    def __init__(self, n_bands=6, n_hashes=5, table_size=2**22):
         rng = np.random.default_rng(0)
-        self.shape, self.bits = (bands, rows), bits
-        self.factors = rng.integers(0, 1 << 63, (bands * rows, 1), np.uint64) * 2 + 1
-        self.mix = rng.integers(0, 1 << 63, (2, rows), np.uint64) * 2 + 1
-        self.tables = np.zeros((bands, 1 << bits), np.uint32)
+        self.factors = rng.integers(0, 2**63, (n_bands, n_hashes, 1), np.uint64) * 2 + 1  # odd
+        self.tables = np.zeros((n_bands, table_size), np.uint32)
 
     def add(self, text):
-        """Remember a text -> the share of the bands in which one before it was the same: 1 for an exact copy."""
-        hashes = np.fromiter(map(hash, [*text.lower().split(), '', '']), np.int64).view(np.uint64)
-        shingles = hashes[:-2] * self.mix[0, 0] + hashes[1:-1] * self.mix[0, 1] + hashes[2:] * self.mix[0, 2]
-        shingles ^= shingles >> 29
-        least = (shingles * self.factors).min(1).reshape(self.shape)
-        keys = (least * self.mix[1]).sum(1)
-        places, marks = keys >> (64 - self.bits), (keys & 0xffffffff).astype(np.uint32) | 1
-        bands = np.arange(len(keys))
-        same = self.tables[bands, places] == marks
-        self.tables[bands, places] = marks
-        return same.mean()
+        """Add a story -> the fraction of bands in which an earlier story agrees: 0.0 if it is new, 1.0 for a copy."""
+        words = text.lower().split()
+        shingles = [' '.join(words[i:i + 3]) for i in range(max(1, len(words) - 2))]
+        # crc32 is the same in every process; hash() of a str is not
+        hashes = [zlib.crc32(shingle.encode('utf-8', 'replace')) for shingle in shingles]
+        min_hashes = (np.array(hashes, np.uint64) * self.factors).min(axis=-1)  # (n_bands, n_hashes)
+        n_agree = 0
+        for table, band in zip(self.tables, min_hashes.tolist()):
+            mark, place = divmod(hash(tuple(band)) % 2**54, len(table))
+            n_agree += int(table[place] == mark)
+            table[place] = mark
+        return n_agree / len(self.tables)
 
 
-LIGHT = re.compile('(कर|दे|ले|हो|जा)ना|(कर|दे|घे|हो|जा)णे|(কর|দেওয়|নেওয়|হওয়|যাওয়|পাওয়)া')  # verbs that say little beside a noun, and are irregular
+VERB_ENDING = re.compile('(?<=..)(ना|णे|নো|া|er|ir|re)$')  # of infinitives in Hindi, Marathi, Bangla and French
 
 
+@functools.lru_cache(2**16)
 def words_in(text):
-    """Its words, in lower case and without accents, which come and go (léger, légère)."""
+    """The words of a text, in lower case and without accents, which inflection may change (léger, légère)."""
     text = re.sub('[\u0300-\u036f]', '', unicodedata.normalize('NFD', text.lower()))
-    return measures.WORD.findall(unicodedata.normalize('NFC', text))
+    return WORD.findall(unicodedata.normalize('NFC', text))
 
 
-words_of_form = functools.lru_cache(2**16)(words_in)  # the lists' words come again and again
+# irregular verbs that say little after a noun: मदद करना, "to do help"
+LIGHT_VERBS = words_in('करना देना लेना होना जाना करणे देणे घेणे होणे जाणे করা দেওয়া নেওয়া হওয়া যাওয়া পাওয়া')
 
 
-def missing(words, text):
-    """The kinds of seed words that a text does not hold, as far as the beginnings of its words tell. words: {kind: {column: forms of the word}}
+def missing(seed_words, text):
+    """The kinds of seed words ('noun', 'verb', …) that are not in a text, as far as the stems of words show.
 
-    Of a group of words one will do: the prompt asks for some. A feature is said by the story, not named in it.
+    seed_words: {kind: {column: forms}}, where forms are separated by ', '. One form is enough.
+    A feature is never missing: a story shows it without naming it.
     """
-    def there(word, is_verb):
-        """Whether a word of the text begins as this one does without its ending, and is not much longer."""
-        stem = re.sub(r'(?<=..)(ना|णे|নো|া|er|ir|re)$', '', word) if is_verb else word.rstrip(measures.MARKS)
-        if stem == word and word.islower() and len(word) > 4:  # a script with lower case
-            stem = word[:-1]
-        longest = len(word) + (max(0, min(3, len(word) - 2)) if word.islower() else 5)  # cats, not caterpillars; the others put more behind a word
-        bare = '' if is_verb or stem == word else stem  # कल is not the कली without its ending
-        return word in begun or any(other.startswith(stem) and len(other) <= longest and other != bare for other in begun)
+    text_words = set(words_in(text))
+    kinds = []
+    for kind, row in seed_words.items():
+        columns = [value for value in row.values() if isinstance(value, str)]
+        forms = ', '.join(columns).split(', ')
+        if kind != 'feature' and not any(has_form(text_words, form, kind == 'verb') for form in forms):
+            kinds.append(kind)
+    return kinds
 
-    def held(kind, form):
-        parts = [part for part in words_of_form(form) if part not in ('s', 'se')]  # se cacher: il s'est caché
-        if kind == 'verb' and len(parts) > 1 and LIGHT.fullmatch(parts[-1]):  # मदद करना: मदद की
-            parts.pop()
-        return all(there(part, kind == 'verb') for part in parts)
 
-    begun = set(words_in(text))
-    return [kind for kind, row in words.items() if kind != 'feature' and not any(
-        held(kind, form) for forms in row.values() if isinstance(forms, str) for form in forms.split(', '))]
+def has_form(text_words, form, is_verb):
+    """Whether each word of a seed word, which may be a phrase, is in the text."""
+    parts = [part for part in words_in(form) if part not in ('s', 'se')]  # se cacher: il s'est caché
+    if len(parts) > 1 and parts[-1] in LIGHT_VERBS:  # मदद करना: मदद की
+        parts.pop()
+    return all(has_word(text_words, part, is_verb) for part in parts)
+
+
+def has_word(text_words, word, is_verb):
+    """Whether a word of the text begins with the stem of `word` and is not much longer."""
+    has_case = word.islower()  # Latin and other scripts with capitals
+    stem = VERB_ENDING.sub('', word) if is_verb else word.rstrip(MARKS)
+    if stem == word and has_case and len(word) > 4:
+        stem = word[:-1]
+    max_length = len(word) * 3 // 2 if has_case else len(word) + 5  # cats, but not caterpillars
+    for other in text_words:
+        if other == word:
+            return True
+        if other.startswith(stem) and len(other) <= max_length:
+            if is_verb or other != stem:  # कल (yesterday) is not कली (bud)
+                return True
+    return False
 
 
 # -----------------------------------------------------------------------------
 # grades
+
 
 def plain(name):
     """'Context Awareness' and 'context_awareness' -> 'contextawareness'"""
     return re.sub(r'[\W_]+', '', str(name).lower())
 
 
-def number_in(value, criterion, scale, letters):
-    """What a judge wrote for a criterion (8, 8.5, '8', '8/10', '८', 'B: 4-5', {'score': 8}) -> a number, or chat.Rejected.
+def read_grades(reply, scales, choices):
+    """A judge's reply -> ({criterion: float}, notes), or Rejected.
 
-    scale: the lowest and the highest number that it can be. letters: {letter: number} where it is answered with one, or else nothing.
+    The reply contains a JSON object, perhaps in prose or code fences, or else lines such as 'Grammar: 8/10'.
+    Nothing is guessed: a reply with two different gradings is rejected.
+    scales: {criterion: (lowest, highest)}. choices: {criterion: {letter: number}} for grades that are letters.
     """
-    if isinstance(value, dict):
-        named = {plain(key): inner for key, inner in value.items()}
-        value = next((named[key] for key in ('score', 'grade', 'rating', 'value') if key in named), None)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    low, high = scale
-    if isinstance(value, str) and letters:
-        match = re.match(rf'[\W_]*(?:(?:age )?group )?({"|".join(map(re.escape, letters))})(?=$|\s*[^\w\s]|\s+\d)', value, flags=re.I)
-        if not match:
-            raise chat.Rejected(f'{criterion} is none of its letters')
-        return float(next(number for letter, number in letters.items() if re.fullmatch(re.escape(letter), match[1], flags=re.I)))
-    if isinstance(value, str):
-        match = re.match(r'[\W_]*?([-−]?\d+(?:[.,]\d+)?)(.*)', value, flags=re.S)
-        value = match and float(match[1].replace(',', '.').replace('−', '-'))
-        rest = match and re.sub(rf'^\s*(?:/|out of|of|von|sur)\s*{high:g}(?:\.0+)?(?!\d|\.\d)', '', match[2], flags=re.I)
-        if match and re.match(r'\w|\s*[%/+]|\s*(?:[-–−]|to|or|bis|à)\s*\d', rest):  # '8th', '80 %', '4/5' of ten, '7-8'
-            raise chat.Rejected(f'unclear grade for {criterion}')
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise chat.Rejected(f'no grade for {criterion}')
-    if not low <= value <= high:  # nor is nan
-        raise chat.Rejected(f'{criterion} out of range')
-    return float(value)
+    gradings = []
+    notes = ''
+    problem = None
+    for found in objects_in(TRAILING_COMMA.sub('', reply), nested=True):
+        values = {plain(key): value for key, value in found.items()}
+        notes = notes or values.get('notes')
+        if not any(plain(name) in values for name in scales):
+            continue
+        try:
+            gradings.append(read_object(values, scales, choices))
+        except Rejected as e:
+            problem = e
+    if not gradings and problem:
+        raise problem
+    if not gradings:
+        gradings.append(read_lines(reply, scales, choices))
+    if any(scores != gradings[0] for scores in gradings):
+        raise Rejected('several gradings')
+    return gradings[0], notes.strip()[:2000] if isinstance(notes, str) else ''
 
 
-def grades_in_lines(reply, scales, choices):
-    """{criterion: number} from lines such as 'Grammar: 8/10', or chat.Rejected. The rest is as in read_grades."""
-    if reply.rfind('{') > reply.rfind('}'):
-        raise chat.Rejected('cut off')
+def read_object(values, scales, choices):
     scores = {}
-    for name in scales:
-        pattern = r'[\W_]*'.join(map(re.escape, re.findall(r'[^\W_]+', name)))
-        values = re.findall(rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)', reply, flags=re.I)
-        numbers = {number_in(value, name, scales[name], choices.get(name)) for value in values}
-        if len(numbers) != 1:
-            raise chat.Rejected(f'several gradings of {name}' if numbers else f'no {name}')
-        scores[name] = numbers.pop()
+    for name, scale in scales.items():
+        if plain(name) not in values:
+            raise Rejected(f'no {name}')
+        scores[name] = read_grade(values[plain(name)], name, scale, choices.get(name))
     return scores
 
 
-def read_grades(reply, scales, choices):
-    """A judge's reply -> ({criterion: number}, notes), or chat.Rejected with what is wrong.
+def read_lines(reply, scales, choices):
+    if reply.rfind('{') > reply.rfind('}'):
+        raise Rejected('cut off')
+    scores = {}
+    for name, scale in scales.items():
+        pattern = re.sub(r'[\W_]+', r'[\\W_]*', name)
+        pattern = rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)'
+        values = re.findall(pattern, reply, flags=re.I)
+        grades = {read_grade(value, name, scale, choices.get(name)) for value in values}
+        if not grades:
+            raise Rejected(f'no {name}')
+        if len(grades) > 1:
+            raise Rejected(f'several gradings of {name}')
+        scores[name] = grades.pop()
+    return scores
 
-    scales: {criterion: (lowest, highest)}. choices: {criterion: {letter: number}}, for those that are answered with a letter.
-    It is JSON with prose or code fences around it, or, failing that, lines such as 'Grammar: 8/10'. Other keys may be there;
-    a reply with two different gradings is none.
+
+def read_grade(value, criterion, scale, letters=None):
+    """A judge's grade for one criterion -> float, or Rejected: 8, 8.5, '8', '8/10', '८', 'B: 4-5', [8], {'score': 8}.
+
+    scale: (lowest, highest). letters: {letter: number} if the grade is a letter.
     """
-    gradings, notes, problem = [], '', None
-    for found in objects_in(TRAILING_COMMA.sub('', reply)):
-        named = {plain(key): value for key, value in found.items()}
-        inner = next((named[key] for key in ('scores', 'grades', 'ratings', 'evaluation') if isinstance(named.get(key), dict)), {})
-        named |= {plain(key): value for key, value in inner.items()}
-        if all(plain(name) in named for name in scales):
-            try:
-                gradings.append({name: number_in(named[plain(name)], name, scales[name], choices.get(name)) for name in scales})
-                notes = next((named[key] for key in ('notes', 'note', 'comments', 'reasoning') if isinstance(named.get(key), str)), '')
-            except chat.Rejected as e:
-                problem = e
-        elif any(plain(name) in named for name in scales):
-            problem = chat.Rejected(f'no {next(name for name in scales if plain(name) not in named)}')
-    if not gradings and not problem:
-        gradings.append(grades_in_lines(reply, scales, choices))
-    if not gradings:
-        raise problem
-    if any(grading != gradings[0] for grading in gradings):
-        raise chat.Rejected('several gradings')
-    return gradings[0], notes.strip()[:2000]
+    low, high = scale
+    if isinstance(value, dict):
+        value = value.get('score')
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str) and letters:
+        return read_letter(value, criterion, letters)
+    if isinstance(value, str):
+        value = read_number(value, criterion, high)
+    if type(value) not in (int, float):
+        raise Rejected(f'no grade for {criterion}')
+    if not low <= value <= high:  # true for nan, too
+        raise Rejected(f'{criterion} out of range')
+    return float(value)
+
+
+def read_letter(text, criterion, letters):
+    """'B', 'b: 4-5' or 'Group B' -> the number for B."""
+    numbers = {letter.upper(): number for letter, number in letters.items()}
+    names = '|'.join(map(re.escape, numbers))
+    match = re.match(rf'[\W_]*(?:(?:AGE )?GROUP )?({names})(?=$|\s*[^\w\s]|\s+\d)', text.upper())
+    if not match:
+        raise Rejected(f'{criterion} is none of its letters')
+    return float(numbers[match[1]])
+
+
+def read_number(text, criterion, high):
+    """'8', '8,5', '8/10' or '8 out of 10' -> float; None if there is no number.
+
+    Rejected: '8th', '80 %', '7-8', '4/5' on a scale of ten.
+    """
+    match = re.match(r'[\W_]*?([-−]?\d+(?:[.,]\d+)?)(.*)', text, flags=re.S)
+    if not match:
+        return None
+    number, rest = match.groups()
+    rest = re.sub(rf'^\s*(?:/|out of|of|von|sur)\s*{high:g}(?:\.0+)?(?!\d|\.\d)', '', rest, flags=re.I)
+    if re.match(r'\w|\s*[%/+]|\s*(?:[-–−]|to|or|bis|à)\s*\d', rest):
+        raise Rejected(f'unclear grade for {criterion}')
+    return float(number.replace(',', '.').replace('−', '-'))

@@ -1,4 +1,4 @@
-# The prompts of config/generate_hindi.py for English stories.
+# English stories with the prompt of config/generate_hindi.py.
 
 exec(open(find('config/generate_hindi.py'), encoding='utf-8').read())
 
