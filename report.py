@@ -1,184 +1,284 @@
 """
-What a person sees of results: a training's loss as a curve; tables, as Markdown and on a page, and bars.
+Results for people: tables, Markdown, a bar chart and an HTML page. evaluate.py's docstring describes the results.
 
-    tables = report.tables_of(results)  # as in results.json; evaluate.py says what stands in it
-    print(report.as_markdown(tables))
+    tables = report.tables_of(results)
+    write_text('results.md', report.as_markdown(tables))
     report.draw_grades(results, 'results.png')
-    report.write_page(tables, 'results.png', sets, template, 'report.html')
+    report.write_page(tables, 'results.png', sets, 'report.html')   # needs report_template.html beside this file
+
+A table is a dict: title, head (a list of column names), rows (lists of as many texts), note (a sentence below it).
 """
 
 import base64
+import itertools
 import json
 import math
+import os
+import re
 import re
 
-import jsonl
+from files import check, find, replacing, write_text
 
-SHARES = ('ended', 'opening_kept', 'right_script', 'repeated', 'copied_', 'distinct', 'self_rouge2', 'nearest_rouge2', 'retention', 'same')
+# measures that are shown in percent: keys that begin with one of these
+FRACTIONS = ('ended', 'opening_kept', 'right_script', 'repeated', 'copied_', 'distinct', 'self_rouge2',
+             'nearest_rouge2', 'retention', 'same')
+
+# -----------------------------------------------------------------------------
+# numbers as text
 
 
-def shown(value, key=''):
-    """An estimate, a number or None as the cell of a table; shares in percent."""
-    if value is None or isinstance(value, int):
-        return '' if value is None else f'{value}'
-    share = key.startswith(SHARES)
-
-    def spell(x):
-        return f'{100 * x:.1f}' if share else f'{x:.2f}'
+def format_value(value, key=''):
+    """A table cell for an int, a float, an estimate ({'mean', 'low', 'high', …}) or None. key: what it measures."""
+    if value is None:
+        return ''
+    if isinstance(value, int):
+        return str(value)
+    factor, digits, unit = (100, 1, ' %') if key.startswith(FRACTIONS) else (1, 2, '')
     if isinstance(value, float):
-        return spell(value) + ' %' * share
-    ends = f' ({spell(value["low"])}–{spell(value["high"])})' if value['low'] is not None else ''
-    return spell(value['mean']) + ' %' * share + ends
+        return f'{factor * value:.{digits}f}{unit}'
+    text = f'{factor * value["mean"]:.{digits}f}{unit}'
+    if value['low'] is not None:
+        text += f' ({factor * value["low"]:.{digits}f}–{factor * value["high"]:.{digits}f})'
+    return text
 
 
-def size_of(n):
+def format_size(n):
     """2634816 -> '2.63 M'"""
-    return '' if n is None else f'{n / 1e6:.1f} M' if n >= 1e7 else f'{n / 1e6:.2f} M' if n >= 1e5 else f'{n / 1e3:.0f} k'
+    if n is None:
+        return ''
+    if n >= 1e7:
+        return f'{n / 1e6:.1f} M'
+    if n >= 1e5:
+        return f'{n / 1e6:.2f} M'
+    return f'{n / 1e3:.0f} k'
 
 
-def errors(estimates):
-    """How far the intervals of estimates reach below and above their means, as Matplotlib's error bars want it: (2, estimates)"""
-    return [[abs(each['mean'] - (each['mean'] if each[end] is None else each[end])) for each in estimates] for end in ('low', 'high')]
+def error_bars(estimates):
+    """Matplotlib's yerr: how far each interval reaches below and above its mean. -> [[below, …], [above, …]]"""
+    below, above = [], []
+    for estimate in estimates:
+        has_interval = estimate['low'] is not None
+        below.append(estimate['mean'] - estimate['low'] if has_interval else 0)
+        above.append(estimate['high'] - estimate['mean'] if has_interval else 0)
+    return [below, above]
+
+
+# -----------------------------------------------------------------------------
+# tables
 
 
 def table(title, head, rows, note=''):
-    """A table for people, all cells text, without the columns in which nothing stands."""
-    keep = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
-    return {'title': title, 'head': [head[i] for i in keep], 'rows': [[row[i] for i in keep] for row in rows], 'note': note}
-
-
-def judges_in(results):
-    """The names of those who graded."""
-    return list(dict.fromkeys(judge for row in results['models'].values() for judge in row['grades']))
+    """A table without its empty columns; the first one always stays."""
+    keep = []
+    for i in range(len(head)):
+        keep.append(i == 0 or any(row[i] for row in rows))
+    head = list(itertools.compress(head, keep))
+    rows = [list(itertools.compress(row, keep)) for row in rows]
+    return {'title': title, 'head': head, 'rows': rows, 'note': note}
 
 
 def tables_of(results):
-    """The results as tables for people, the paper's first."""
-    models, criteria, tables = results['models'], results['criteria'], []
-    called = {name: name + ' (reference)' * row['reference'] for name, row in models.items()}
+    """All tables of the results that have rows."""
+    tables = []
+    for judge in judges_of(results):
+        tables.append(grades_table(results, judge))
+        tables.append(retention_table(results, judge))
+    tables.append(comparisons_table(results))
+    tables.append(agreement_table(results))
+    tables.append(consistency_table(results))
+    tables.append(loss_table(results))
+    tables.append(text_table(results))
+    return [table for table in tables if table['rows']]
 
-    def about(name):
-        row = models[name]
-        at, loss = row['checkpoint'] or {}, row['loss'] or {}
-        return [called[name], shown(at.get('n_embd')), shown(at.get('n_layer')), size_of(at.get('n_params')), f'{loss["val_loss"]:.3f}' if loss else '']
 
-    for judge in judges_in(results):
-        rows = []
-        for name, row in models.items():
-            grades = row['grades'].get(judge, {})
-            n = max((grade['n'] for grade in grades.values()), default=0)
-            n = f'{n}' if n == row['stories'] else f'{n} of {row["stories"]}'
-            rows.append([*about(name), n, *(shown(grades.get(criterion)) for criterion in criteria)])
-        tables.append(table(f'Grades by {judge}', ['model', 'width', 'layers', 'size', 'eval loss', 'stories', *criteria], rows,
-                            'Mean and 95 % interval, from resampling prompts.'))
-        rows = [[name, *(shown(grade['retention'], 'retention') for grade in row['grades'][judge].values())]
-                for name, row in models.items() if any(grade['retention'] for grade in row['grades'].get(judge, {}).values())]
-        tables += [table(f'Retention by {judge}: the mean over that of the reference stories', ['model', *criteria], rows)] * bool(rows)
-    rows = [[c['judge'], c['criterion'], f'{c["a"]} − {c["b"]}', shown(c | {'mean': c['difference']}), f'{c["p"]:.4f}', f'{c["p_holm"]:.4f}', f'{c["prompts"]}']
-            for c in results['comparisons']]
-    tables += [table('Models compared, paired by prompt', ['judge', 'criterion', 'models', 'difference', 'p', 'p (Holm)', 'prompts'], rows,
-                     'Permutation test with random signs; Holm’s correction over all rows of a judge.')] * bool(rows)
+def judges_of(results):
+    """The names of all judges, in the order of their first grades."""
+    judges = {}
+    for row in results['models'].values():
+        judges |= row['grades']
+    return list(judges)
 
-    def alpha(found):
-        return 'all alike' if found['alpha'] is None else shown(found | {'mean': found['alpha']})
-    rows = [[criterion, alpha(found), f'{found["n"]}'] for criterion, found in results['agreement'].items()]
-    tables += [table('Judges among one another', ['criterion', 'Krippendorff’s α', 'stories'], rows)] * bool(rows)
-    rows = [[judge, criterion, alpha(found), shown(found['same'], 'same'), shown(found['mean_difference']), f'{found["n"]}']
-            for judge, by_criterion in results['consistency'].items() for criterion, found in by_criterion.items()]
-    tables += [table('Judges with themselves', ['judge', 'criterion', 'Krippendorff’s α', 'same grade', 'mean difference', 'stories'], rows,
-                     'Of stories that were graded more than once.')] * bool(rows)
 
-    rows = [[*about(name), *(f'{row["loss"][key]:.3f}' for key in ('perplexity', 'bits_per_byte')), f'{row["loss"]["tokens"]:,} of {row["loss"]["dataset"]}']
-            for name, row in models.items() if row['loss']]
-    tables += [table('Loss', ['model', 'width', 'layers', 'size', 'eval loss', 'perplexity', 'bits a byte', 'tokens'], rows)] * bool(rows)
-    copying = re.compile('copied|nearest')
-    keys = dict.fromkeys(key for row in models.values() for key, value in row['text'].items() if value is not None)
-    for title, chosen, note in (
-            ('Texts', [key for key in keys if not copying.search(key)],
-             'Without the openings. ended: by the model itself; repeated_4: 4-grams that the same story had before; distinct_n: different n-grams among '
-             'all of a model’s; self_rouge2: how alike two of its stories are.'),
-            ('Copies of training stories', [key for key in keys if copying.search(key)],
-             'Without the openings. longest_copied: most words in a row that stand in a training story; copied_n: runs of n words that do; '
-             'copied_whole: all that was written does; nearest_rouge2: word pairs that the nearest training story has.')):
-        rows = [[key, *(shown(row['text'].get(key), key) for row in models.values())] for key in chosen]
-        tables += [table(title, ['measure', *called.values()], rows, note)] * bool(rows)
-    return tables
+MODEL_HEAD = ['model', 'width', 'layers', 'size', 'eval loss']
+
+
+def model_cells(name, row):
+    """The cells below MODEL_HEAD."""
+    checkpoint = row['checkpoint'] or {}
+    width = format_value(checkpoint.get('n_embd'))
+    layers = format_value(checkpoint.get('n_layer'))
+    loss = f'{row["loss"]["val_loss"]:.3f}' if row['loss'] else ''
+    return [display_name(name, row), width, layers, format_size(checkpoint.get('n_params')), loss]
+
+
+def display_name(name, row):
+    return f'{name} (reference)' if row['reference'] else name
+
+
+def grades_table(results, judge):
+    rows = []
+    for name, row in results['models'].items():
+        grades = row['grades'].get(judge, {})
+        n_graded = max((grade['n'] for grade in grades.values()), default=0)
+        stories = str(n_graded)
+        if n_graded < row['stories']:
+            stories += f' of {row["stories"]}'
+        cells = [format_value(grades.get(criterion)) for criterion in results['criteria']]
+        rows.append([*model_cells(name, row), stories, *cells])
+    return table(f'Grades by {judge}', [*MODEL_HEAD, 'stories', *results['criteria']], rows,
+                 'Mean and 95 % interval, by resampling prompts.')
+
+
+def retention_table(results, judge):
+    rows = []
+    for name, row in results['models'].items():
+        retentions = [grade['retention'] for grade in row['grades'].get(judge, {}).values()]
+        if any(retentions):
+            rows.append([name, *(format_value(retention, 'retention') for retention in retentions)])
+    return table(f'Retention by {judge}', ['model', *results['criteria']], rows,
+                 'The mean grade, divided by the mean grade of the reference stories.')
+
+
+def comparisons_table(results):
+    rows = []
+    for row in results['comparisons']:
+        difference = format_value(row | {'mean': row['difference']})
+        p_values = [f'{row["p"]:.4f}', f'{row["p_holm"]:.4f}']
+        rows.append([row['judge'], row['criterion'], f'{row["a"]} − {row["b"]}', difference, *p_values, str(row['prompts'])])
+    return table('Models compared, paired by prompt',
+                 ['judge', 'criterion', 'models', 'difference', 'p', 'p (Holm)', 'prompts'], rows,
+                 'Permutation test with random signs; Holm’s correction over all rows of a judge.')
+
+
+def format_alpha(row):
+    if row['alpha'] is None:
+        return 'all equal'
+    return format_value(row | {'mean': row['alpha']})
+
+
+def agreement_table(results):
+    rows = []
+    for criterion, row in results['agreement'].items():
+        rows.append([criterion, format_alpha(row), str(row['n'])])
+    return table('Agreement between judges', ['criterion', 'Krippendorff’s α', 'stories'], rows)
+
+
+def consistency_table(results):
+    rows = []
+    for judge, criteria in results['consistency'].items():
+        for criterion, row in criteria.items():
+            same = format_value(row['same'], 'same')
+            difference = format_value(row['mean_difference'])
+            rows.append([judge, criterion, format_alpha(row), same, difference, str(row['n'])])
+    return table('Agreement of each judge with itself',
+                 ['judge', 'criterion', 'Krippendorff’s α', 'same grade', 'mean difference', 'stories'], rows,
+                 'Of stories that were graded more than once.')
+
+
+def loss_table(results):
+    rows = []
+    for name, row in results['models'].items():
+        loss = row['loss']
+        if loss:
+            numbers = [f'{loss["perplexity"]:.3f}', f'{loss["bits_per_byte"]:.3f}']
+            rows.append([*model_cells(name, row), *numbers, f'{loss["tokens"]:,} of {loss["dataset"]}'])
+    return table('Loss', [*MODEL_HEAD, 'perplexity', 'bits per byte', 'tokens'], rows)
+
+
+def text_table(results):
+    """A row for each measure of the texts and a column for each model."""
+    models = results['models']
+    keys = dict.fromkeys(key for row in models.values() for key in row['text'])
+    rows = []
+    for key in keys:
+        cells = [format_value(row['text'].get(key), key) for row in models.values()]
+        if any(cells):
+            rows.append([key, *cells])
+    head = ['measure', *(display_name(name, row) for name, row in models.items())]
+    return table('Texts', head, rows, TEXT_NOTE)
+
+
+TEXT_NOTE = (
+    'Without the openings. ended: with the end-of-story token; repeated_4: 4-grams that the story contains earlier, too; '
+    'longest_copied: the most words in a row from one training story; copied_n: n-grams that appear in training stories; '
+    'copied_whole: stories that do as a whole; nearest_rouge2: word pairs that the nearest training story contains; '
+    'distinct_n: different n-grams among all n-grams of a model; self_rouge2: similarity of two stories of the same model.')
 
 
 def as_markdown(tables):
-    """Tables as a page of Markdown, in which nothing that a name holds is taken for Markdown."""
-    def escaped(text):
-        return re.sub(r'([|\\`*<\[])', r'\\\1', ' '.join(text.split()))
+    """Tables as a page of Markdown. Markup in names of models is escaped."""
+    parts = ['# Results']
+    for table in tables:
+        lines = [markdown_row(table['head']), '|' + ' --- |' * len(table['head'])]
+        lines += [markdown_row(row) for row in table['rows']]
+        parts += [f'## {escape(table["title"])}', '\n'.join(lines)]
+        if table['note']:
+            parts.append(table['note'])
+    return '\n\n'.join(parts) + '\n'
 
-    def line(cells):
-        return '| ' + ' | '.join(map(escaped, cells)) + ' |'
 
-    def section(table):
-        lines = ['## ' + escaped(table['title']), '', line(table['head']), '|' + ' --- |' * len(table['head']), *map(line, table['rows']), '', table['note']]
-        return '\n'.join(lines).strip()
-    return '# Results\n\n' + '\n\n'.join(map(section, tables)) + '\n'
+def markdown_row(cells):
+    return '| ' + ' | '.join(map(escape, cells)) + ' |'
+
+
+def escape(text):
+    return re.sub(r'([|\\`*<\[])', r'\\\1', ' '.join(text.split()))
+
+
+# -----------------------------------------------------------------------------
+# the bar chart
 
 
 def draw_grades(results, path):
-    """Grouped bars with intervals: a panel a judge and scale, a group a criterion, a bar a model."""
-    from matplotlib import colormaps, font_manager
+    """Draw grades as bars with intervals: a panel for each judge, a group for each criterion, a bar for each model."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
-    letters = font_manager.get_font(font_manager.findfont('DejaVu Sans')).get_charmap()
-
-    def label(text, number):  # a script that the font lacks would come out as boxes
-        return text if all(ord(char) in letters for char in text) else f'({number})'
+    judges = judges_of(results)
+    criteria = results['criteria']
     models = {name: row for name, row in results['models'].items() if row['grades']}
-    criteria = {name: tuple(ends) for name, ends in results['criteria'].items()}
-    panels = [(judge, ends, [name for name in criteria if criteria[name] == ends]) for judge in judges_in(results) for ends in dict.fromkeys(criteria.values())]
-    widest = max(len(names) for _, _, names in panels) * len(models)
-    colours = colormaps['tab10' if len(models) <= 10 else 'tab20']
-    figure = Figure(figsize=(min(24, 4 + 0.35 * widest), 1 + 3 * len(panels)), dpi=120, layout='constrained')
-    axes = figure.subplots(len(panels), squeeze=False)
-    for axis, (judge, (low, high), names) in zip(axes[:, 0], panels):
+    colors = colormaps['tab10' if len(models) <= 10 else 'tab20']
+    width = min(24, 4 + 0.35 * len(criteria) * len(models))
+    figure = Figure(figsize=(width, 1 + 3 * len(judges)), dpi=120, layout='constrained')
+    panels = figure.subplots(len(judges), squeeze=False)[:, 0]
+    for panel, judge in zip(panels, judges):
         for i, (name, row) in enumerate(models.items()):
-            bars = [(k + 0.8 * ((i + 0.5) / len(models) - 0.5), row['grades'].get(judge, {}).get(criterion)) for k, criterion in enumerate(names)]
-            bars = [(at, grade) for at, grade in bars if grade]
-            axis.bar([at for at, _ in bars], [grade['mean'] for _, grade in bars], 0.74 / len(models), yerr=errors([grade for _, grade in bars]), capsize=2,
-                     error_kw={'elinewidth': 1}, color=colours(i), alpha=0.5 if row['reference'] else 0.9,
-                     label=label(name, i + 1) + ' (reference)' * row['reference'])
-        axis.set_xticks(range(len(names)), [label(name, k + 1).replace('_', ' ') for k, name in enumerate(names)])
-        axis.set(ylim=(0, high * 1.02), title=f'grades by {label(judge, "judge")}, {low:g} to {high:g}')
-        axis.grid(axis='y', alpha=0.3)
-        axis.set_axisbelow(True)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=min(5, len(models)))
-    with jsonl.replacing(path) as temporary:
+            grades = row['grades'].get(judge, {})
+            offset = 0.8 * ((i + 0.5) / len(models) - 0.5)  # of the bar from the middle of its group
+            places = [k + offset for k, criterion in enumerate(criteria) if criterion in grades]
+            means = [grade['mean'] for grade in grades.values()]
+            panel.bar(places, means, 0.74 / len(models), yerr=error_bars(grades.values()), capsize=2,
+                      color=colors(i), alpha=0.5 if row['reference'] else 0.9, label=display_name(name, row))
+        panel.set_xticks(range(len(criteria)), [criterion.replace('_', ' ') for criterion in criteria])
+        panel.set(title=f'grades by {judge}', ylim=(0, max(map(max, criteria.values()))))
+        panel.grid(axis='y', alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=min(5, len(models)))
+    with replacing(path) as temporary:
         figure.savefig(temporary)
 
 
-def draw_loss(log, title, path):
-    """The curve of a training: log, the rows of its log.jsonl."""
-    from matplotlib.figure import Figure
-    log = list(log)
-    figure = Figure(figsize=(7, 4), dpi=120)
-    axes = figure.subplots()
-    for key, style, label in (('loss', {'alpha': 0.5, 'linewidth': 1}, 'training'), ('val_loss', {'marker': 'o', 'markersize': 4}, 'validation')):
-        points = [(row['tokens'] / 1e6, row[key]) for row in log if key in row]
-        axes.plot(*zip(*points), label=f'{label}, {points[-1][1]:.3f}', **style) if points else None
-    axes.set(xlabel='million tokens', ylabel='loss (nats a token)', title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    with jsonl.replacing(path) as temporary:
-        figure.savefig(temporary)
+# -----------------------------------------------------------------------------
+# the page
 
 
-def write_page(tables, picture, sets, template, path):
-    """One file to open: a template with {{data}} in it, filled with the tables, the picture ('' for none) and the stories of each model.
+def write_page(tables, picture, sets, path):
+    """Write one HTML file that needs no other: the template, with the tables, the picture and all stories in it.
 
-    They are JSON in which no < is left, and shown as text, never as HTML.
+    picture: the path of a PNG file, '' for none. sets: {name of a model: its stories}. All of it goes into the page as
+    JSON without any <, and the page's script shows it as text, so markup in a story has no effect.
     """
-    rows = [{key: story.get(key, '') for key in ('id', 'opening', 'continuation', 'grades', 'notes', 'nearest')}
-            | {'model': name, 'measures': {key: value for key, value in story['measures'].items() if not math.isnan(value)}}
-            for name, stories in sets.items() for story in stories]
+    template_path = find('report_template.html')
+    check(os.path.exists(template_path), 'report_template.html is missing: copy it beside report.py')
+    with open(template_path, encoding='utf-8') as f:
+        before, _, after = f.read().partition('{{data}}')
+    rows = []
+    for name, stories in sets.items():
+        for story in stories:
+            row = {key: story.get(key, '') for key in ('id', 'opening', 'continuation', 'grades', 'notes', 'nearest')}
+            measures = {key: value for key, value in story['measures'].items() if not math.isnan(value)}
+            rows.append(row | {'model': name, 'measures': measures})
     if picture:
         with open(picture, 'rb') as f:
             picture = 'data:image/png;base64,' + base64.b64encode(f.read()).decode()
-    data = json.dumps({'tables': tables, 'stories': rows, 'models': list(sets), 'picture': picture}, ensure_ascii=False, allow_nan=False)
-    page, _, rest = template.partition('{{data}}')
-    with jsonl.replacing(path) as temporary, open(temporary, 'w', encoding='utf-8', errors='replace') as f:
-        f.write(page + data.replace('<', '\\u003c') + rest)
+    data = {'tables': tables, 'stories': rows, 'models': list(sets), 'picture': picture}
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace('<', '\\u003c')
+    write_text(path, before + text + after)
