@@ -275,7 +275,7 @@ def renyi_entropy(token_counts, alpha=2.5):
 
 
 def print_summary(meta, stats, story_lengths):
-    print(f'\n{folder:11} {"train":>15} {"val":>12}')
+    print(f'\n{folder}\n{"":11} {"train":>15} {"val":>12}')
     for name in ('stories', 'tokens', 'bytes'):
         print(f'{name:11} {stats["train"][name]:>15,} {stats["val"][name]:>12,}')
     total = stats['train'] + stats['val']
