@@ -1,17 +1,18 @@
 """
-Times every stage on this machine, beside what the machine could do at most and, if asked, beside what others do on it.
+Measures the speed of each stage on this machine and, if they are there, of other programs that do the same.
 
     python bench.py
-    python bench.py --peers=../peers          beside those of the git checkouts nanoGPT and llama2.c that are in that folder, and Transformers
+    python bench.py --peers=../peers          a folder with git checkouts of nanoGPT or llama2.c; Transformers is measured too
     python bench.py --source=stories.jsonl --tokenizer=llama2.model --n_layer=6 --n_head=6 --n_embd=288 --stages="['generate']"
-    python bench.py --stages="['grow']"       how speed and memory change with the width, depth, block, batch and length
+    python bench.py --stages="['grow']"       speed and memory against width, depth, block, batch and story length
 
-What takes long is timed by the scripts' own commands, the rest by the functions that they call. A rate is the best of
-`repetitions`, ours and the others' by turns, so that a busy moment does not decide. The tables and the picture go to out_dir.
+A rate is the best of `repetitions`. Our code and the others take turns, so that other load on the machine affects all of
+them. Tables and the plot are written to out_dir, the tokens to data/bench.
 """
 
+import functools
 import importlib.util
-import json
+import itertools
 import os
 import pickle
 import re
@@ -23,357 +24,341 @@ import tempfile
 import time
 
 # -----------------------------------------------------------------------------
-stages = ['compose', 'chat', 'prepare', 'train', 'evaluate', 'generate']  # what to time; also 'many' and 'grow', which take longer
+stages = ['compose', 'chat', 'prepare', 'train', 'generate']  # what to measure; 'many' and 'grow' take longer
 repetitions = 3
-peers = ''  # a folder with a checkout of karpathy/nanoGPT, of karpathy/llama2.c, or both
+peers = ''  # folder with checkouts of karpathy/nanoGPT, karpathy/llama2.c, or both
 out_dir = 'out/bench'
-source = ''  # stories for prepare.py; empty: 5,000 English ones of the grammar
-# the model
-vocab_size = 4096  # of a tokenizer trained here
-tokenizer = 'train'  # or one from elsewhere, whole
+source = ''  # stories for prepare.py; '' = 5,000 English stories of the grammar
+num_workers = 64  # of the stage chat: requests in flight to a local server that answers after one second
+# model
+vocab_size = 4096  # with tokenizer = 'train'
+tokenizer = 'train'  # any of prepare.py's
 n_layer = 4
 n_head = 4
 n_embd = 256
 block_size = 256
 batch_size = 32
 train_options = {}  # more keys of train.py
-steps = 20  # of training; the first half is not counted
-new_tokens = 200  # of a story
-batches = [1, 16, 64]  # stories told side by side
-n_prompts = 1000  # of the stage 'many': the first words of so many stories, three stories from each, which end where the model ends them
-model_dir = ''  # its model; empty: the one that the stage 'train' makes, which knows no end
-sizes = {'n_embd': [64, 128, 256, 512], 'n_layer': [1, 2, 4, 8, 16], 'block_size': [64, 128, 256, 512, 1024], 'batch_size': [1, 4, 16, 64]}  # of 'grow'
-num_workers = 64  # requests in flight to a chat API on loopback, which answers after a second
-device = ''
-dtype = ''  # of training
+steps = 20  # of a training; the rate is that of the second half
+# generation
+new_tokens = 200  # per story
+batches = [1, 16, 64]  # batch sizes
+n_prompts = 1000  # of the stage many: generate three stories for each prompt, until eos
+model_dir = ''  # of the stage many; '' = the model of this benchmark, which is too young to write eos
+# the stage grow changes one of these sizes at a time
+sizes = {'n_embd': [64, 128, 256, 512], 'n_layer': [1, 2, 4, 8, 16], 'block_size': [64, 128, 256, 512, 1024], 'batch_size': [1, 4, 16, 64]}
+# hardware
+device = ''  # cpu, cuda, mps; '' = the best one
+dtype = ''  # '' = bfloat16 if the device has it
 # -----------------------------------------------------------------------------
-exec(open('configurator.py', encoding='utf-8').read())
+here = os.path.dirname(os.path.abspath(globals().get('__file__', 'bench.py')))  # in a notebook cell: the working directory
+exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
-import numpy as np
+import tokenizers
 import torch
-from tqdm import tqdm
 
-import jsonl
-from checkpoint import load, load_checkpoint
-from generation import generate
-from model import GPT, choose_device, matrix_rate, quantize_int8
-from tokenizer import load as load_tokenizer
+import report
+from files import check, fail, find, read_jsonl, read_texts, replacing, write_text
+from model import GPT, GPTConfig, checkpoint_path, choose_device, generate, load_checkpoint, model_from
 
+run_dir = f'{out_dir}/run'  # the model
+data_dir = 'data/bench'
+nanogpt = f'{peers}/nanoGPT'
+llama2c = f'{peers}/llama2.c'
+shape = {'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size}
+rows = []  # of the table: stage, here, others
 
-def fail(message):
-    raise SystemExit(f'bench.py: {message}')
-
-
-known = ('compose', 'chat', 'prepare', 'train', 'evaluate', 'generate', 'many', 'grow')
-if not set(stages) <= set(known):
-    fail(f'stages is {stages}; there is: {", ".join(known)}')
-if min(repetitions, steps, new_tokens, num_workers, *batches) < 1 or new_tokens >= block_size:
-    fail('repetitions, steps, new_tokens, num_workers and batches are numbers from 1, and new_tokens is below block_size')
-nanogpt, llama2c = (os.path.join(peers, name) if peers and os.path.exists(os.path.join(peers, name)) else '' for name in ('nanoGPT', 'llama2.c'))
-if peers and not nanogpt and not llama2c:
-    fail(f'{peers} holds neither nanoGPT nor llama2.c; peers is a folder with git checkouts of them')
-if llama2c and not shutil.which('cc'):
-    fail('run.c of llama2.c wants a C compiler, cc; install one or move llama2.c out of peers')
-device, dtype = choose_device(device, dtype)
-rows = []
+# -----------------------------------------------------------------------------
+# measuring
 
 
 def run(*command, **options):
-    """Run a command to its good end -> what it printed, errors too."""
-    command = [sys.executable, *command] if command[0].endswith('.py') else command
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', errors='replace', **options)
+    """Run a command and return its output with its errors. If it fails, so does the benchmark."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', **options)
     if result.returncode:
-        fail(f'{" ".join(command)} failed: ' + ' '.join(result.stdout.strip().split('\n')[-3:]))
+        fail(f'{" ".join(command)} failed: {result.stdout[-500:]}')
     return result.stdout
 
 
-def seconds(work, *arguments):
+def command_line(options):
+    return [f'--{key}={value}' for key, value in options.items()]
+
+
+def run_script(script, *config_files, launcher=(), **options):
+    """Run one of our scripts."""
+    run(sys.executable, *launcher, f'{here}/{script}', *config_files, *command_line(options))
+
+
+def seconds(function, *arguments, **options):
     started = time.perf_counter()
-    work(*arguments)
+    function(*arguments, **options)
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def number(x):
-    return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
-
-
-def measure(stage, unit, here, limits=None, limit_name='', **peers):
-    """Add a row. here: functions that measure a rate of ours, by the name of the setting, and limits: the highest that each can be; peers: the others'."""
-    best = dict.fromkeys([*here, *peers], 0.0)
-    for _ in tqdm(range(repetitions), desc=stage, leave=False):
-        for name, rate in (here | peers).items():
-            best[name] = max(best[name], rate())
-    fastest = max(here, key=best.get)
-    ours = best.pop(fastest)
-    share = f'{ours / limits[fastest]:.0%} of {limit_name}' if limits else ''
-    others = ', '.join(f'{name.replace("_", " ")} {number(rate)} ({ours / rate:.1f} ×)' for name, rate in best.items())
-    rows.append([stage, f'{number(ours)} {unit}' + f' ({fastest})' * bool(fastest), share, others])
-    tqdm.write(': '.join(filter(None, rows[-1])))
-
-
-def copy_rate(size=2**28):
-    """Bytes a second that a copy reads and writes."""
-    a = torch.ones(size, dtype=torch.uint8, device=device)
-    b = torch.ones_like(a)
-    return 2 * size / min(seconds(b.copy_, a) for _ in range(5))
+def measure(stage, unit, ours, others={}):
+    """Add a row to the table. ours, others: {name: function that returns a rate}; the fastest of ours is compared with the rest."""
+    functions = ours | others
+    best = dict.fromkeys(functions, 0.0)
+    for _ in range(repetitions):
+        for name, function in functions.items():
+            best[name] = max(best[name], function())
+    fastest = max(ours, key=best.get)
+    rate = best.pop(fastest)
+    slower = [f'{name} {other:,.0f} ({rate / other:.1f} ×)' for name, other in best.items()]
+    rows.append([stage, f'{rate:,.0f} {unit} ({fastest})', ', '.join(slower)])
+    print(*rows[-1], sep=' | ', flush=True)
 
 
 # -----------------------------------------------------------------------------
-# here
-
-run_dir, grown_dir, data = os.path.join(out_dir, 'run'), os.path.join(out_dir, 'grown'), os.path.join('data', 'bench')
-composed, asked = os.path.join(out_dir, 'stories.jsonl'), os.path.join(out_dir, 'asked.jsonl')
-meta_path, best = os.path.join(data, 'meta.json'), os.path.join(run_dir, 'best.pt')
-source = source or composed
+# stories and tokens
 
 
-def compose():
-    """Stories of the grammar a second, with the start of Python."""
-    if os.path.exists(composed):
-        os.remove(composed)
-    return 5000 / seconds(run, 'generate_data.py', '--language=english', '--total=5000', f'--out={composed}')
+def write_stories(*config_files, **options):
+    """Seconds that generate_data.py takes for new stories."""
+    with tempfile.TemporaryDirectory() as folder:
+        return seconds(run_script, 'generate_data.py', *config_files, out=f'{folder}/stories.jsonl', **options)
 
 
-def ask(url):
-    """Stories of a chat API a minute."""
-    for path in (asked, os.path.join(out_dir, 'failed.jsonl')):
-        if os.path.exists(path):
-            os.remove(path)
-    text = run('generate_data.py', 'config/generate_hindi.py', f'--base_url={url}', '--model=x', f'--total={10 * num_workers}',
-               f'--num_workers={num_workers}', f'--out={asked}')
-    return max(int(n.replace(',', '')) for n in re.findall(r'([\d,]+) stories/min', text))
+def bench_compose():
+    measure('write stories with the grammar', 'stories/s',
+            {'generate_data.py': lambda: 5000 / write_stories(language='english', total=5000)})
+
+
+def bench_chat():
+    server = subprocess.Popen([sys.executable, f'{here}/tests/chat_server.py', '{"latency": 1}'], stdout=subprocess.PIPE)
+    options = {'base_url': f'http://127.0.0.1:{int(server.stdout.readline())}', 'model': 'x'}
+    options |= {'num_workers': num_workers, 'total': 10 * num_workers}
+    try:
+        measure(f'write stories with a chat API, at most {60 * num_workers:,}', 'stories/min',
+                {'generate_data.py': lambda: 600 * num_workers / write_stories(find('config/generate_hindi.py'), **options)})
+    finally:
+        server.kill()
 
 
 def prepare():
-    """Megabytes of text a second, all passes of prepare.py and the training of its tokenizer."""
-    shutil.rmtree(data, ignore_errors=True)
-    taken = seconds(run, 'prepare.py', f'--source={source}', '--dataset=bench', f'--tokenizer={tokenizer}', '--trim=False', f'--vocab_size={vocab_size}')
-    return sum(read_meta()['bytes'].values()) / 1e6 / taken
+    run_script('prepare.py', source=source, dataset='bench', tokenizer=tokenizer, trim=False, vocab_size=vocab_size)
 
 
-def encode_raw():
-    """Megabytes a second of the tokenizers library alone, on all cores, which leaves what it made unread."""
-    from tokenizers import Tokenizer
-    bare, texts = Tokenizer.from_file(os.path.join(data, 'tokenizer.json')), [row['text'] for row in jsonl.read(source)]
-    return sum(len(text.encode()) for text in texts) / 1e6 / seconds(lambda: [bare.encode_batch_fast(texts[i:i + 1000]) for i in range(0, len(texts), 1000)])
+def load_tokenizer():
+    return tokenizers.Tokenizer.from_file(f'{data_dir}/tokenizer.json')
 
 
-def read_meta():
-    with open(meta_path, encoding='utf-8') as f:
-        return json.load(f)
+def bench_prepare():
+    texts = list(read_texts(source))
+    kilobytes = sum(len(text.encode()) for text in texts) / 1000
+    measure('prepare tokens', 'kB/s', {'prepare.py': lambda: kilobytes / seconds(prepare)},
+            {'tokenizers, encoding only': lambda: kilobytes / seconds(load_tokenizer().encode_batch_fast, texts)})
 
 
-def differs(made, **settings):
-    """Whether what lies here from before, by its config, was made with others than these settings."""
-    return any(made.get(key) != value for key, value in settings.items())
+# -----------------------------------------------------------------------------
+# training
 
 
-def train(folder, **other):
-    """The last line of train.py's log after so many steps."""
+def shared_train_options():
+    """Keys that train.py and nanoGPT's have in common."""
+    return shape | {'dataset': 'bench', 'batch_size': batch_size, 'max_iters': steps, 'eval_iters': 1, 'device': device, 'dtype': dtype}
+
+
+def train(folder, **changed):
+    """Train a new model in a folder -> the last row of its log."""
     shutil.rmtree(folder, ignore_errors=True)
-    options = {'dataset': 'bench', 'out_dir': folder, 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size,
-               'batch_size': batch_size, 'device': device, 'dtype': dtype, 'max_iters': steps, 'log_interval': steps - steps // 2,
-               'eval_interval': steps, 'eval_iters': 1} | train_options | other
-    run('train.py', *(f'--{key}={value}' for key, value in options.items()))
-    return list(jsonl.read(os.path.join(folder, 'log.jsonl')))[-1]
+    options = shared_train_options() | {'out_dir': folder, 'log_interval': steps - steps // 2, 'eval_interval': steps}
+    run_script('train.py', **options | train_options | changed)
+    *_, last = read_jsonl(f'{folder}/log.jsonl')
+    return last
 
 
-@torch.no_grad()
-def evaluate(model):
-    """Tokens a second through the model and its loss, as train.py evaluates."""
-    ids = torch.randint(model.args['vocab_size'], (batch_size, block_size + 1), device=device)
-    with torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32'):
-        return ids[:, 1:].numel() / min(seconds(model, ids[:, :-1], ids[:, 1:]) for _ in range(5))
+def train_nanogpt(compile):
+    """Tokens per second of nanoGPT's train.py on the same tokens, by the median of its step times."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(nanogpt, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.git'))
+        shutil.copytree(data_dir, f'{folder}/data/bench')
+        with open(f'{folder}/data/bench/meta.pkl', 'wb') as f:
+            pickle.dump({'vocab_size': load_tokenizer().get_vocab_size()}, f)
+        options = shared_train_options() | {'gradient_accumulation_steps': 1, 'log_interval': 1, 'eval_interval': 10**9, 'compile': compile}
+        output = run(sys.executable, 'train.py', *command_line(options), cwd=folder)
+    step_times = [float(ms) for ms in re.findall(r'iter \d+: .*time ([\d.]+)ms', output)]
+    return 1000 * batch_size * block_size / statistics.median(step_times[steps // 2:])
 
 
-def tell(model, n):
-    """New tokens a second of n stories side by side."""
-    def stories():
-        for _ in generate(model, [[meta['bos']]] * n, new_tokens, seeds=range(n), temperature=0.8):
-            pass
-    return n * new_tokens / seconds(stories)
+def bench_train():
+    log = []
+
+    def train_ours():
+        log.append(train(run_dir))
+        return log[-1]['tokens_per_s']
+
+    others = {}
+    if os.path.exists(nanogpt):
+        others = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT, compiled': lambda: train_nanogpt(True)}
+    measure('train', 'tokens/s', {'train.py': train_ours}, others)
+    share = max(row['utilization'] for row in log)
+    rows[-1][1] += f', {share:.0%} of the measured rate of matrix products'
 
 
-def count_new(stories):
-    """Tokens of stories without those of their prompts, which come three times each."""
-    return sum(map(len, spelling.encode_batch(stories))) - 3 * sum(map(len, spelling.encode_batch(prompts)))
+# -----------------------------------------------------------------------------
+# generation
 
 
-def tell_many(dtype, processes):
-    """New tokens a second of sample.py, three stories for each prompt, with its start and its end."""
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', '--'] if processes > 1 else []
-    taken = seconds(run, *torchrun, 'sample.py', f'--init_from={model_dir or run_dir}', f'--start=FILE:{out_dir}/prompts.txt', '--num_samples=3',
-                    f'--max_new_tokens={block_size - 16}', f'--batch_size={max(batches)}', f'--device={device}', f'--dtype={dtype}',
-                    f'--out={out_dir}/many.jsonl')
-    return count_new([row['story'] for row in jsonl.read(os.path.join(out_dir, 'many.jsonl'))]) / taken
+def generate_ours(model, n):
+    """Tokens per second of a batch of n stories."""
+    return n * new_tokens / seconds(list, generate(model, [[1]] * n, new_tokens, seeds=range(n), temperature=0.8))
 
 
-def grow():
-    """Measure how speed and memory change with one size at a time, and draw it."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(3 * len(sizes) + 3, 5), dpi=80)
-    axes = figure.subplots(2, len(sizes) + 1, sharey='row')
-    lines = [['of the model above', 'tokens/s in training', 'of the products', 'peak memory, GB'], ['---', '---:', '---:', '---:']]
-    for (key, values), (above, below) in zip(sizes.items(), axes.T):
-        found = [train(grown_dir, **{'n_head': max(1, value // 64) if key == 'n_embd' else n_head, key: value}) for value in tqdm(values, desc=key)]
-        lines += [[f'{key} = {value}', f'{row["tokens_per_s"]:,}', f'{row["mfu"]:.0%}', f'{row["memory"] / 1e9:.2f}'] for value, row in zip(values, found)]
-        above.loglog(values, [row['tokens_per_s'] for row in found], marker='o')
-        below.semilogx(values, [row['memory'] / 1e9 for row in found], marker='o')
-        below.set(xlabel=key)
-        for axis in (above, below):
-            axis.set_xticks(values, values, minor=False)
-            axis.minorticks_off()
-    model = GPT(vocab_size=vocab_size, block_size=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd).to(device).eval()
+def generate_nanogpt():
+    """Tokens per second of one story with an untrained model. nanoGPT has no cache."""
+    spec = importlib.util.spec_from_file_location('nanogpt_model', f'{nanogpt}/model.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = module.GPT(module.GPTConfig(**shape, vocab_size=load_tokenizer().get_vocab_size())).to(device).eval()
+    return new_tokens / seconds(model.generate, torch.ones(1, 1, dtype=torch.int64, device=device), new_tokens, 0.8)
+
+
+def generate_transformers(dtype, n):
+    import transformers
+    model = transformers.AutoModelForCausalLM.from_pretrained(f'{run_dir}/hf', dtype=dtype).to(device).eval()
+    ids = torch.ones(n, 1, dtype=torch.int64, device=device)
+    return n * new_tokens / seconds(model.generate, ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_k=0,
+                                    min_new_tokens=new_tokens, max_new_tokens=new_tokens, max_length=None)
+
+
+def generate_llama2c():
+    """Tokens per second of one story by run.c on all cores; it prints the rate itself."""
+    run('cc', '-Ofast', '-march=native', '-fopenmp', '-o', f'{out_dir}/run_c', f'{llama2c}/run.c', '-lm')
+    folder = f'{run_dir}/llama2c'
+    output = run(f'{out_dir}/run_c', f'{folder}/model.bin', '-z', f'{folder}/tokenizer.bin', '-t', '0.8', '-n', f'{new_tokens}')
+    return float(re.search(r'achieved tok/s: ([\d.]+)', output)[1])
+
+
+def bench_generate():
+    checkpoint = load_checkpoint(checkpoint_path(run_dir))
+    models = {}
+    for kind in dict.fromkeys(['float32', dtype]):
+        models[kind] = model_from(checkpoint).to(device, getattr(torch, kind))
+    if device == 'cpu':
+        import cpu_kernels
+        models['int8'] = cpu_kernels.quantize_int8(model_from(checkpoint))
+    if peers:
+        run_script('export.py', out_dir=run_dir, format='hf', examples=0)
+    if os.path.exists(llama2c):
+        run_script('export.py', out_dir=run_dir, format='llama2c', examples=0)
     for n in batches:
-        times = [time.perf_counter()]
-        for _ in generate(model, [[1]] * n, 1000, seeds=range(n)):
-            times.append(time.perf_counter())
-        rates = [100 * n / (times[i + 100] - times[i]) for i in range(0, 1000, 100)]
-        axes[0, -1].loglog(range(100, 1001, 100), rates, marker='o', label=f'{n} side by side')
-        lines += [[f'telling, {n} side by side, the first and the tenth 100 tokens', f'{rates[0]:,.0f} and {rates[-1]:,.0f}', '', '']]
-    axes[0, -1].legend()
-    axes[0, -1].set(xlabel='tokens of the story')
-    axes[1, -1].axis('off')
-    axes[0, 0].set(ylabel='tokens/s')
-    axes[1, 0].set(ylabel='peak memory, GB', ylim=(0, None))
-    figure.suptitle(f'{n_layer} layers × {n_embd}, vocabulary {vocab_size:,}, {batch_size} × {block_size} tokens a step, {device}, {dtype}')
-    figure.tight_layout()
-    with jsonl.replacing(os.path.join(out_dir, 'growth.png')) as temporary:
-        figure.savefig(temporary, format='png')
+        ours = {kind: functools.partial(generate_ours, model, n) for kind, model in models.items()}
+        others = {}
+        if peers:
+            others = {f'Transformers, {kind}': functools.partial(generate_transformers, kind, n) for kind in ('float32', dtype)}
+        if os.path.exists(nanogpt) and n == 1:
+            others['nanoGPT'] = generate_nanogpt
+        if os.path.exists(llama2c) and n == 1:
+            others['run.c'] = generate_llama2c
+        measure(f'generate, batch of {n}', 'tokens/s', ours, others)
+
+
+def bench_many():
+    """Rate of sample.py with its start: three stories for each of the first words of some stories."""
+    prompts = [' '.join(text.split()[:4]) for text in itertools.islice(read_texts(source), n_prompts)]
+    write_text(f'{out_dir}/prompts.txt', '\n'.join(prompts))
+
+    def count_tokens(texts):
+        return sum(len(encoding.ids) for encoding in load_tokenizer().encode_batch(texts))
+
+    def rate(kind, processes):
+        launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', '--'] if processes > 1 else []
+        taken = seconds(run_script, 'sample.py', launcher=launcher, init_from=model_dir or run_dir, start=f'FILE:{out_dir}/prompts.txt',
+                        num_samples=3, max_new_tokens=block_size - 16, batch_size=max(batches), device=device, dtype=kind,
+                        out=f'{out_dir}/many.jsonl')
+        stories = [row['story'] for row in read_jsonl(f'{out_dir}/many.jsonl')]
+        return (count_tokens(stories) - 3 * count_tokens(prompts)) / taken
+
+    ours = {}
+    for processes in (1, torch.get_num_threads() if device == 'cpu' else torch.cuda.device_count()):
+        for kind in ('float32', dtype):
+            ours[f'{kind}, processes: {processes}'] = functools.partial(rate, kind, processes)
+    measure(f'generate {3 * len(prompts):,} stories', 'tokens/s', ours)
+
+
+# -----------------------------------------------------------------------------
+# growth
+
+
+def grow_training(axes, key):
+    """Train with each value of sizes[key], plot speed and memory -> rows of the table"""
+    rates = []
+    memory = []
+    lines = []
+    for value in sizes[key]:
+        changed = {key: value}
+        if key == 'n_embd':
+            changed['n_head'] = max(1, value // 64)
+        last = train(f'{out_dir}/grown', **changed)
+        rates.append(last['tokens_per_s'])
+        memory.append(last['memory'] / 1e9)
+        lines.append([f'{key} = {value}', f'{rates[-1]:,}', f'{last["utilization"]:.0%}', f'{memory[-1]:.2f}'])
+    axes[0].loglog(sizes[key], rates, marker='o')
+    axes[1].semilogx(sizes[key], memory, marker='o')
+    axes[1].set(xlabel=key, ylim=(0, None))
+    for axis in axes:
+        axis.set_xticks(sizes[key], sizes[key])
+        axis.minorticks_off()
     return lines
 
 
-# -----------------------------------------------------------------------------
-# the peers, each by its own code
-
-def train_nanogpt(compile):
-    """Tokens a second of nanoGPT's train.py on the same bins, by the median of its own step times. On a CPU it computes in float32."""
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(nanogpt, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('.git'))
-        shutil.copytree(data, os.path.join(folder, 'data', 'bench'))
-        with open(os.path.join(folder, 'data', 'bench', 'meta.pkl'), 'wb') as f:
-            pickle.dump({'vocab_size': meta['vocab_size']}, f)
-        options = {'dataset': 'bench', 'out_dir': folder + '/out', 'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size,
-                   'batch_size': batch_size, 'gradient_accumulation_steps': 1, 'dropout': 0.0, 'device': device, 'dtype': dtype, 'compile': compile,
-                   'max_iters': steps, 'log_interval': 1, 'eval_interval': 10**9, 'eval_iters': 1}
-        text = run('train.py', *(f'--{key}={value}' for key, value in options.items()), cwd=folder)
-    times = [float(ms) for ms in re.findall(r'iter \d+: .*time ([\d.]+)ms', text)]
-    return 1000 * batch_size * block_size / statistics.median(times[steps // 2:])
+def grow_generation(axis, n):
+    """Generate a batch of n stories of 1,000 tokens, plot the speed -> a row of the table"""
+    model = GPT(GPTConfig(**shape | {'block_size': 1024}, vocab_size=vocab_size)).to(device).eval()
+    times = [time.perf_counter()]
+    for _ in generate(model, [[1]] * n, 1000, seeds=range(n)):
+        times.append(time.perf_counter())
+    rates = [100 * n / (times[i + 100] - times[i]) for i in range(0, 1000, 100)]
+    axis.loglog(range(100, 1001, 100), rates, marker='o', label=f'batch of {n}')
+    return [f'generation, batch of {n}, the first and the tenth 100 tokens', f'{rates[0]:,.0f} and {rates[-1]:,.0f}', '', '']
 
 
-def tell_nanogpt(n):
-    spec = importlib.util.spec_from_file_location('nanogpt_model', os.path.join(nanogpt, 'model.py'))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.GPTConfig(block_size=block_size, vocab_size=meta['vocab_size'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, dropout=0.0, bias=False)
-    model = module.GPT(config).to(device).eval()
-    ids = torch.full((n, 1), meta['bos'], device=device)
-    return lambda: n * new_tokens / seconds(model.generate, ids, new_tokens, 0.8)
-
-
-def tell_transformers(n, dtype):
-    import transformers
-    model = transformers.AutoModelForCausalLM.from_pretrained(os.path.join(run_dir, 'hf'), dtype=dtype).to(device).eval()
-    ids = torch.full((n, 1), meta['bos'], device=device)
-    options = {'do_sample': True, 'temperature': 0.8, 'top_k': 0, 'min_new_tokens': new_tokens, 'max_new_tokens': new_tokens, 'max_length': None,
-               'attention_mask': torch.ones_like(ids)}
-    return lambda: n * new_tokens / seconds(lambda: model.generate(ids, **options))
-
-
-def tell_many_transformers(n):
-    """New tokens a second of a pipeline of Transformers in batches of n, prompts of a like length together."""
-    import transformers
-    pipe = transformers.pipeline('text-generation', os.path.join(model_dir or run_dir, 'hf'), dtype=getattr(torch, dtype), device=device)
-    pipe.tokenizer.padding_side, pipe.tokenizer.pad_token = 'left', pipe.tokenizer.eos_token
-    thrice = sorted((prompt for prompt in prompts for _ in range(3)), key=len)
-    told = []
-
-    def stories():
-        told[:] = pipe(thrice, batch_size=n, do_sample=True, temperature=0.8, top_k=0, max_length=None, max_new_tokens=block_size - 16)
-
-    def rate():
-        taken = seconds(stories)
-        return count_new([row['generated_text'] for (row,) in told]) / taken
-    return rate
-
-
-def tell_llama2c():
-    """run.c on all cores, by the rate that it tells itself."""
-    program = os.path.join(out_dir, 'llama2c')
-    run('cc', '-Ofast', '-march=native', '-fopenmp', '-o', program, os.path.join(llama2c, 'run.c'), '-lm')
-    folder = os.path.join(run_dir, 'llama2c')
-    command = [program, os.path.join(folder, 'model.bin'), '-z', os.path.join(folder, 'tokenizer.bin'), '-t', '0.8', '-n', str(new_tokens)]
-    return lambda: float(re.search(r'achieved tok/s: ([\d.]+)', run(*command, env=os.environ | {'OMP_NUM_THREADS': str(torch.get_num_threads())}))[1])
-
-
-# -----------------------------------------------------------------------------
-# the stages
-
-os.makedirs(out_dir, exist_ok=True)
-flops, memory = matrix_rate(device, dtype, seconds=1), copy_rate()  # at first not each thread has a core of its own
-print(f'{device}, {torch.get_num_threads()} threads: {flops / 1e12:.3g} T operations a second in {dtype} products, memory {memory / 1e9:.3g} GB/s')
-if 'compose' in stages or not os.path.exists(source):
-    measure('write stories, by the grammar', 'stories/s', {'': compose})
-if 'chat' in stages:
-    server = subprocess.Popen([sys.executable, os.path.join('tests', 'chat_server.py'), '{"latency": 1}'], stdout=subprocess.PIPE)
-    try:
-        url = f'http://127.0.0.1:{int(server.stdout.readline())}'
-        measure(f'write stories, {num_workers} requests of 1 s in flight', 'stories/min', {'': lambda: ask(url)}, {'': 60 * num_workers}, 'workers / latency')
-    finally:
-        server.kill()
-if 'prepare' in stages or not os.path.exists(meta_path) or differs(
-        read_meta()['config'], source=source, tokenizer=tokenizer, vocab_size=vocab_size):
-    measure('prepare tokens', 'MB/s', {'': prepare}, **{'tokenizers_alone': encode_raw} if peers and 'prepare' in stages and source.endswith('.jsonl') else {})
-    shutil.rmtree(run_dir, ignore_errors=True)  # a model of other tokens
-meta = read_meta()
-needs_model = {'evaluate', 'generate'} & set(stages) or 'many' in stages and not model_dir
-if 'train' in stages or needs_model and (not os.path.exists(best) or differs(
-        load_checkpoint(best)['config'], n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size, **train_options)):
-    last = []
-    theirs = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT_compiled': lambda: train_nanogpt(True)} if nanogpt and 'train' in stages else {}
-    measure('train', 'tokens/s', {'': lambda: last.append(train(run_dir)) or last[-1]['tokens_per_s']}, **theirs)
-    rows[-1][2] = f'{max(last, key=lambda row: row["tokens_per_s"])["mfu"]:.0%} of the products'
-if {'evaluate', 'generate'} & set(stages):
-    model = load(run_dir, device)[0]
-    n_params = model.n_params()
-if 'evaluate' in stages:
-    measure('evaluate', 'tokens/s', {'': lambda: evaluate(model)}, {'': flops / (2 * n_params)}, 'the products')
-if 'generate' in stages:
-    told = {'float32': model} | ({dtype: load(run_dir, device)[0].to(getattr(torch, dtype))} if dtype != 'float32' else {})
-    told |= {'int8': quantize_int8(load(run_dir)[0])} if device == 'cpu' else {}
-    widths = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'int8': 1}
-    if llama2c and (model.args['mlp'] != 'swiglu' or model.args['qk_norm'] or device != 'cpu'):
-        print('run.c is left out: it knows no relu2, no qk_norm and no GPU')
-        llama2c = ''
-    for format in ['hf'] * bool(peers) + ['llama2c'] * bool(llama2c):
-        run('export.py', f'--out_dir={run_dir}', f'--format={format}', '--examples=0')
+def bench_grow():
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(3 * len(sizes) + 3, 5), dpi=80, layout='tight')
+    axes = figure.subplots(2, len(sizes) + 1, sharey='row')
+    lines = []
+    for i, key in enumerate(sizes):
+        lines += grow_training(axes[:, i], key)
     for n in batches:
-        theirs = {'Transformers': tell_transformers(n, torch.float32)} if peers else {}
-        theirs |= {'nanoGPT': tell_nanogpt(n)} if nanogpt and n == 1 else {}  # it reads the whole story again for every token
-        theirs |= {f'Transformers_{dtype}': tell_transformers(n, getattr(torch, dtype))} if peers and dtype != 'float32' else {}
-        theirs |= {'run.c': tell_llama2c()} if llama2c and n == 1 else {}
-        # at least, the weights are read once for each token of a batch
-        measure(f'tell stories, {n} at a time', 'tokens/s', {kind: lambda kind=kind, n=n: tell(told[kind], n) for kind in told},
-                {kind: n * memory / (widths[kind] * n_params) for kind in told}, 'memory', **theirs)
-if 'many' in stages:
-    spelling, ids = load_tokenizer(os.path.join(data, 'tokenizer.json')), np.fromfile(os.path.join(data, 'val.bin'), '<u2')
-    of_val = np.split(ids, np.flatnonzero(ids == meta['eos']))[:-1]  # behind the last eos there is none
-    prompts = [' '.join(spelling.decode(story).split()[:4]) for story in of_val[:n_prompts]]
-    with jsonl.replacing(os.path.join(out_dir, 'prompts.txt')) as temporary, open(temporary, 'w', encoding='utf-8') as f:
-        f.writelines(prompt + '\n' for prompt in prompts)
-    if peers:
-        run('export.py', f'--out_dir={model_dir or run_dir}', '--format=hf', '--examples=0')
-    processes = torch.get_num_threads() if device == 'cpu' else max(1, torch.cuda.device_count())
-    ways = {f'{kind}, {n} process{"es" * (n > 1)}': lambda kind=kind, n=n: tell_many(kind, n) for kind in ('float32', dtype) for n in (1, processes)}
-    theirs = {f'Transformers_by_{n}': tell_many_transformers(n) for n in batches if n > 1 and peers} | ({'nanoGPT_by_1': tell_nanogpt(1)} if nanogpt else {})
-    measure(f'tell {3 * len(prompts):,} stories', 'tokens/s', ways, **theirs)
+        lines.append(grow_generation(axes[0, -1], n))
+    axes[0, -1].set(xlabel='tokens of the story')
+    axes[0, -1].legend()
+    axes[0, 0].set(ylabel='tokens/s')
+    axes[1, 0].set(ylabel='peak memory, GB')
+    axes[1, -1].remove()  # an empty panel
+    with replacing(f'{out_dir}/growth.png') as temporary:
+        figure.savefig(temporary)
+    write_table('growth.md', ['of this model', 'tokens/s in training', 'of the matrix products', 'peak memory, GB'], lines)
 
-tables = {'bench.md': [['stage', 'here', 'of what is possible', 'others'], ['---', '---:', '---', '---'], *rows]} if rows else {}
-tables |= {'growth.md': grow()} if 'grow' in stages else {}
-for name, lines in tables.items():
-    table = ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
-    with jsonl.replacing(os.path.join(out_dir, name)) as temporary, open(temporary, 'w', encoding='utf-8') as f:
-        f.write(table)
-    print('\n' + table)
+
+# -----------------------------------------------------------------------------
+# main
+
+
+def write_table(name, head, lines):
+    text = report.as_markdown([report.table('Speed', head, lines)])
+    write_text(f'{out_dir}/{name}', text)
+    print(text)
+
+
+STAGES = {'compose': bench_compose, 'chat': bench_chat, 'prepare': bench_prepare, 'train': bench_train,
+          'generate': bench_generate, 'many': bench_many, 'grow': bench_grow}
+check(set(stages) <= set(STAGES), f'stages can be {", ".join(STAGES)}')
+check(not peers or os.path.exists(peers), f'there is no folder {peers!r}; peers contains checkouts of nanoGPT or llama2.c')
+device, dtype = choose_device(device, dtype)
+print(f'{device}, {dtype}, {torch.get_num_threads()} threads')
+if not source:
+    source = f'{out_dir}/stories.jsonl'
+    run_script('generate_data.py', language='english', total=5000, out=source)
+if set(stages) & {'prepare', 'train', 'generate', 'many', 'grow'}:
+    prepare()
+if 'generate' in stages or 'many' in stages and not model_dir:
+    train(run_dir)
+for stage in stages:
+    STAGES[stage]()
+if rows:
+    write_table('bench.md', ['stage', 'here', 'others'], rows)
