@@ -1,173 +1,204 @@
 """
-Tells stories with a trained model: prompts -> the terminal, or a .jsonl, .json or .txt file.
+Generate stories with a trained model, to the terminal or to a .jsonl, .json or .txt file.
 
     python sample.py --out_dir=out/hindi --start="एक दिन"
-    python sample.py --out_dir=out/hindi --start=FILE:data/hindi/prompts.txt --num_samples=3 --out=out/hindi/samples.jsonl
-    torchrun --nproc_per_node=4 -- sample.py --out_dir=out/hindi --start=FILE:data/hindi/prompts.txt --out=out/hindi/samples.jsonl
+    python sample.py --out_dir=out/hindi --start=FILE:data/hindi/prompts.txt --out=out/hindi/samples.jsonl
+    torchrun --nproc_per_node=4 -- sample.py --out_dir=out/hindi --num_samples=10000 --out=out/hindi/samples.jsonl
     python sample.py --init_from=MaxLSB/LeCarnet-3M --start="Il était une fois" --temperature=0.5
     python sample.py --init_from=roneneldan/TinyStories-33M --start="Once upon a time"
     python sample.py --init_from=their/ckpt.pt --tokenizer=sarvamai/sarvam-1 --start="एक दिन"
 
-A story depends on its prompt, its seed and the settings, not on the batch that it was told in.
+A story depends on its prompt, its seed and the settings, not on the batch in which it was generated.
 """
 
-import datetime
-import json
 import os
-import re
-import sys
-import unicodedata
 
 # -----------------------------------------------------------------------------
-# the model
-init_from = 'resume'  # 'resume': the best checkpoint in out_dir; or a checkpoint (nanoGPT's too), a Hugging Face folder or hub name, pinned by name@revision
-out_dir = 'out/hindi'
-tokenizer = ''  # a name as for prepare.py, for a model without one, such as nanoGPT's; empty: the model's own
-# the prompts
-start = ''  # how a story begins, or FILE:prompts.txt with a beginning a line; empty: the model begins by itself
-num_samples = 1  # stories for each beginning
-max_new_tokens = 500  # a story that has not ended by then is cut
-# the choice of each next token
-temperature = 0.8  # below 1.0 likelier tokens gain, 0: always the likeliest
-top_k = 0  # only the k likeliest, 0: all
-top_p = 1.0  # only the likeliest that together have this probability
-min_p = 0.0  # only those at least this probable, relative to the likeliest
-repetition_penalty = 1.0  # above 1.0 tokens that came before lose
-no_repeat_ngram = 0  # no run of this many tokens twice, 0: as it comes
+# model
+init_from = 'resume'  # 'resume' = out_dir; else a checkpoint, a Hugging Face folder or name[@revision]
+out_dir = 'out/hindi'  # folder of a training run: its best.pt is used, else ckpt.pt
+tokenizer = ''  # for a model without one, such as nanoGPT's: a name as for prepare.py; empty = the model's own
+# prompts
+start = ''  # beginning of a story, or FILE:prompts.txt with one beginning on each line; empty = the model begins
+num_samples = 1  # stories for each prompt
+max_new_tokens = 500  # a story that has not ended by then is cut off
+# sampling
+temperature = 0.8  # 1.0 = the model's own probabilities, lower = likelier tokens, 0.0 = always the likeliest token
+top_k = 0  # sample from the k likeliest tokens; 0 = from all
+top_p = 1.0  # sample from the likeliest tokens that together have this probability
+min_p = 0.0  # sample from tokens with at least this fraction of the highest probability
+repetition_penalty = 1.0  # above 1.0, tokens that came before become less likely
+no_repeat_ngram = 0  # no sequence of this many tokens comes twice; 0 = no limit
 bad_words = []  # words that must not come: --bad_words="['डर', 'भूत']"
-# how and where to
-batch_size = 64  # stories told side by side, by each process
-seed = 1337  # story number i uses seed + i
-out = ''  # a .jsonl, .json or .txt file; empty: the terminal
-device = ''  # 'cpu', 'cuda', 'mps'; chosen when empty
-dtype = ''  # 'float32', 'bfloat16' or 'float16'; empty: float32 on a CPU, the fast one on a GPU
-quantize = ''  # 'int8': weights of 8 bits and the rest in bfloat16, which on a CPU tells a story, or a few at a time, twice as fast
+# output and system
+batch_size = 64  # stories that a process generates at a time
+seed = 1337  # story i uses seed + i
+out = ''  # a .jsonl, .json or .txt file; empty = the terminal
+device = ''  # 'cpu', 'cuda', 'cuda:1' or 'mps'; empty = the fastest here
+dtype = ''  # 'float32', 'bfloat16' or 'float16'; empty = float32 on a CPU, else the fastest on the device
+quantize = ''  # 'int8' = 8-bit weights; on a CPU, a few stories are generated twice as fast
 # -----------------------------------------------------------------------------
-exec(open('configurator.py', encoding='utf-8').read())
+here = os.path.dirname(os.path.abspath(globals().get('__file__', 'sample.py')))  # in a notebook: the working directory
+exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
-
-def fail(message):
-    raise SystemExit(f'sample.py: {message}')
-
-
-def utf8(text):
-    """A text from the command line without bytes that are no UTF-8, and without halves of surrogate pairs."""
-    return re.sub('[\ud800-\udc7f\udd00-\udfff]', '\ufffd', text).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
-
-
-rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in (('RANK', 0), ('LOCAL_RANK', 0), ('WORLD_SIZE', 1)))
-ending = os.path.splitext(out)[1].lower()
-if out and ending not in ('.jsonl', '.json', '.txt'):
-    fail(f'out is {out!r}; it ends in .jsonl, .json or .txt')
-if os.path.isdir(out):
-    fail(f'out is {out!r}, a folder; it is a file')
-if min(num_samples, max_new_tokens, batch_size) < 1 or max(num_samples, max_new_tokens) > 1e6:
-    fail('num_samples and max_new_tokens are numbers from 1 to a million, batch_size from 1')
-if not (0 <= temperature < 1e6 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and 0 < repetition_penalty < 1e6 and no_repeat_ngram >= 0):
-    fail('temperature, top_k and no_repeat_ngram are numbers from 0, repetition_penalty above 0, top_p above 0 and up to 1, min_p from 0 to 1')
-if not 0 <= seed < 2**62 or not all(isinstance(word, str) for word in bad_words):
-    fail('seed is a number from 0 to below 2**62, bad_words a list of texts')
-if quantize not in ('', 'int8'):
-    fail(f"quantize is {quantize!r}; it is 'int8' or empty")
-if init_from == 'resume' and not os.path.isdir(out_dir):
-    fail(f'{out_dir} is no folder; train first, or name another --out_dir')
-if start.startswith('FILE:'):
-    try:
-        with open(start[5:], encoding='utf-8-sig') as f:
-            prompts = [line.strip() for line in f if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        fail(f'{start[5:]}: {e}')
-    if not prompts:
-        fail(f'{start[5:]} has no line in it')
-    if any('\0' in prompt for prompt in prompts):  # UTF-16 without its mark is valid UTF-8, and gibberish
-        fail(f'{start[5:]} holds NUL characters; it wants to be UTF-8')
-else:
-    prompts = [utf8(start.strip())]
-
-prompts = [unicodedata.normalize('NFC', prompt) for prompt in prompts]
+import datetime
+import itertools
+import json
+import unicodedata
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import jsonl
-from checkpoint import load
-from generation import generate
-from model import choose_device, quantize_int8
+from files import check, fail, find, lock, write_json, write_text
+from model import checkpoint_path, choose_device, generate, load_checkpoint, model_from
+from tokenizer import Tokenizer
 
-if out and rank == 0:
-    jsonl.claim(out)
-device, fast = choose_device(device, dtype)
+
+def normalize(text):
+    """Text in NFC, without spaces around it. Bytes of the command line that are not UTF-8 become �."""
+    text = text.strip().encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+    return unicodedata.normalize('NFC', text)
+
+
+def read_prompts():
+    """The prompts that `start` is or names."""
+    if not start.startswith('FILE:'):
+        return [normalize(start)]
+    path = find(start.removeprefix('FILE:'))
+    try:
+        with open(path, encoding='utf-8-sig') as f:
+            prompts = [normalize(line) for line in f if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        fail(f'{path}: {e}')
+    if not prompts or '\0' in ''.join(prompts):  # UTF-16 without a byte order mark is valid UTF-8, with NULs
+        fail(f'{path} has no line of UTF-8 text')
+    return prompts
+
+
+def load_model():
+    """The model, on the device, and its tokenizer. A checkpoint of train.py without LoRA does not need hub.py."""
+    path = init_from
+    if init_from == 'resume':
+        path = checkpoint_path(out_dir) or out_dir
+    if path.endswith('.pt') and os.path.exists(path) and not tokenizer:
+        checkpoint = load_checkpoint(path)
+        if 'tokenizer' in checkpoint and not checkpoint.get('lora'):
+            return model_from(checkpoint).to(device), Tokenizer(**checkpoint['tokenizer'])
+    import hub
+    model, tok, _ = hub.load(path, device, tokenizer)
+    return model, tok
+
+
+def generate_stories(stories):
+    """Generate stories: fills in 'story' and 'ended'. Yields, after each step, how many stories it has completed."""
+    prompts = tok.encode_batch([story['prompt'] for story in stories])
+    prompts = [[tok.bos, *ids] for ids in prompts]
+    seeds = [story['seed'] for story in stories]
+    new_ids = [[] for _ in stories]
+    for step in generate(model, prompts, max_new_tokens, tok.eos, seeds, temperature, top_k, top_p, min_p,
+                         repetition_penalty, no_repeat_ngram, bad_ids, batch_size):
+        n_complete = 0
+        for i, token in step:
+            new_ids[i].append(token)
+            is_complete = token == tok.eos or len(new_ids[i]) == max_new_tokens
+            if is_complete or len(stories) == 1:
+                stories[i]['story'] = tok.decode(prompts[i] + new_ids[i])
+            if token == tok.eos:
+                stories[i]['ended'] = 'eos'
+            if is_complete:
+                new_ids[i] = None  # keep the text only: the ids of a million stories would fill the memory
+                n_complete += 1
+        yield n_complete
+
+
+def stream_story(story):
+    """Generate one story and print its text as it grows."""
+    n_shown = 0
+    for _ in generate_stories([story]):
+        text = story['story'].rstrip('\ufffd')  # a character can take several tokens
+        print(text[n_shown:], end='', flush=True)
+        n_shown = len(text)
+    print(story['story'][n_shown:])
+
+
+def gather_stories(stories):
+    """The stories of all processes, ordered by id."""
+    parts = [None] * world_size
+    dist.init_process_group('gloo', timeout=datetime.timedelta(days=1))  # the fastest process waits for the slowest
+    dist.all_gather_object(parts, stories)
+    dist.destroy_process_group()
+    return sorted(itertools.chain(*parts), key=lambda story: story['id'])
+
+
+def write_stories(stories):
+    """Write the stories in the format that the ending of `out` names, or print them."""
+    texts = [story['story'] for story in stories]
+    if not out:
+        print('\n\n---\n\n'.join(texts))
+        return
+    if ending == '.jsonl':
+        lines = [json.dumps(story, ensure_ascii=False) + '\n' for story in stories]
+        write_text(out, ''.join(lines))
+    elif ending == '.json':
+        write_json(out, stories)
+    else:
+        write_text(out, '\n\n<|endoftext|>\n\n'.join(texts) + '\n')
+    n_ended = sum(story['ended'] == 'eos' for story in stories)
+    print(f'{len(stories):,} stories in {out}, {n_ended / len(stories):.1%} of them ended by the model')
+
+
+# -----------------------------------------------------------------------------
+million = 1_000_000
+limits = {'num_samples': (1, million), 'max_new_tokens': (1, million), 'batch_size': (1, million), 'seed': (0, 2**62),
+          'temperature': (0, million), 'top_k': (0, million), 'top_p': (1e-9, 1), 'min_p': (0, 1),
+          'repetition_penalty': (1e-9, million), 'no_repeat_ngram': (0, million)}
+for key, (low, high) in limits.items():
+    check(low <= config[key] <= high, f'{key} is {config[key]}; it must be from {low} to {high}')
+check(all(isinstance(word, str) for word in bad_words), f'bad_words is {bad_words}; it must be a list of texts')
+ending = os.path.splitext(out)[1].lower()
+check(ending in ('.jsonl', '.json', '.txt') or not out, f'out is {out!r}; it must end in .jsonl, .json or .txt')
+check(not os.path.isdir(out), f'out is {out!r}, which is a folder')
+check(init_from != 'resume' or os.path.isdir(out_dir), f'{out_dir} is no folder; train first or set --out_dir')
+
+# torchrun starts several processes and numbers them
+rank = int(os.environ.get('RANK', 0))
+world_size = int(os.environ.get('WORLD_SIZE', 1))
+device, fast_dtype = choose_device(device, dtype)
 if device == 'cuda':
-    device, fast = choose_device(f'cuda:{local_rank}', dtype)  # a GPU for each process
-dtype = dtype or (fast if device != 'cpu' else 'float32')
-if quantize and device != 'cpu':
-    fail('quantize is for a CPU: --device=cpu')
-model, tokenizer, _ = load(out_dir if init_from == 'resume' else init_from, device, tokenizer)
+    device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
+if device == 'cpu' and not dtype:
+    fast_dtype = 'float32'
+check(quantize in ('', 'int8'), f"quantize is {quantize!r}; use 'int8'")
+check(not quantize or device == 'cpu', 'quantize needs --device=cpu')
+
+prompts = read_prompts()
+if out and rank == 0:
+    lock(out)
+model, tok = load_model()
 if quantize:
+    from cpu_kernels import quantize_int8
     quantize_int8(model)
 else:
-    model.to(getattr(torch, dtype))
-bad_ids = [ids for word in map(utf8, bad_words) for ids in tokenizer.encode_batch([word, ' ' + word]) if ids]
-stories = [{'id': i, 'prompt': prompt, 'story': '', 'seed': seed + i, 'ended': 'length'}
-           for i, prompt in enumerate(prompt for prompt in prompts for _ in range(num_samples))]
-heads = [[tokenizer.bos, *ids] for ids in tokenizer.encode_batch([story['prompt'] for story in stories])]
-if lost := next((story['prompt'] for story, head in zip(stories, heads) if story['prompt'] and len(head) == 1), ''):
-    fail(f'this model has no token for anything in {lost[:40]!r}')
+    model.to(getattr(torch, fast_dtype))
 
+stories = []
+for i in range(len(prompts) * num_samples):
+    stories.append({'id': i, 'prompt': prompts[i // num_samples], 'story': '', 'seed': seed + i, 'ended': 'length'})
+bad_ids = []
+for word in bad_words:
+    word = normalize(word)
+    bad_ids += [ids for ids in tok.encode_batch([word, f' {word}']) if ids]
 
-def told(some):
-    """Continue some stories, filling them in: yields after every step, with the number of stories that have ended."""
-    new_ids = [[] for _ in some]
-    for new in generate(model, [heads[story['id']] for story in some], max_new_tokens, tokenizer.eos, [story['seed'] for story in some],
-                        temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram, bad_ids, batch_size):
-        ended = 0
-        for row, token in new:
-            if token == tokenizer.eos:
-                some[row]['ended'] = 'eos'
-            else:
-                new_ids[row].append(token)
-            done = token == tokenizer.eos or len(new_ids[row]) == max_new_tokens
-            if done or len(some) == 1:
-                some[row]['story'] = tokenizer.decode(heads[some[row]['id']] + new_ids[row])
-            if done:
-                new_ids[row] = None
-                ended += 1
-        yield ended
-
-
-if len(stories) == 1 and not out and world_size == 1:  # as it comes
-    shown = 0
-    for _ in told(stories):
-        text = stories[0]['story'].rstrip('\ufffd')  # a letter may come in several tokens
-        print(text[shown:], end='', flush=True)
-        shown = len(text)
-    print(stories[0]['story'][shown:])
-    sys.exit(0)
-
-mine = sorted(stories, key=lambda story: len(heads[story['id']]))[rank::world_size]  # little padding, and equal shares
-with tqdm(total=len(mine), unit=' stories', desc=(out or 'telling') + (f', process 1 of {world_size}' if world_size > 1 else ''),
-          smoothing=0.1, disable=rank > 0) as bar:
-    for ended in told(mine):
-        if ended:
-            bar.update(ended)
-if world_size > 1:
-    dist.init_process_group('gloo', timeout=datetime.timedelta(days=1))  # for which the quickest waits for the slowest
-    parts = [None] * world_size
-    dist.gather_object(mine, parts if rank == 0 else None)
-    dist.destroy_process_group()
-    if rank > 0:
-        sys.exit(0)
-    stories = sorted((story for part in parts for story in part), key=lambda story: story['id'])
-if not out:
-    print(*(story['story'] for story in stories), sep='\n\n---\n\n')
-    sys.exit(0)
-with jsonl.replacing(out) as temporary, open(temporary, 'wb') as f:
-    if ending == '.jsonl':
-        for story in stories:
-            jsonl.append(f, story)
-    elif ending == '.json':
-        f.write(json.dumps(stories, ensure_ascii=False, indent=1).encode('utf-8'))
-    else:
-        f.write('\n\n<|endoftext|>\n\n'.join(story['story'] for story in stories).encode('utf-8') + b'\n')
-print(f'{len(stories):,} stories in {out}, {sum(story["ended"] == "eos" for story in stories) / len(stories):.1%} of them ended by the model')
+if len(stories) == 1 and not out and world_size == 1:
+    stream_story(stories[0])
+else:
+    my_stories = sorted(stories, key=lambda story: len(story['prompt']))  # for little padding
+    my_stories = my_stories[rank::world_size]
+    with tqdm(total=len(my_stories), unit=' stories', desc=out, smoothing=0.1, disable=rank > 0) as bar:
+        for n_complete in generate_stories(my_stories):
+            bar.update(n_complete)
+    if world_size > 1:
+        stories = gather_stories(my_stories)
+    if rank == 0:
+        write_stories(stories)

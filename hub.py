@@ -1,0 +1,499 @@
+"""
+Models of other programs: Hugging Face folders and names, nanoGPT's checkpoints, LoRA.
+
+    model, tokenizer, checkpoint = load('MaxLSB/LeCarnet-3M')
+
+Notable choices:
+- The weights of a Llama, Qwen3 or GPT-2 are copied into our GPT.
+- Any other causal language model stays in Transformers' own class. A wrapper lets it generate and compute a loss.
+- No code from a file or from the hub runs: weights are loaded as tensors only, and trust_remote_code is False.
+- A damaged or unsuitable file ends the program with one line.
+"""
+
+import dataclasses
+import inspect
+import json
+import os
+import pickle
+import re
+import types
+import warnings
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from files import fail, on_hub
+from model import GPT, GPTConfig, checkpoint_path, load_checkpoint, save_checkpoint
+from tokenizer import Tokenizer, from_folder
+from tokenizer import load as load_tokenizer
+
+
+def load(name, device='cpu', tokenizer=''):
+    """Load any trained model -> (model in eval mode, Tokenizer, checkpoint: a dict, empty for a Hugging Face model).
+
+    name: a checkpoint of train.py or nanoGPT (.pt); a folder with best.pt or ckpt.pt; a Hugging Face folder; or a name
+    on the Hugging Face hub: user/model or user/repository/file.pt. @revision at its end pins a version.
+    tokenizer: name of a tokenizer to use instead of the model's own. A nanoGPT checkpoint contains none. Without a
+    name, the tokenizer.json beside it is used.
+    """
+    path = find_model(name)
+    if path.endswith('.pt'):
+        checkpoint = load_checkpoint(path)
+        check_checkpoint(checkpoint, path)
+        model = restore(checkpoint, path, merge=True)
+    else:
+        checkpoint = {}
+        model = load_hf(path)
+    tok = find_tokenizer(path, checkpoint, tokenizer)
+    # Added tokens such as padding may have ids that the model lacks. They never come out of text.
+    n_tokens = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
+    if n_tokens > model.config.vocab_size:
+        fail(f'{name} has {model.config.vocab_size:,} tokens, but its tokenizer {n_tokens:,}')
+    return model.to(device).eval(), tok, checkpoint
+
+
+def find_tokenizer(path, checkpoint, name):
+    """The tokenizer of a model, or the one with this name."""
+    beside = os.path.join(os.path.dirname(path), 'tokenizer.json')
+    if name:
+        return load_tokenizer(name)
+    if not checkpoint:
+        return from_folder(path)
+    if 'tokenizer' not in checkpoint and os.path.exists(beside):
+        return load_tokenizer(beside)
+    if 'tokenizer' not in checkpoint:
+        fail(f'{path} contains no tokenizer; put its tokenizer.json beside it, or name one with --tokenizer=')
+    try:
+        return Tokenizer(**checkpoint['tokenizer'])
+    except (TypeError, ValueError) as e:
+        fail(f'{path}: its tokenizer is broken: {one_line(e)}')
+
+
+def find_model(name):
+    """The .pt file or Hugging Face folder of a model. A name that is not here is downloaded."""
+    if os.path.isdir(name):
+        return checkpoint_path(name) or name
+    if os.path.exists(name) or (name.endswith('.pt') and name.count('/') < 2):
+        return name
+    return download(name)
+
+
+def download(name):
+    """Download a model from the Hugging Face hub -> its folder, or its file for user/repository/file.pt."""
+    model_name, revision = on_hub(name)
+    user, _, rest = model_name.partition('/')
+    repository, _, file = rest.partition('/')
+    if name.startswith(('.', '/')) or user in ('out', 'data') or (file and not file.endswith('.pt')):
+        fail(f'{name} contains no checkpoint; train first, or name another folder')
+    import huggingface_hub
+    patterns = ['*.json', '*.safetensors', '*.model', '*.spm', '*.txt']
+    try:
+        if file:
+            return huggingface_hub.hf_hub_download(f'{user}/{repository}', file, revision=revision)
+        folder = huggingface_hub.snapshot_download(model_name, revision=revision, allow_patterns=patterns)
+        if not any(path.endswith('.safetensors') for path in os.listdir(folder)):
+            patterns.append('pytorch_model*.bin')
+            folder = huggingface_hub.snapshot_download(model_name, revision=revision, allow_patterns=patterns)
+        return folder
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
+        fail(f'{name} is neither a file or folder here nor a model on the Hugging Face hub ({type(e).__name__})')
+
+
+def check_types(values, types, path):
+    """Fail unless a dict from a file has a value of the right type for each key."""
+    for key, kind in types.items():
+        accepted = (float, int) if kind is float else kind
+        if not isinstance(values.get(key), accepted):
+            fail(f'{path}: {key} is missing or not a {kind.__name__}')
+
+
+def one_line(error):
+    """The beginning of an error's message, without line breaks."""
+    text = ' '.join(str(error).split())
+    return text[:200]
+
+
+# -----------------------------------------------------------------------------
+# checkpoints of train.py and nanoGPT
+
+
+def check_checkpoint(checkpoint, path):
+    """Fail unless a checkpoint has the parts that train.py or nanoGPT writes."""
+    if not isinstance(checkpoint, dict):
+        fail(f'{path} is a checkpoint of neither train.py nor nanoGPT')
+    parts = {'config': {}, 'meta': {}, 'tokenizer': {}} | checkpoint
+    check_types(parts, {'model_args': dict, 'model': dict, 'config': dict, 'meta': dict, 'tokenizer': dict}, path)
+    check_types({'dataset': ''} | parts['config'], {'dataset': str}, path)
+    check_types(parts['model'], dict.fromkeys(parts['model'], torch.Tensor), path)
+
+
+def restore(checkpoint, path, merge=False):
+    """The GPT of a checkpoint of train.py or nanoGPT, on the CPU.
+
+    A LoRA checkpoint contains only adapters, and the name of their base model. merge=True adds them to its weights.
+    """
+    args = checkpoint['model_args']
+    # torch.compile puts _orig_mod. before every name
+    weights = {str(name).removeprefix('_orig_mod.'): tensor for name, tensor in checkpoint['model'].items()}
+    if checkpoint.get('lora'):
+        return restore_lora(checkpoint['lora'], gpt_config(args, path), weights, path, merge)
+    if 'transformer.wte.weight' in weights:  # nanoGPT
+        args = args | {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu'}
+        model = GPT(gpt_config(args, path))
+        load_hf_weights(model, weights, path)
+    else:
+        model = GPT(gpt_config(args, path))
+        load_weights(model, weights, path)
+    return model
+
+
+def gpt_config(values, path):
+    """A GPTConfig of values from a file."""
+    try:
+        config = GPTConfig(**values)
+    except TypeError as e:  # an unknown key, a missing value, a value of another type
+        fail(f'{path}: not the settings of a GPT: {one_line(e)}')
+    check_types(vars(config), {field.name: field.type for field in dataclasses.fields(config)}, path)
+    if max(config.vocab_size, config.block_size) > 2**24:
+        fail(f'{path}: a vocab_size of {config.vocab_size:,} or block_size of {config.block_size:,} fits in no memory')
+    return config
+
+
+def load_weights(model, weights, path, strict=True):
+    """model.load_state_dict(weights); fails in one line when they do not fit."""
+    try:
+        return model.load_state_dict(weights, strict=strict)
+    except RuntimeError as e:
+        fail(f'{path}: the weights do not fit the model: {one_line(e)}')
+
+
+# -----------------------------------------------------------------------------
+# LoRA: low-rank adapters (Hu et al. 2021)
+
+
+def add_lora(model, rank, alpha, dropout):
+    """Add LoRA adapters to the linear layers of a GPT's blocks; only they stay trainable -> peft's LoraModel of it."""
+    import peft
+    layers = ['qkv', 'proj', 'gate', 'up', 'down']
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers)
+    return peft.LoraModel(model, config, 'default')
+
+
+def restore_lora(lora, config, adapters, path, merge):
+    """The base model of a LoRA checkpoint, with its adapters. lora: {'base', 'rank', 'alpha', 'dropout'}."""
+    check_types(lora, {'base': str, 'rank': int, 'alpha': float, 'dropout': float}, path)
+    base = lora['base']
+    if find_model(base) == path:
+        fail(f'{path} is a LoRA checkpoint that names itself as its base model')
+    model = load(base)[0]
+    if not isinstance(model, GPT) or config.block_size > model.config.block_size:
+        fail(f'{path}: its adapters do not fit {base}')
+    model = resized(model, config.block_size, config.dropout)
+    lora_model = add_lora(model, lora['rank'], lora['alpha'], lora['dropout'])
+    missing, unexpected = load_weights(model, adapters, path, strict=False)
+    if unexpected or any('.lora_' in name for name in missing):
+        fail(f'{path}: its adapters do not fit {base}')
+    return lora_model.merge_and_unload() if merge else model
+
+
+def merge_lora(path):
+    """Replace a LoRA checkpoint by one with the weights of its base model and adapters together."""
+    checkpoint = load_checkpoint(path)
+    checkpoint['model'] = restore(checkpoint, path, merge=True).state_dict()
+    del checkpoint['lora']
+    save_checkpoint(path, checkpoint)
+
+
+def load_for_training(name, tokenizer, vocab_size, block_size, dropout):
+    """Load a model to fine-tune -> a GPT with this block_size and dropout.
+
+    tokenizer, vocab_size: of the data; the former is a tokenizers.Tokenizer.
+    """
+    model, own_tokenizer, _ = load(name)
+    if not isinstance(model, GPT):
+        fail(f'{name} can generate here but not be trained: it is not a plain Llama, Qwen3 or GPT-2')
+    if own_tokenizer.backend.get_vocab() != tokenizer.get_vocab() or vocab_size > model.config.vocab_size:
+        fail(f'{name} has another tokenizer than the data; prepare the data with --tokenizer={name} --trim=False')
+    if block_size > model.config.block_size:
+        fail(f'{name} reads at most {model.config.block_size} tokens and block_size is {block_size}')
+    return resized(model, block_size, dropout)
+
+
+def resized(model, block_size, dropout):
+    """A GPT with the same weights, and another dropout and block_size. The latter cannot be more than before."""
+    weights = model.state_dict()
+    if 'wpe.weight' in weights:
+        weights['wpe.weight'] = weights['wpe.weight'][:block_size]
+    model = GPT(dataclasses.replace(model.config, block_size=block_size, dropout=dropout))
+    model.load_state_dict(weights)
+    return model
+
+
+# -----------------------------------------------------------------------------
+# Hugging Face folders
+
+# Keys of config.json -> fields of GPTConfig, and the values of other fields that each class implies.
+GPT2_KEYS = {
+    'vocab_size': 'vocab_size', 'n_positions': 'block_size', 'n_layer': 'n_layer', 'n_head': 'n_head',
+    'n_embd': 'n_embd', 'n_inner': 'n_inner', 'activation_function': 'mlp', 'layer_norm_epsilon': 'norm_eps',
+    'tie_word_embeddings': 'tie_weights',
+}
+LLAMA_KEYS = {
+    'vocab_size': 'vocab_size', 'max_position_embeddings': 'block_size', 'num_hidden_layers': 'n_layer',
+    'num_attention_heads': 'n_head', 'num_key_value_heads': 'n_kv_head', 'hidden_size': 'n_embd',
+    'intermediate_size': 'n_inner', 'rms_norm_eps': 'norm_eps', 'rope_theta': 'rope_theta',
+    'tie_word_embeddings': 'tie_weights',
+}
+KEYS = {'gpt2': GPT2_KEYS, 'llama': LLAMA_KEYS, 'qwen3': LLAMA_KEYS}
+DEFAULTS = {
+    'gpt2': {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu_new', 'bias': True},
+    'llama': {'tie_weights': False, 'norm_eps': 1e-6},
+    'qwen3': {'tie_weights': False, 'norm_eps': 1e-6, 'qk_norm': True},
+}
+# Other keys of config.json, and the values for which our GPT computes the same.
+SUPPORTED = {
+    'activation_function': ('gelu_new', 'gelu'), 'hidden_act': ('silu',),
+    'rope_type': ('default',), 'type': ('default',), 'use_sliding_window': (False,),
+    'scale_attn_weights': (True,), 'scale_attn_by_inverse_layer_idx': (False,),
+    'attention_bias': (False,), 'mlp_bias': (False,),
+}
+
+
+def load_hf(folder):
+    """The model of a Hugging Face folder: a GPT if it is a plain Llama, Qwen3 or GPT-2, else a TransformersModel."""
+    path = os.path.join(folder, 'config.json')
+    if not os.path.exists(path):
+        fail(f'{folder} contains neither best.pt, ckpt.pt nor a Hugging Face config.json')
+    stay_inside(folder)
+    settings = read_json(path)
+    rope = settings.get('rope_parameters') or settings.get('rope_scaling')
+    if isinstance(rope, dict):
+        settings |= rope
+    kind = settings.get('model_type')
+    supported = kind in KEYS
+    for key, values in SUPPORTED.items():
+        supported &= settings.get(key) in (None, *values)
+    if not supported:
+        return TransformersModel(folder)
+
+    values = DEFAULTS[kind].copy()
+    for key, name in KEYS[kind].items():
+        if settings.get(key) is not None:
+            values[name] = settings[key]
+    config = gpt_config(values, path)
+    if settings.get('head_dim') not in (None, config.head_size):
+        return TransformersModel(folder)
+    weights = read_weights(folder)
+    if kind == 'gpt2':
+        for name, weight in weights.items():
+            if '.c_' in name and weight.dim() == 2:  # (in, out) there, (out, in) in nn.Linear
+                weights[name] = weight.t()
+    model = GPT(config)
+    load_hf_weights(model, weights, folder)
+    return model
+
+
+def read_json(path):
+    """The dict in a .json file."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            content = json.load(f)
+    except (OSError, ValueError, RecursionError) as e:
+        fail(f'{path} could not be read: {e}')
+    if not isinstance(content, dict):
+        fail(f'{path} does not contain a dict')
+    return content
+
+
+def stay_inside(folder):
+    """Fail when a Hugging Face folder names weights in other folders, or a kernel on the hub, which is code."""
+    for file in os.listdir(folder):
+        path = os.path.join(folder, file)
+        if file == 'adapter_config.json':
+            fail(f'{path} names another model; merge the adapter into its model first')
+        if file == 'config.json':
+            text = json.dumps(read_json(path))
+            if re.search(r'_implementation": (\{[^}]*|"[^"]*)/', text):  # "attn_implementation": "user/kernel"
+                fail(f'{path} names a kernel on the hub, which is code')
+        if file.endswith('.index.json'):
+            index = read_json(path)
+            check_types(index, {'weight_map': dict}, path)
+            for name in index['weight_map'].values():
+                if os.path.basename(str(name)) != name:
+                    fail(f'{path} names weights outside of the folder')
+
+
+def read_weights(folder):
+    """The tensors of a folder by name, in float32."""
+    import safetensors.torch
+    files = [file for file in sorted(os.listdir(folder)) if file.endswith('.safetensors')]
+    if not files:  # pytorch_model.bin
+        return TransformersModel(folder).inner.state_dict()
+    weights = {}
+    for file in files:
+        path = os.path.join(folder, file)
+        try:
+            weights |= safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as e:
+            fail(f'{path} could not be read: {e}')
+    return {name: weight.float() for name, weight in weights.items()}
+
+
+# -----------------------------------------------------------------------------
+# names of weights
+
+# Our layers -> the layers in Hugging Face's class. Where there are several, ours is their concatenation along dim 0.
+LLAMA_LAYERS = {
+    'wte': ['embed_tokens'], 'norm': ['norm'], 'head': ['lm_head'],
+    'norm1': ['input_layernorm'], 'norm2': ['post_attention_layernorm'],
+    'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.proj': ['self_attn.o_proj'],
+    'attn.q_norm': ['self_attn.q_norm'], 'attn.k_norm': ['self_attn.k_norm'],
+    'mlp.gate': ['mlp.gate_proj'], 'mlp.up': ['mlp.up_proj'], 'mlp.down': ['mlp.down_proj'],
+}
+GPT2_LAYERS = {
+    'wte': ['wte'], 'wpe': ['wpe'], 'norm': ['ln_f'], 'head': ['lm_head'],
+    'norm1': ['ln_1'], 'norm2': ['ln_2'], 'attn.qkv': ['attn.c_attn'], 'attn.proj': ['attn.c_proj'],
+    'mlp.up': ['mlp.c_fc'], 'mlp.down': ['mlp.c_proj'],
+}
+
+
+def hf_names(name, config):
+    """The names of one of our weights in Hugging Face's class, without the prefix 'model.' or 'transformer.'.
+
+    'blocks.0.attn.qkv.weight' -> ['layers.0.self_attn.q_proj.weight', 'layers.0.self_attn.k_proj.weight', …]
+    The class is GPT-2 for learned positions, else Llama or Qwen3. nanoGPT has GPT-2's names.
+    """
+    layer, _, kind = name.rpartition('.')
+    is_gpt2 = config.position == 'learned'
+    prefix = ''
+    if layer.startswith('blocks.'):
+        _, i, layer = layer.split('.', 2)
+        prefix = f'h.{i}.' if is_gpt2 else f'layers.{i}.'
+    layers = GPT2_LAYERS if is_gpt2 else LLAMA_LAYERS
+    return [f'{prefix}{hf_layer}.{kind}' for hf_layer in layers[layer]]
+
+
+def load_hf_weights(model, weights, path):
+    """Load weights with Hugging Face's or nanoGPT's names into a GPT."""
+    weights = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in weights.items()}
+    state = {}
+    for name in model.state_dict():
+        is_tied = name == 'head.weight' and model.config.tie_weights
+        names = hf_names('wte.weight' if is_tied else name, model.config)
+        if not weights.keys() >= set(names):
+            fail(f'{path}: the weights lack {", ".join(names)}')
+        state[name] = torch.cat([weights[hf_name] for hf_name in names])
+    load_weights(model, state, path)
+
+
+# -----------------------------------------------------------------------------
+# any other causal language model
+
+# What from_pretrained raises for a folder that is damaged, incomplete, or needs code of its own.
+OPEN_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError,
+               pickle.UnpicklingError)
+
+
+def from_pretrained(auto_class, folder, **options):
+    """auto_class.from_pretrained(folder), for a class of Transformers; fails in one line. No code of the folder runs."""
+    import transformers
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return auto_class.from_pretrained(folder, trust_remote_code=False, **options)
+    except OPEN_ERRORS as e:
+        reason = one_line(e)
+        if 'weights_only' in str(e):  # torch's advice to load the file in an unsafe way
+            reason = 'its weights contain something other than tensors'
+        fail(f'{folder}: Transformers cannot open it: {reason}')
+
+
+class TransformersModel(nn.Module):
+    """A causal language model in Transformers' own class, with what generation and a loss need of GPT's interface."""
+
+    n_params = GPT.n_params
+
+    def __init__(self, folder):
+        import transformers
+        super().__init__()
+        self.inner = from_pretrained(transformers.AutoModelForCausalLM, folder, dtype=torch.float32)
+        config = self.inner.config
+        block_size = getattr(config, 'max_position_embeddings', 2048)
+        self.config = types.SimpleNamespace(vocab_size=config.vocab_size, block_size=block_size,
+                                            n_layer=config.num_hidden_layers, n_embd=config.hidden_size)
+
+    def forward(self, ids, targets=None):
+        """ids: (B, T) int64 -> logits (B, T, vocab_size); with targets (B, T), the mean loss in nats."""
+        logits = self.inner(ids, use_cache=False).logits
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def new_cache(self, n_slots, length):
+        """A cache for generate(). It grows with the sequences, so their length is not needed."""
+        return TransformersCache(self.inner, n_slots)
+
+
+class TransformersCache:
+    """The interface of model.KVCache on Transformers' own cache.
+
+    Sequences are padded on the left, so that all end in the same column. So they start together: prefill() begins anew.
+    """
+
+    refill = False  # a finished slot stays free until all are finished
+
+    def __init__(self, model, n_slots):
+        self.model = model
+        self.lengths = [0] * n_slots  # columns, padding included
+        self.parameters = inspect.signature(model.forward).parameters
+
+    def prefill(self, slots, sequences):
+        """Read sequences, lists of ids, into the first slots -> logits after the last tokens, (len(slots), vocab_size)."""
+        import transformers
+        assert slots == list(range(len(slots)))
+        sequences = [torch.tensor(ids, device=self.model.device) for ids in sequences]
+        ids = pad_sequence(sequences, batch_first=True, padding_side='left')  # (B, T)
+        ones = [torch.ones_like(ids) for ids in sequences]
+        self.mask = pad_sequence(ones, batch_first=True, padding_side='left')  # (B, T), 0: padding
+        self.cache = transformers.DynamicCache(config=self.model.config)
+        self.lengths[:len(slots)] = [ids.size(1)] * len(slots)
+        positions = self.mask.cumsum(1) - 1
+        return self.last_logits(ids, positions.clamp(min=0))
+
+    def decode(self, tokens):
+        """Read one token into each of the first len(tokens) slots -> the logits after it, (len(tokens), vocab_size)."""
+        self.select(range(len(tokens)))
+        for slot in range(len(tokens)):
+            self.lengths[slot] += 1
+        positions = self.mask.sum(1, keepdim=True)  # (B, 1)
+        self.mask = F.pad(self.mask, (0, 1), value=1)
+        return self.last_logits(torch.tensor(tokens, device=positions.device)[:, None], positions)
+
+    def move(self, source, target):
+        """Copy one slot over another."""
+        slots = list(range(len(self.mask)))
+        slots[target] = source
+        self.select(slots)
+        self.lengths[target] = self.lengths[source]
+
+    def select(self, slots):
+        """Keep these slots, as the first ones."""
+        if list(slots) == list(range(len(self.mask))):
+            return
+        index = torch.tensor(slots, device=self.mask.device)
+        self.cache.batch_select_indices(index)
+        self.mask = self.mask[index]
+
+    def last_logits(self, ids, positions):
+        """The logits after the last column, (B, vocab_size). ids, positions: (B, T)"""
+        options = {}
+        if 'position_ids' in self.parameters:  # not every model has both
+            options['position_ids'] = positions
+        if 'logits_to_keep' in self.parameters:
+            options['logits_to_keep'] = 1
+        output = self.model(ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **options)
+        return output.logits[:, -1]
