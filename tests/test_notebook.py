@@ -1,15 +1,174 @@
-"""quickstart.ipynb, run in a kernel as Colab and Kaggle run it, in a copy of the project, with smaller settings in its first cell."""
+"""Scripts in a notebook kernel, by %run and pasted into a cell; and quickstart.ipynb as Colab and Kaggle run it."""
 
+import json
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import PROJECT
 
+import files
+
 nbformat = pytest.importorskip('nbformat')
 nbclient = pytest.importorskip('nbclient')
 pytest.importorskip('ipykernel')
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ('CUDA_VISIBLE_DEVICES', 'MISTRAL_API_KEY', 'OPENAI_API_KEY'):
+        monkeypatch.setenv(name, '')
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+
+
+def execute(book, folder, **options):
+    client = nbclient.NotebookClient(
+        book, timeout=280, kernel_name='python3', resources={'metadata': {'path': str(folder)}}, **options)
+    try:
+        client.execute()
+    except nbclient.exceptions.CellExecutionError:
+        pass  # errors() has it
+    return book
+
+
+def outputs(book, cell_id=None):
+    cells = [cell for cell in book.cells if cell.cell_type == 'code' and cell_id in (None, cell.id)]
+    return [output for cell in cells for output in cell.outputs]
+
+
+def text(book, cell_id=None):
+    shown = ''
+    for output in outputs(book, cell_id):
+        shown += output.get('text', '') + str(output.get('data', {}).get('text/markdown', ''))
+    return shown
+
+
+def errors(book):
+    return [output.traceback for output in outputs(book) if output.output_type == 'error']
+
+
+# -----------------------------------------------------------------------------
+# scripts in one kernel
+
+REMEMBER = '''
+import builtins, signal, subprocess, sys
+
+def state():
+    return [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), sys.excepthook, sys.argv]
+
+state_before = state()
+'''
+UNCHANGED = 'state() == state_before and compile is builtins.compile and format is builtins.format'
+LOCKABLE = "subprocess.run([sys.executable, 'lock_all.py']).returncode == 0"
+LOCK_ALL = '''
+import files, glob
+for path in glob.glob('**/*.lock', recursive=True):
+    files.lock(path.removesuffix('.lock'))
+for path in glob.glob('**/*.jsonl', recursive=True):
+    files.open_append(path)
+'''
+
+
+def run_cells(folder, *cells):
+    """Run cells in one new kernel -> [(text that a cell showed, name of its error or '')].
+
+    After each cell the kernel must be as it was before, and another process must be able to lock every file.
+    """
+    (folder / 'lock_all.py').write_text(LOCK_ALL)
+    book = nbformat.v4.new_notebook()
+    for cell in (REMEMBER, *cells):
+        book.cells += [nbformat.v4.new_code_cell(code) for code in (cell, UNCHANGED, LOCKABLE)]
+    execute(book, folder, allow_errors=True)
+    results = []
+    for cell, *checks in zip(book.cells[::3], book.cells[1::3], book.cells[2::3]):
+        shown = ''.join(output.get('text', '') for output in cell.outputs)
+        error = ''.join(output.ename for output in cell.outputs if output.output_type == 'error')
+        results.append((shown, error))
+        for checked in checks:
+            value = checked.outputs[-1].get('data', {}).get('text/plain')
+            assert value == 'True', (cell.source[-300:], shown, checked.outputs)
+    return results[1:]
+
+
+def run_commands(folder, runs):
+    """For each (run, refused run, another run): all three in one kernel."""
+    commands = [command for three in runs for command in three]
+    results = run_cells(folder, *[f'%run {command}' for command in commands])
+    errors = ['', 'SystemExit', ''] * len(runs)
+    for command, (shown, error), expected in zip(commands, results, errors):
+        assert error == expected, (command, shown)
+
+
+GENERATE = 'generate_data.py --language=hindi --out=data/tiny/stories.jsonl --total=300'
+PREPARE = 'prepare.py --source=data/tiny/stories.jsonl --dataset=tiny --vocab_size=300'
+TRAIN = ('train.py --dataset=tiny --out_dir=out/tiny --device=cpu --n_layer=1 --n_head=2 --n_embd=16 --block_size=32 '
+         '--batch_size=4 --eval_iters=1 --max_iters=2')
+SAMPLE = 'sample.py --out_dir=out/tiny --max_new_tokens=9 --out=out/tiny/samples.jsonl'
+EVALUATE = 'evaluate.py --samples=out/tiny/samples.jsonl'
+EXPORT = 'export.py --out_dir=out/tiny --out=hf'
+
+
+def test_scripts_run_again_and_again_in_one_kernel(project):
+    run_commands(project.path, [
+        (GENERATE, f'{GENERATE} --seed=2', f'{GENERATE} --total=310'),
+        (PREPARE, f'{PREPARE} --vocab_size=5', PREPARE),
+        (TRAIN, TRAIN, f'{TRAIN} --max_iters=4 --init_from=resume'),  # refused: the checkpoint exists
+        (SAMPLE, f'{SAMPLE} --device=nonsense', f'{SAMPLE} --num_samples=3'),
+        (EVALUATE, f'{EVALUATE} --repeat=-1.0', f'{EVALUATE} --train_stories=data/tiny/stories.jsonl'),
+        (EXPORT, f'{EXPORT} --format=nonsense', EXPORT)])
+    assert [row['step'] for row in project.jsonl('out/tiny/log.jsonl')] == [2, 4]
+    assert len(project.jsonl('data/tiny/stories.jsonl')) == 310
+
+
+@pytest.mark.slow
+def test_the_other_scripts_too(project, prepared, chat_server):
+    shutil.copytree(prepared.path / 'data/tiny', project.path / 'data/tiny')
+    files.write_text(project.path / 's.jsonl', json.dumps({'id': 1, 'text': 'एक दिन रवि बाग में गया।'}) + '\n')
+    url = chat_server(reply='{"translation": "X {prompt} Y"}').url
+    translate = ('translate.py --source=s.jsonl --source_language=hindi --target_language=marathi '
+                 f'--out=o.jsonl --base_url={url} --model=m --template={{text}}')
+    bench = '''bench.py --stages="['compose']" --repetitions=1'''
+    sweep = '''sweep.py --settings="[{'n_layer': 1, 'n_head': 2, 'n_embd': 16}]" --out_dir=out/sweep --num_samples=1 \
+--train_config= --evaluate_config= --start=रवि --train_options="{'dataset': 'tiny', 'batch_size': 4, 'max_iters': 2}"'''
+    run_commands(project.path, [
+        (translate, f'{translate} --target_language=french', translate),
+        (bench, f'{bench} --device=nonsense', bench),
+        (sweep, f'{sweep} --settings=[]', sweep)])
+
+
+def paste(script, **settings):
+    """The text of a cell: a script with settings added to its config block."""
+    block, here, rest = (PROJECT / script).read_text(encoding='utf-8').partition('\nhere = ')
+    for name, value in settings.items():
+        block += f'\n{name} = {value!r}'
+    return block + here + rest
+
+
+def test_pasted_scripts_run_again_and_again_in_one_kernel(project):
+    train = {'dataset': 'tiny', 'out_dir': 'out/tiny', 'device': 'cpu', 'n_layer': 1, 'n_head': 2, 'n_embd': 16,
+             'block_size': 32, 'batch_size': 4, 'eval_iters': 1, 'max_iters': 2}
+    sample = {'out_dir': 'out/tiny', 'start': 'एक दिन', 'max_new_tokens': 9}
+    evaluate = {'samples': 'data/tiny/stories.jsonl', 'out_dir': 'out/tiny'}
+    results = run_cells(
+        project.path,
+        paste('generate_data.py', total=300, out='data/tiny/stories.jsonl'),
+        paste('prepare.py', source='data/tiny/stories.jsonl', dataset='tiny', vocab_size=300),
+        paste('train.py', **train),
+        paste('train.py', **train),  # refused: the checkpoint exists
+        paste('train.py', **train | {'max_iters': 4, 'init_from': 'resume'}),
+        paste('sample.py', **sample),
+        paste('sample.py', **sample, top_p=2.0),
+        paste('sample.py', **sample),
+        paste('evaluate.py', **evaluate),
+        paste('evaluate.py', **evaluate))
+    assert [error for _, error in results] == ['', '', '', 'SystemExit', '', '', 'SystemExit', '', '', '']
+    assert 'एक दिन' in results[5][0] and 'एक दिन' in results[7][0]
+
+
+# -----------------------------------------------------------------------------
+# quickstart.ipynb
 
 TINY = {'TOTAL': 300, 'VOCAB_SIZE': 512, 'N_PROMPTS': 4, 'NAME': 'tiny'}
 MODEL = ['config/train_demo.py', '--n_layer=2', '--n_embd=48', '--block_size=64', '--eval_interval=10', '--max_iters=12']
@@ -19,142 +178,112 @@ class cuda:
     is_available = lambda: False
     get_device_name = lambda: 'Tesla T4'
     get_device_properties = lambda i: type('', (), {'total_memory': 15 * 2**30})
-'''  # stands in for torch where only the first cells are run, which need no more of it
+'''  # stands in for torch where only the first cells run
 
 
 @pytest.fixture
-def notebook(project, monkeypatch):
-    """notebook(cells='settings setup …', then=code, TOTAL=300, …) -> the executed notebook; without `cells` the whole of it."""
+def notebook(project):
+    """notebook(cells='settings setup …', TOTAL=300, …) -> the executed notebook; all cells when `cells` is empty."""
     for name in ('requirements.txt', 'quickstart.ipynb'):
         shutil.copy(PROJECT / name, project.path)
-    for name, value in {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'CUDA_VISIBLE_DEVICES': '', 'MISTRAL_API_KEY': '', 'OPENAI_API_KEY': ''}.items():
-        monkeypatch.setenv(name, value)
 
-    def execute(cells='', then='', replace=(), torch=TORCH, **settings):
+    def notebook(cells='', then='', torch=TORCH, kaggle=False, **settings):
         book = nbformat.read(project.path / 'quickstart.ipynb', 4)
-        code = [cell for cell in book.cells if cell.cell_type == 'code']
+        code = {cell.id: cell for cell in book.cells if cell.cell_type == 'code'}
         for name, value in settings.items():
-            line, = re.findall(rf'^{name} = .*', code[0].source, flags=re.M)
-            code[0].source = code[0].source.replace(line, f'{name} = {value!r}')
-        for old, new in replace:
-            for cell in code:
-                cell.source = cell.source.replace(old, new)
+            code['settings'].source += f'\n{name} = {value!r}'
+        if kaggle:
+            code['setup'].source += '\nKAGGLE = True'
         if cells:
             (project.path / 'torch.py').write_text(torch)
-            book.cells = [cell for cell in code if cell.id in cells.split()]
+            book.cells = [code[name] for name in cells.split()]
         if then:
             book.cells.append(nbformat.v4.new_code_cell(then))
-        client = nbclient.NotebookClient(book, timeout=280, kernel_name='python3', resources={'metadata': {'path': str(project.path)}})
-        try:
-            client.execute()
-        except nbclient.exceptions.CellExecutionError:
-            pass
-        return book
-    return execute
+        return execute(book, project.path)
+    return notebook
 
 
-def outputs(book, cell_id=None):
-    return [output for cell in book.cells if cell.cell_type == 'code' and cell_id in (None, cell.id) for output in cell.outputs]
-
-
-def text(book, cell_id=None):
-    return ''.join(output.get('text', '') + str(output.get('data', {}).get('text/markdown', '')) for output in outputs(book, cell_id))
-
-
-def errors(book):
-    return [output.traceback for output in outputs(book) if output.output_type == 'error']
-
-
-def test_the_committed_notebook_holds_no_outputs():
+def test_the_committed_notebook_has_no_outputs():
     book = nbformat.read(PROJECT / 'quickstart.ipynb', 4)
     nbformat.validate(book)
-    assert not outputs(book) and all(cell.execution_count is None for cell in book.cells if cell.cell_type == 'code')
+    assert not outputs(book)
+    assert all(cell.execution_count is None for cell in book.cells if cell.cell_type == 'code')
 
 
-def test_runs_top_to_bottom_and_goes_on_when_run_again(notebook, project):
+@pytest.mark.slow
+def test_it_runs_top_to_bottom_and_continues_when_run_again(notebook, project):
     book = notebook(**TINY, TRAIN=MODEL)
     assert not errors(book), errors(book)
     assert 'no GPU' in text(book, 'device')
     assert any('image/png' in output.get('data', {}) for output in outputs(book, 'training'))
-    assert re.search('[\u0900-\u097f]{3}', text(book, 'stories')) and re.search('[\u0900-\u097f]{2}', text(book, 'told'))
+    assert re.search('[\u0900-\u097f]{3}', text(book, 'stories'))
     assert '| tiny |' in text(book, 'measured')
-    stories, tokens = (project.path / 'data/tiny' / name for name in ('stories.jsonl', 'train.bin'))
-    before = stories.read_bytes(), tokens.read_bytes()
-    assert [row['id'] for row in project.jsonl('data/tiny/stories.jsonl')] == list(range(300))
-    assert [row['step'] for row in project.jsonl('out/tiny/log.jsonl')] == [10, 12]
+    written = [project.path / 'data/tiny' / name for name in ('stories.jsonl', 'train.bin')]
+    before = [path.read_bytes() for path in written]
 
     book = notebook(**TINY, TRAIN=[*MODEL, '--max_iters=20'])
     assert not errors(book), errors(book)
-    assert (stories.read_bytes(), tokens.read_bytes()) == before
+    assert [path.read_bytes() for path in written] == before
     assert [row['step'] for row in project.jsonl('out/tiny/log.jsonl')] == [10, 12, 20]
     assert len(project.jsonl('out/tiny/samples.jsonl')) == 4
 
 
-def test_a_failure_ends_it_with_one_line(notebook, project):
-    (project.path / 'out/tiny').mkdir(parents=True)
+@pytest.mark.slow
+def test_a_failure_ends_it_in_one_line(notebook, project):
     (project.path / 'data/tiny').mkdir()
     book = notebook('settings setup save training told', **TINY, TRAIN=[*MODEL, '--batchsize=3'])
     assert errors(book) == [["stopped: train.py: command line: there is no key 'batchsize', did you mean 'batch_size'?"]]
     assert not text(book, 'told')
 
 
-def test_without_the_scripts_it_asks_where_they_are(notebook, project):
-    for script in project.path.glob('*.py'):
-        script.unlink()
-    book = notebook('settings setup')
-    assert errors(book) == [["stopped: the scripts are not beside this notebook; set REPOSITORY in the first cell to the project's address"]]
-
-
-def test_clones_the_project_and_keeps_all_in_another_folder(notebook, project):
-    """On a Colab that is played by two modules: its Drive outlives the machine, the clone does not."""
-    origin, drive = project.path / 'origin', project.path / 'drive/MyDrive/nanokahani'
+@pytest.mark.slow
+def test_it_clones_the_project_and_saves_in_another_folder(notebook, project):
+    origin, drive = project.path / 'origin', project.path / 'drive'
     origin.mkdir()
     for path in [*project.path.glob('*.py'), project.path / 'requirements.txt', project.path / 'config', project.path / 'data']:
         shutil.move(path, origin)
-    (origin / 'google/colab').mkdir(parents=True)
-    (origin / 'google/colab/__init__.py').touch()
-    (origin / 'google/colab/drive.py').write_text('def mount(folder):\n    print("mounted", folder)\n')
+    book = notebook('settings setup')
+    assert 'set REPOSITORY in the first cell' in errors(book)[0][0]
+
     git = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-C', origin]
     for command in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'all']):
         subprocess.run([*git, *command], check=True)
-    replace = [('/content/drive', str(project.path / 'drive'))]
     for _ in range(2):
-        book = notebook('settings setup save stories', **TINY, REPOSITORY=origin.as_uri(), replace=replace)
+        book = notebook('settings setup save stories', **TINY, REPOSITORY=origin.as_uri(), SAVE=str(drive))
         assert not errors(book), errors(book)
-        assert f'mounted {project.path}/drive' in text(book, 'save')
-        stories = (drive / 'data/tiny/stories.jsonl').read_bytes()
-        assert stories.count(b'\n') == 300
-        shutil.rmtree(project.path / 'nanokahani')
+        assert (drive / 'data/tiny/stories.jsonl').read_bytes().count(b'\n') == 300
+        shutil.rmtree(project.path / 'nanokahani')  # the machine is lost, the other folder is not
     assert '300/300' in text(book, 'stories') and ' 0/300' not in text(book, 'stories')
 
 
-def test_a_key_comes_from_the_secrets_and_is_not_shown(notebook, project, chat_server):
-    server = chat_server(key='key-of-kaggle')
+@pytest.mark.slow
+def test_a_key_comes_from_the_secrets_and_is_not_shown(notebook, project):
+    secrets = {'MISTRAL_API_KEY': 'key-of-kaggle'}
     (project.path / 'kaggle_secrets.py').write_text(
-        "class UserSecretsClient:\n    def get_secret(self, name):\n        return {'MISTRAL_API_KEY': 'key-of-kaggle'}[name]\n")
-    client = project.path / 'chat.py'
-    client.write_text(client.read_text(encoding='utf-8').replace('https://api.mistral.ai/v1', server.url), encoding='utf-8')
-    (project.path / 'google/colab').mkdir(parents=True)  # as in Kaggle's image, where nobody would answer them
-    for name in ('__init__', 'drive', 'userdata'):
-        (project.path / f'google/colab/{name}.py').write_text('def mount(folder):\n    raise RuntimeError\nget = mount\n')
-    kaggle = [("Path('/kaggle/working').is_dir()", 'True')]
-    book = notebook('settings setup save stories', **TINY | {'TOTAL': 12}, PROVIDER='mistral', replace=kaggle)
-    assert not errors(book), errors(book)
-    assert len(project.jsonl('data/tiny/stories.jsonl')) == 12
+        f'class UserSecretsClient:\n    def get_secret(self, name):\n        return {secrets}[name]\n')
+    (project.path / 'generate_data.py').write_text('''
+import json, os
+assert os.environ['MISTRAL_API_KEY'] == 'key-of-kaggle'
+json.dump({'text': 'एक दिन'}, open('data/tiny/stories.jsonl', 'w'))
+''')
+    (project.path / 'data/tiny').mkdir()
+    book = notebook('settings setup save stories', **TINY, PROVIDER='mistral', kaggle=True)
+    assert not errors(book) and 'एक दिन' in text(book, 'stories')
     assert 'key-of-kaggle' not in str(book)
+    book = notebook('settings setup save stories', **TINY, PROVIDER='openai', kaggle=True)
+    assert 'stopped: OPENAI_API_KEY is not among the secrets' in errors(book)[0][0]
 
-    book = notebook('settings setup save stories', **TINY, PROVIDER='openai', replace=kaggle)
-    assert errors(book) == [['stopped: OPENAI_API_KEY is not among the secrets that this notebook may read, nor in the environment']]
 
-
+@pytest.mark.slow
 def test_the_stop_button_lets_a_script_save(notebook, project):
-    (project.path / 'slow.py').write_text("""
-import signal, time
-signal.signal(signal.SIGINT, lambda *_: open('saved', 'a').write('once '))
+    (project.path / 'slow.py').write_text('''
+import os, signal, time
+signal.signal(signal.SIGINT, lambda *_: open('saved', 'w').close())
 open('begun', 'w').close()
-time.sleep(2)
-""")
-    book = notebook('settings setup', **TINY, then="""
+while not os.path.exists('saved'):
+    time.sleep(0.05)
+''')
+    book = notebook('settings setup', then='''
 import threading
 import time
 
@@ -165,16 +294,16 @@ def press():
 
 threading.Thread(target=press).start()
 run('python', 'slow.py')
-""")
+''')
     assert errors(book) == [['stopped: run all cells again to go on']]
-    assert (project.path / 'saved').read_text() == 'once '
+    assert (project.path / 'saved').exists()
 
 
-def test_finds_the_gpu_and_keeps_the_torch_that_is_there(notebook, project):
-    book = notebook('settings setup device', torch=TORCH.replace('False', 'True').replace('+cpu', '+cu126'), then='print(TOTAL, NAME)')
+@pytest.mark.slow
+def test_it_finds_the_gpu_and_keeps_the_torch_that_is_there(notebook):
+    book = notebook('settings setup device', torch=TORCH.replace('False', 'True'), then='print(TOTAL, NAME)')
     assert not errors(book), errors(book)
-    assert 'a GPU: Tesla T4, 15 GiB\ntorch 2.9.0+cu126' in text(book, 'device')
+    assert 'a GPU: Tesla T4, 15 GiB' in text(book, 'device')
     assert '100000 hindi-grammar-gpu' in text(book)
-
     book = notebook('settings setup', torch=TORCH.replace('2.9.0', '2.4.1'))
     assert errors(book) == [['stopped: this machine has torch 2.4.1+cpu, and the scripts want torch>=2.9']]
