@@ -1,21 +1,41 @@
 """
-One request to an API that speaks OpenAI's /chat/completions, and what its reply says. collect.py sends any number of them.
+The client for chat APIs: anything that speaks OpenAI's /chat/completions.
 
-    api = chat.connect('mistral')  # the key is read from MISTRAL_API_KEY, and shown nowhere
-    print(chat.ask(api, [{'role': 'user', 'content': 'Tell a story.'}]))
+    api = chat.connect('mistral')   # reads the key from MISTRAL_API_KEY
+    print(chat.ask(api, [{'role': 'user', 'content': 'Write a story.'}]))
+
+    with open_append('stories.jsonl') as f:   # many prompts at once: one row or more for each id, appended as replies come
+        chat.collect(api, ids, prompt, accept, f, total=1000)
+
+Notable choices:
+- Worker threads only send requests. The calling thread does everything else, so no state needs a lock.
+- Errors are retried with exponential backoff and jitter; Retry-After and x-ratelimit headers are obeyed.
+- The number of requests in flight adapts to the provider's rate limit.
+- A prompt is given up after max_tries tries and goes to failed.jsonl.
+- The key is read from the environment only, and never shown or written.
 """
 
+import bisect
+import bisect
+import collections
 import email.utils
-import itertools
 import json
 import os
+import queue
 import random
 import re
+import signal
+import sys
+import threading
 import time
+from dataclasses import dataclass, field
 
 import requests
+from tqdm import tqdm
 
-PROVIDERS = {  # name: address, the variable that holds the key, a model that writes well for little ('': --model says which)
+from files import append_rows, check, fail, open_append, read_jsonl
+
+PROVIDERS = {  # name: (address, environment variable of the key, default model; '' = the first model that the server lists)
     'openai': ('https://api.openai.com/v1', 'OPENAI_API_KEY', 'gpt-6-luna'),
     'mistral': ('https://api.mistral.ai/v1', 'MISTRAL_API_KEY', 'mistral-small-latest'),
     'gemini': ('https://generativelanguage.googleapis.com/v1beta/openai', 'GEMINI_API_KEY', 'gemini-3.1-flash-lite'),
@@ -28,195 +48,620 @@ PROVIDERS = {  # name: address, the variable that holds the key, a model that wr
     'llama.cpp': ('http://localhost:8080/v1', '', ''),
 }
 
-PRICES = {  # US dollars for a million tokens in and out, as litellm 1.106.2 (November 2026) has them; --price_in, --price_out for others
-    'gpt-6-luna': (0.10, 0.50), 'gpt-6-sol': (2.00, 10.00), 'gpt-5.4-nano': (0.20, 1.25), 'gpt-5.4-mini': (0.75, 4.50), 'gpt-4o-mini': (0.15, 0.60),
-    'mistral-small-latest': (0.15, 0.60), 'mistral-large-latest': (0.50, 1.50), 'ministral-8b-latest': (0.15, 0.15),
-    'gemini-3.1-flash-lite': (0.25, 1.50), 'gemini-3.8-flash': (0.75, 3.75),
-    'openai/gpt-oss-120b': (0.15, 0.60), 'openai/gpt-oss-20b': (0.075, 0.30), 'Qwen/Qwen3.8-Flash': (0.15, 0.47),
+PRICES = {  # US dollars per million tokens (input, output), from litellm 1.106.2, November 2026
+    'gpt-6-luna': (0.10, 0.50),
+    'gpt-6-sol': (2.00, 10.00),
+    'gpt-5.4-nano': (0.20, 1.25),
+    'gpt-5.4-mini': (0.75, 4.50),
+    'gpt-4o-mini': (0.15, 0.60),
+    'mistral-small-latest': (0.15, 0.60),
+    'mistral-large-latest': (0.50, 1.50),
+    'ministral-8b-latest': (0.15, 0.15),
+    'gemini-3.1-flash-lite': (0.25, 1.50),
+    'gemini-3.8-flash': (0.75, 3.75),
+    'openai/gpt-oss-120b': (0.15, 0.60),
+    'openai/gpt-oss-20b': (0.075, 0.30),
+    'Qwen/Qwen3.8-Flash': (0.15, 0.47),
 }
 
-# before the reply; only their end, on a line of its own, where the model's template has them begun. A tag that is quoted further on is none of theirs
-THOUGHTS = re.compile(r'\s*<think>.*?(?:</think>|\Z)|.*?\n</think>\s*\n', re.S)
-
 CONNECT_TIMEOUT = 10  # seconds
-MAX_WAIT = 60  # seconds, the longest backoff after an error
-PATIENCE = 3600  # seconds without any answer, or that a provider may ask to wait, before the run is ended
+MAX_REPLY = 1 << 24  # bytes
+MAX_BACKOFF = 60  # seconds
+FIRST_PATIENCE = 30  # seconds without an answer until a run ends, if the server has never answered
+PATIENCE = 3600  # the same if it has answered before; also the longest wait that a provider may ask for
+
+# a reasoning model's thoughts at the start of a reply; some servers leave out the opening tag
+THOUGHTS = re.compile(r'\A(?:\s*<think>.*?(?:</think>|\Z)|.*?\n</think>\s*\n)', re.S)
 
 
 class Rejected(Exception):
-    """Raised for a reply that will not do; its text is the reason, a few words that are counted."""
+    """A reply that cannot be used. The text is the reason in a few words; reasons are counted."""
 
 
-class Unanswered(SystemExit):
-    """Raised by `request` when nothing came, not even a refusal."""
+class NoAnswer(SystemExit):
+    """The server could not be reached, or had an error that may pass. One line for the user, if nobody catches it."""
 
 
-def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024, extra=None, price_in=-1.0, price_out=-1.0, otherwise=''):
-    """Who answers, and how -> a dict for `ask`, `request` and collect.py. Ends the program with one line when something is missing.
+def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024, extra=None,
+            price_in=-1.0, price_out=-1.0, otherwise=''):
+    """Check the settings of an API -> a dict for `ask`, `request` and `collect`. A bad setting ends the script.
 
-    provider: a name of PROVIDERS; with base_url it may be left out, and the key is then in CHAT_API_KEY, if one is needed.
-    model: the provider's usual one when empty, or else the first that the server lists.
+    provider: a name in PROVIDERS. It may be empty with base_url; then the key is in CHAT_API_KEY, if one is needed.
+    model: if empty, the provider's default model, else the first one that the server lists.
     temperature, max_tokens, extra (a dict): fields of every request.
-    price_in, price_out: US dollars for a million tokens; from PRICES when negative.
-    otherwise: what a user without a key can do instead, for the message.
+    price_in, price_out: US dollars per million tokens; negative = from PRICES.
+    otherwise: for the message about a missing key: what a user without one can do.
     """
-    if not base_url and provider not in PROVIDERS:
-        raise SystemExit(f'there is no provider {provider!r}; there is: {", ".join(PROVIDERS)}; --base_url=http… for any other')
-    url, variable, usual = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
+    names = ', '.join(PROVIDERS)
+    check(base_url or provider in PROVIDERS,
+          f'there is no provider {provider!r}; there is: {names}; set --base_url=http… for any other')
+    url, variable, default_model = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
     url = (base_url or url).rstrip('/')
-    if not re.fullmatch(r'https?://[^\s/@?#]+(/[^\s@?#]*)?', url):
-        raise SystemExit('base_url begins with http:// or https:// and holds no name, password or ?…; a key is given in CHAT_API_KEY')
-    key = os.environ.get(variable, '').strip() if variable else ''
-    if not key and variable and not base_url:
-        raise SystemExit(f'{variable} is not set; export {variable}=… with your key of {provider}' + (f', {otherwise}' if otherwise else ''))
-    if not re.fullmatch(r'[!-~]*', key):
-        raise SystemExit(f'{variable} holds something that is not a key (white space or letters outside ASCII)')
-    api = {'provider': provider if provider in PROVIDERS else url, 'url': url, 'key': key, 'headers': {'Authorization': f'Bearer {key}'} if key else {}}
-    if not (model or usual):
-        listed = request(api, 'GET', '/models')
-        models = [model for model in (listed.get('data') if isinstance(listed, dict) else listed) or [] if isinstance(model, dict)]
-        usual = str(models[0].get('id') or '') if models else ''
-        if not usual:
-            raise SystemExit(f'{url} lists no model; say which with --model=…')
-    model = model or usual
-    if not (0 <= temperature < 1e6 and max_tokens > 0 and price_in < 1e9 and price_out < 1e9):  # nor is nan
-        raise SystemExit('temperature is a number from 0, max_tokens from 1, price_in and price_out are US dollars a million tokens')
+    check(re.fullmatch(r'https?://[^\s/@?#]+(/[^\s@?#]*)?', url),
+          'base_url must begin with http:// or https:// and contain no name, password or ?…; a key belongs in CHAT_API_KEY')
+    key = os.environ.get(variable, '').strip()
+    instead = otherwise and f', {otherwise}'
+    check(key or base_url or not variable,
+          f'{variable} is not set; export {variable}=… with your key of {provider}{instead}')
+    check(re.fullmatch(r'[!-~]*', key), f'{variable} is not a key: it contains white space or letters outside ASCII')
+    check(0 <= temperature < 1e6 and max_tokens >= 1, 'temperature must be at least 0, max_tokens at least 1')
+    check((price_in < 0) == (price_out < 0) and max(price_in, price_out) < 1e9,
+          'price_in and price_out go together, in US dollars per million tokens')
     try:
         json.dumps(extra, allow_nan=False)
     except (TypeError, ValueError) as e:
-        raise SystemExit(f'extra holds what JSON cannot ({e})') from None
+        check(False, f'extra cannot be written as JSON: {e}')
+
+    api = {'provider': provider if provider in PROVIDERS else url, 'url': url, 'key': key, 'max_tokens': max_tokens}
+    api['headers'] = {'Authorization': f'Bearer {key}'} if key else {}
+    api['model'] = model or default_model or first_model(api)
     limit = 'max_completion_tokens' if provider == 'openai' else 'max_tokens'
-    api['fields'] = {'model': model, 'temperature': temperature, limit: max_tokens} | (extra or {})
-    local = not variable or re.match(r'https?://(localhost|127\.|\[::1\])', url)
-    prices = PRICES.get(model, (0.0, 0.0) if local else None)
-    if min(price_in, price_out) >= 0:
-        prices = (price_in, price_out)
-    elif max(price_in, price_out) >= 0:
-        raise SystemExit('price_in and price_out go together')
-    return api | {'model': model, 'max_tokens': max_tokens, 'prices': prices}
+    api['fields'] = {'model': api['model'], 'temperature': temperature, limit: max_tokens} | (extra or {})
+    is_local = not variable or re.match(r'https?://(localhost|127\.|\[::1\])', url)
+    api['prices'] = PRICES.get(api['model'], (0.0, 0.0) if is_local else None)  # None = unknown
+    if price_in >= 0:
+        api['prices'] = (price_in, price_out)
+    return api
+
+
+def first_model(api):
+    """The first model that the server lists."""
+    try:
+        models = json.loads(call(api, 'GET', '/models'))
+        if isinstance(models, dict):
+            models = models['data']
+        return str(models[0]['id'])
+    except (KeyError, IndexError, TypeError, ValueError):
+        fail(f'{api["url"]} lists no model; set --model=…')
 
 
 def fill(template, slots):
-    """A prompt: the template with slots['name'] where it says {name}. A slot that there is not ends the program."""
-    def value(slot):
-        if slot[1] not in slots:
-            raise SystemExit(f'the template has a slot {slot[0]}; there is: {", ".join(slots)}')
-        return slots[slot[1]]
-    return re.sub(r'\{(\w+)\}', value, template).strip()
+    """A prompt: the template with slots['name'] in place of {name}."""
+    for name in re.findall(r'\{(\w+)\}', template):
+        check(name in slots, f'the template has a slot {{{name}}}; there is: {", ".join(slots)}')
+    return re.sub(r'\{(\w+)\}', lambda slot: slots[slot[1]], template).strip()
 
 
-def request(api, method, path, patience=10, **options):
-    """One call of the API apart from the stream of prompts -> the JSON of its reply (or its bytes, for /content). It is tried again on errors for
-    `patience` seconds; then Unanswered is raised. A refusal ends the program."""
-    started = time.monotonic()
-    for attempt in itertools.count():
-        try:
-            reply = requests.request(method, api['url'] + path, headers=api['headers'], timeout=(CONNECT_TIMEOUT, 600), allow_redirects=False,
-                                     auth=lambda r: r, **options)  # an auth of our own keeps ~/.netrc from replacing the key
-            if 200 <= reply.status_code < 300:
-                return reply.content if path.endswith('/content') else reply.json()
-            if is_refused(reply.status_code, reply.text):
-                raise SystemExit(refusal(api, reply.status_code, reply.text, path))
-            problem, wait = f'HTTP {reply.status_code}', seconds_to_wait(reply.headers)
-        except ValueError:
-            problem, wait = 'a reply that is not JSON', 0
-        except requests.RequestException as e:
-            problem, wait = type(e).__name__, 0
-        wait = max(min(wait, MAX_WAIT), random.uniform(0, min(MAX_WAIT, 2 ** attempt)))
-        if time.monotonic() - started + wait > patience:
-            raise Unanswered(f'{api["url"]} does not answer ({problem}); is it running, and is the address right?')
-        time.sleep(wait)
+# -----------------------------------------------------------------------------
+# one request
+
+
+def send(session, api, method, path, timeout, max_bytes, **options):
+    """One HTTP request -> (status, headers, text). Without a complete reply, the status is 0 and the text is the reason.
+
+    session: a requests.Session, or the module requests itself.
+    """
+    deadline = time.monotonic() + timeout
+    body = bytearray()
+    try:
+        # `auth` does nothing: without it, requests would replace the key by a password from ~/.netrc
+        with session.request(method, api['url'] + path, headers=api['headers'], auth=lambda request: request,
+                             timeout=(CONNECT_TIMEOUT, timeout), allow_redirects=False, stream=True, **options) as reply:
+            for chunk in reply.iter_content(64):  # small chunks: to fill a large one, a slow server takes past the deadline
+                body += chunk
+                if time.monotonic() > deadline or len(body) > max_bytes:
+                    raise requests.Timeout
+    except requests.RequestException as e:
+        if time.monotonic() > deadline:
+            return 0, {}, 'timeout'
+        return 0, {}, 'no connection' if isinstance(e, requests.ConnectionError) else 'connection cut'
+    return reply.status_code, reply.headers, hide_key(api, body.decode('utf-8', 'replace'))
+
+
+def hide_key(api, text):
+    """Remove the key from a text. A key of less than 8 letters is a mere word, such as local servers accept."""
+    return text.replace(api['key'], '***') if len(api['key']) >= 8 else text
+
+
+def reason_for(status, text):
+    """Why there is no answer, in a few words."""
+    return f'HTTP {status}' if status else text
+
+
+def call(api, method, path, **options):
+    """One request without retries -> the text of the reply. A refusal ends the script; other errors raise NoAnswer."""
+    status, _, text = send(requests, api, method, path, timeout=600, max_bytes=1 << 30, **options)
+    if is_refused(status, text):
+        fail(refusal(api, status, text))
+    if not 200 <= status < 300:
+        raise NoAnswer(f'{api["url"]} does not answer ({reason_for(status, text)}); is it running, and is base_url right?')
+    return text
 
 
 def ask(api, messages):
-    """One request -> the text of the reply."""
+    """One prompt -> the text of the reply. Any error ends the script."""
+    text = call(api, 'POST', '/chat/completions', json=api['fields'] | {'messages': messages})
     try:
-        return text_of(request(api, 'POST', '/chat/completions', patience=60, json=api['fields'] | {'messages': messages}))
+        return text_of(parse_reply(200, text)[1])
     except Rejected as e:
-        raise SystemExit(f'{api["provider"]}: {e}') from None
+        fail(f'{api["provider"]}: {e}')
+
+
+def backoff(n):
+    """Seconds to wait after n errors in a row: exponential, with full jitter."""
+    return random.uniform(0, min(MAX_BACKOFF, 2 ** n))
+
+
+# -----------------------------------------------------------------------------
+# reading replies
 
 
 def text_of(data, whole=True):
-    """What the model says in a reply's JSON, without the thoughts before it; raises Rejected. whole: a text cut off at max_tokens will not do."""
-    choice = data.get('choices') if isinstance(data, dict) else None
-    if not (isinstance(choice, list) and choice and isinstance(choice[0], dict)):
-        raise Rejected('no choices' if isinstance(data, dict) else 'broken reply')
-    message = choice[0].get('message') if isinstance(choice[0].get('message'), dict) else {}
-    content = message.get('content')
-    if isinstance(content, list):  # some send parts
-        content = ''.join(str(part.get('text') or '') for part in content if isinstance(part, dict))
-    if message.get('refusal') or choice[0].get('finish_reason') == 'content_filter':
+    """The model's text in the JSON of a reply, without the thoughts of a reasoning model. Raises Rejected.
+
+    whole: reject a text that was cut off at max_tokens.
+    """
+    try:
+        choice = data['choices'][0]
+        finish_reason = choice.get('finish_reason')
+        refused = choice['message'].get('refusal')
+        content = choice['message'].get('content')
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Rejected('broken reply') from None
+    if refused or finish_reason == 'content_filter':
         raise Rejected('refused')
-    if whole and choice[0].get('finish_reason') == 'length':
+    if whole and finish_reason == 'length':
         raise Rejected('cut off at max_tokens')
-    if not isinstance(content, str):
-        raise Rejected('empty reply')
-    thoughts = THOUGHTS.match(content)
-    content = content[thoughts.end():] if thoughts else content
+    if isinstance(content, list):  # some servers send a list of parts
+        content = ''.join(str(part.get('text') or '') for part in content if isinstance(part, dict))
+    content = THOUGHTS.sub('', content) if isinstance(content, str) else ''
     if not content.strip():
         raise Rejected('empty reply')
     return content
 
 
-# -----------------------------------------------------------------------------
-# what replies say
-
-def clean(api, text):
-    """Text from outside, as it may be shown and written: without the key, unless that is a mere word, as local servers take."""
-    return text.replace(api['key'], '***') if len(api['key']) >= 8 else text
-
-
-def understood(status, text):
-    """A reply's status and JSON (None when it is none); a status of 200 with an error inside becomes the error's own."""
+def parse_reply(status, text):
+    """-> (status, JSON or None). An error inside a reply with status 200, as OpenRouter sends it, gets its own status."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
         return status, None
     error = data.get('error') if isinstance(data, dict) else None
-    if status == 200 and error:  # OpenRouter passes on what went wrong behind it in a reply of its own
+    if status == 200 and error:
         code = error.get('code') if isinstance(error, dict) else None
         status = code if isinstance(code, int) and code >= 400 else 502
     return status, data
 
 
-def refusal(api, status, text, path=''):
-    """What a provider says when it will not, in one line."""
-    said = understood(status, text)[1]
-    said = said[0] if isinstance(said, list) and said else said
-    for name in ('error', 'message', 'detail'):
-        said = said[name] if isinstance(said, dict) and said.get(name) else said
-    message = ' '.join(clean(api, str(said or text)).split())[:300]
-    hint = {401: '; is the key right?', 403: '; may this key do that?', 404: '' if path else f'; is {api["model"]!r} the name of a model there?'}
-    return f'{api["url"] + path if path else api["provider"]} says {status}: {message}{hint.get(status, "")}'
-
-
 def is_refused(status, text):
-    """Whether the same request would be answered so again; anything else is worth another try."""
+    """Whether the provider refuses the request, so that a retry would not help."""
     if status == 429:
-        return bool(re.search(r'insufficient.(quota|balance|credit|fund)', text, flags=re.I))
-    return 0 < status < 500 and status not in (200, 408, 409, 425)
+        return bool(re.search(r'insufficient.(quota|balance|credit|fund)', text, re.I))
+    return 300 <= status < 500 and status not in (408, 409, 425)
 
 
-def is_filtered(status, text):
-    """Whether a content filter took offence at this one prompt."""
-    return status == 400 and bool(re.search(r'content.?(filter|policy|management)|safety', text, flags=re.I))
+def refusal(api, status, text):
+    """One line that says why a request was refused."""
+    _, message = parse_reply(status, text)
+    for name in ('error', 'message', 'detail'):
+        if isinstance(message, dict) and message.get(name):
+            message = message[name]
+    message = ' '.join(str(message or text).split())
+    hints = {401: '; is the key right?', 403: '; may this key do that?', 404: '; are base_url and model right?'}
+    return f'{api["provider"]} says {status}: {message:.300}{hints.get(status, "")}'
 
 
 def seconds_to_wait(headers):
-    """What Retry-After or the x-ratelimit-… headers of a reply ask for, in seconds; 0 when they ask for nothing."""
-    waits = [0.0]
+    """How long a reply's Retry-After and x-ratelimit headers ask to wait, in seconds; 0 if they do not."""
     after = headers.get('Retry-After', '').strip()
-    if re.fullmatch(r'\d+(\.\d+)?', after):
-        waits.append(float(after))
-    elif after:
-        try:
-            waits.append(email.utils.parsedate_to_datetime(after).timestamp() - time.time())
-        except (ValueError, OverflowError):
-            pass  # neither form of the standard: as if it were not there
+    try:
+        waits = [0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time()]
+    except (TypeError, ValueError, OverflowError):  # not a date
+        waits = [0.0, parse_duration(after)]
+    for kind in ('requests', 'tokens'):
+        if headers.get(f'x-ratelimit-remaining-{kind}', '').strip() == '0':
+            waits.append(parse_duration(headers.get(f'x-ratelimit-reset-{kind}', '').strip()))
+    return min(max(waits), PATIENCE)
+
+
+def parse_duration(text):
+    """'6m0s', '20ms' or '1.5' -> seconds; 0 for anything else."""
     units = {'ms': 0.001, 's': 1, '': 1, 'm': 60, 'h': 3600, 'd': 86400}
-    for kind in ('', '-requests', '-tokens'):
-        remaining, reset = (headers.get(f'x-ratelimit-{what}{kind}', '').strip() for what in ('remaining', 'reset'))
-        if remaining in ('0', '0.0') and reset and re.fullmatch(r'(\d+(\.\d+)?(ms|[smhd]))*(\d+(\.\d+)?)?', reset):  # 6m0s, 20ms, 1.5, or a Unix time
-            wait = sum(float(n) * units[unit] for n, unit in re.findall(r'(\d+(?:\.\d+)?)(ms|s|m|h|d|)', reset))
-            waits.append(wait - time.time() if 1e9 < wait < 1e11 else wait / 1000 - time.time() if wait > 1e11 else wait)
-    return max(waits)
+    parts = re.findall(r'(\d+(?:\.\d+)?)(ms|[smhd]?)', text)
+    if ''.join(number + unit for number, unit in parts) != text:
+        return 0.0
+    return sum(float(number) * units[unit] for number, unit in parts)
+
+
+# -----------------------------------------------------------------------------
+# many requests
+
+
+def failed_path(out):
+    return os.path.join(os.path.dirname(out), 'failed.jsonl')
+
+
+def finished(out, spent=None):
+    """Yield the rows of `out` and, of failed.jsonl beside it, the prompts of `out` that were given up.
+
+    spent: if given, a list [input tokens, output tokens, US dollars], to which the costs of all rows are added.
+    """
+    for path in (out, failed_path(out)):
+        if not os.path.exists(path):
+            continue
+        for row in read_jsonl(path):
+            fields = row if isinstance(row, dict) else {}
+            if path != out and fields.get('out') != os.path.basename(out):
+                continue
+            for i, name in enumerate(('prompt_tokens', 'completion_tokens', 'cost')):
+                if spent and isinstance(fields.get(name), (int, float)):
+                    spent[i] += fields[name]
+            if path == out or 'id' in fields:  # a row without id only keeps account of costs
+                yield row
+
+
+def collect(api, ids, prompt, accept, file, *, total, n_done=0, spent=(0, 0, 0), unit='stories', num_workers=16,
+            timeout=120.0, max_tries=5, max_cost=0.0, batch=False, whole=True, is_done=None):
+    """Send the prompt of every id and append the accepted replies to `file`, which files.open_append opened.
+
+    The rows of an id are written at once, each with the model's name; the first one has prompt_tokens,
+    completion_tokens and cost of all tries. Prompts that are given up go to failed.jsonl beside the file.
+
+    ids: iterable of the ids that are not done, read as needed.
+    prompt(id) -> messages. accept(id, text) -> rows (a list of dicts), or raises Rejected.
+    total, n_done: the number of all ids, and of those done already.
+    spent: what earlier runs cost, from `finished`.
+    timeout: seconds for a reply. max_tries: tries of an id; an error and a rejected reply are one each.
+    max_cost: US dollars for all runs on this file, 0 = no limit. A reply without usage counts as max_tokens.
+    batch: use the Batch API. is_done(id) then says which ids of open batches are done already.
+    whole: reject replies that were cut off at max_tokens.
+    -> True if every id is done; False after Ctrl-C or at max_cost. If the provider refuses, the script ends with one
+    line; all replies until then are written.
+    """
+    check(1 <= num_workers <= 10_000, 'num_workers must be from 1 to 10,000')
+    check(0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0,
+          'timeout must be more than 0 seconds and at most a day, max_tries at least 1, max_cost at least 0')
+    check(api['prices'] or not max_cost,
+          f'max_cost needs the price of {api["model"]}: --price_in=… --price_out=… in US dollars per million tokens')
+    state_path = os.path.splitext(file.name)[0] + '.batches.json'
+    if batch or os.path.exists(state_path):
+        import batches
+        state = batches.read_state(state_path, api, batch)
+    if batch and api['prices']:
+        api = api | {'prices': (api['prices'][0] / 2, api['prices'][1] / 2)}
+    bar = tqdm(total=total, initial=n_done, desc=file.name, unit=f' {unit}', bar_format='{l_bar}{bar:10}{r_bar}',
+               dynamic_ncols=True, smoothing=0.1, miniters=0, mininterval=0.5)
+    run = Run(api, prompt, accept, file, bar, unit, whole, max_tries, max_cost, list(spent), spent[2])
+    try:
+        if batch:
+            return batches.Batches(run, ids, is_done, state, state_path).collect()
+        return send_all(run, ids, min(num_workers, total), timeout)
+    finally:
+        run.close()
+
+
+@dataclass
+class Job:
+    """An id and its tries so far."""
+    id: object
+    tries: int = 0
+    errors: int = 0  # in a row, for the backoff
+    tokens: list = field(default_factory=lambda: [0, 0])  # input and output tokens of all tries
+    reply: str = ''  # the last one
+    sent_at: float = 0.0
+    retry_at: float = 0.0
+
+
+@dataclass
+class Run:
+    """One call of `collect`: writes rows, counts tokens and costs, shows the progress."""
+    api: dict
+    prompt: object
+    accept: object
+    file: object
+    bar: tqdm
+    unit: str
+    whole: bool
+    max_tries: int
+    max_cost: float
+    spent: list  # input tokens, output tokens, US dollars, those of earlier runs included
+    spent_before: float  # US dollars, by earlier runs
+    n_answers: int = 0
+    n_rows: int = 0
+    n_failed: int = 0
+    problems: collections.Counter = field(default_factory=collections.Counter)  # of replies: reason and number
+
+    def request_of(self, job):
+        """The JSON of a job's request."""
+        return self.api['fields'] | {'messages': self.prompt(job.id)}
+
+    def cost(self, tokens):
+        """US dollars for [input tokens, output tokens]."""
+        price_in, price_out = self.api['prices'] or (0, 0)
+        return (tokens[0] * price_in + tokens[1] * price_out) / 1e6
+
+    def spend(self, tokens):
+        for i, amount in enumerate((*tokens, self.cost(tokens))):
+            self.spent[i] += amount
+
+    def affords(self, n):
+        """Whether n requests more, those in flight included, stay below max_cost if each costs the mean so far."""
+        mean = self.cost([self.api['max_tokens'], self.api['max_tokens']])
+        if self.n_answers:
+            mean = (self.spent[2] - self.spent_before) / self.n_answers
+        return not self.max_cost or self.spent[2] + n * mean <= self.max_cost + 1e-9  # rounding
+
+    def take_answer(self, job, data, text):
+        """Write the rows of a reply with status 200, or count it as rejected -> whether the job is done."""
+        self.n_answers += 1
+        self.count_tokens(job, data)
+        job.reply = text
+        try:
+            job.reply = text_of(data, self.whole)
+            rows = self.accept(job.id, job.reply)
+        except Rejected as e:
+            self.problems[str(e)] += 1
+            return self.count_try(job, str(e))
+        tokens = job.tokens
+        for row in rows:
+            row |= {'model': self.api['model']} | self.usage(tokens)
+            tokens = [0, 0]  # the first row has the tokens of all
+        append_rows(self.file, *rows)
+        self.n_rows += len(rows)
+        self.bar.update()
+        return True
+
+    def count_tokens(self, job, data):
+        try:
+            tokens = [int(data['usage']['prompt_tokens']), int(data['usage']['completion_tokens'])]
+        except (KeyError, TypeError, ValueError, OverflowError):  # the server does not count
+            tokens = [0, self.api['max_tokens'] if self.max_cost else 0]
+        job.tokens = [job.tokens[0] + tokens[0], job.tokens[1] + tokens[1]]
+        self.spend(tokens)
+
+    def usage(self, tokens):
+        """Token counts as the fields of a row."""
+        fields = {'prompt_tokens': tokens[0], 'completion_tokens': tokens[1]}
+        if self.api['prices']:
+            fields['cost'] = round(self.cost(tokens), 7)
+        return fields
+
+    def count_try(self, job, reason, is_last=False):
+        """Count a try that failed -> whether it was the last one, so that the job is given up."""
+        job.tries += 1
+        if job.tries < self.max_tries and not is_last:
+            return False
+        self.write_failed({'id': job.id, 'reason': reason, 'reply': job.reply[:10_000]}, job.tokens)
+        self.n_failed += 1
+        self.bar.update()
+        return True
+
+    def write_failed(self, row, tokens):
+        out = self.file.name
+        with open_append(failed_path(out), wait=True) as f:  # several shards may share it
+            append_rows(f, row | {'out': os.path.basename(out)} | self.usage(tokens))
+
+    def show(self, status):
+        """Refresh the progress bar, at most twice a second."""
+        problems = f'{self.problems.total():,} retries ({self.problem_counts(3)}), ' if self.problems else ''
+        self.bar.set_postfix_str(f'{status}, {problems}{self.costs()}', refresh=False)
+        self.bar.update(0)
+
+    def say(self, line):
+        self.bar.write(line, file=sys.stderr)
+
+    def problem_counts(self, n=None):
+        """The n most common problems: '12 too short, 3 HTTP 500'."""
+        return ', '.join(f'{count:,} {reason}' for reason, count in self.problems.most_common(n))
+
+    def say_max_cost(self):
+        self.say(f'max_cost is reached: ${self.spent[2]:,.2f} of ${self.max_cost:,.2f}')
+
+    def costs(self):
+        cost = f'${self.spent[2]:,.2f}'
+        if not self.api['prices']:
+            cost = f'cost unknown (set --price_in, --price_out for {self.api["model"]})'
+        return f'{self.spent[0]:,} tokens in, {self.spent[1]:,} out: {cost}'
+
+    def close(self):
+        self.bar.close()
+        failed = f', {self.n_failed:,} given up, see failed.jsonl beside it' if self.n_failed else ''
+        print(f'{self.n_rows:,} {self.unit} added to {self.file.name}{failed}')
+        if self.problems:
+            print(f'rejected replies and errors: {self.problem_counts()}')
+        print(self.costs())
+
+
+# -----------------------------------------------------------------------------
+# sending
+
+
+class RateLimit:
+    """How many requests may be in flight, and when the next one may go.
+
+    As in TCP, `limit` grows slowly with each answer and shrinks at a 429, by half the fraction of 429s among the latest
+    replies (Alizadeh et al. 2010, "Data Center TCP"): a rare 429 hardly slows a run down. Below the full number of workers,
+    requests go at even intervals, because a rate limit that accepts a steady flow may refuse a burst.
+    """
+
+    def __init__(self, num_workers):
+        self.num_workers = num_workers
+        self.limit = num_workers
+        self.next_at = 0.0  # when the next request may go
+        self.seconds = 0.0  # that an answer takes, a moving average
+        self.refused = 1.0  # fraction of 429s, a moving average; 1 at first, so that the first cuts are deep
+        self.slowed_at = 0.0
+        self.n_slowed = 0  # since the last answer
+
+    def allows(self, in_flight):
+        return in_flight < int(self.limit) and time.monotonic() >= self.next_at
+
+    def pause(self, seconds):
+        self.next_at = max(self.next_at, time.monotonic() + seconds)
+
+    def after_sending(self):
+        if self.limit < self.num_workers:
+            self.pause(self.seconds / self.limit)
+
+    def after_answer(self, seconds):
+        self.seconds += (seconds - self.seconds) * (0.1 if self.seconds else 1)
+        self.refused *= 15 / 16
+        self.n_slowed = 0
+        self.limit = min(self.num_workers, self.limit + max(1 / self.limit, 0.05))  # + 1, or 5 %, per round trip
+
+    def after_429(self, sent_at):
+        self.refused += (1 - self.refused) / 16
+        if sent_at > self.slowed_at:  # the other 429s of the same round trip say nothing new
+            self.slowed_at = time.monotonic()
+            self.limit = max(1, self.limit * (1 - self.refused / 2))
+            self.pause(backoff(self.n_slowed) / 8)
+            self.n_slowed += 1
+
+
+def work(api, timeout, tasks, replies):
+    """A worker thread: send the requests of the queue `tasks` one by one; put the replies into the queue `replies`."""
+    with requests.Session() as session:  # keeps its connection open
+        for job, body in iter(tasks.get, None):
+            try:
+                reply = send(session, api, 'POST', '/chat/completions', timeout, MAX_REPLY, json=body)
+            except Exception as e:  # a bug: the calling thread raises it, instead of waiting for ever
+                reply = e
+            replies.put((job, reply))
+
+
+def send_all(run, ids, num_workers, timeout):
+    """Send the prompts of all ids -> True when every id is done, False when stopped before.
+
+    An outage is more errors in a row than there are workers, plus 8. Then errors do not count as tries of a prompt,
+    and no new prompt is sent until a retry gets an answer.
+    """
+    tasks = queue.SimpleQueue()  # to the workers: (job, JSON of the request), or None to end
+    replies = queue.SimpleQueue()  # from the workers: (job, (status, headers, text))
+    rate_limit = RateLimit(num_workers)
+    new_jobs = map(Job, ids)
+    all_sent = False  # no new job is left
+    waiting = []  # jobs to retry, sorted by time
+    in_flight = 0
+    errors_in_a_row = 0
+    last_answer = time.monotonic()
+    stopping = False  # send nothing more, but handle the replies to the requests in flight
+    problem = ''  # why the run must end
+
+    def retry(job, seconds=0.0):
+        job.retry_at = time.monotonic() + seconds
+        bisect.insort(waiting, job, key=lambda job: job.retry_at)
+
+    def on_signal(*_):
+        nonlocal stopping
+        if stopping:
+            raise KeyboardInterrupt
+        stopping = True
+        run.say(f'finishing the {in_flight} requests in flight; again to stop at once')
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, on_signal) for number in signals]
+    for _ in range(num_workers):
+        threading.Thread(target=work, args=(run.api, timeout, tasks, replies), name='chat worker', daemon=True).start()
+    try:
+        while True:
+            # 1) send what may be sent now: retries that are due, else new prompts
+            outage = errors_in_a_row > num_workers + 8
+            while not stopping and rate_limit.allows(in_flight):
+                if waiting and waiting[0].retry_at <= time.monotonic():
+                    job = waiting.pop(0)
+                elif waiting and outage:
+                    break
+                else:
+                    job = next(new_jobs, None)
+                    if not job:
+                        all_sent = True
+                        break
+                if not run.affords(in_flight + 1):
+                    retry(job)
+                    if in_flight == 0:
+                        run.say_max_cost()
+                        stopping = True
+                    break
+                job.sent_at = time.monotonic()
+                tasks.put((job, run.request_of(job)))
+                rate_limit.after_sending()
+                in_flight += 1
+            if in_flight == 0 and (stopping or (all_sent and not waiting)):
+                break
+
+            # 2) wait for a reply
+            silence = f', no answer for {time.monotonic() - last_answer:.0f} s' if outage else ''
+            run.show(f'{in_flight} in flight{silence}')
+            pause = rate_limit.next_at - time.monotonic()
+            try:
+                job, reply = replies.get(timeout=pause if 0 < pause < 0.1 else 0.1)
+            except queue.Empty:
+                continue
+            in_flight -= 1
+            if isinstance(reply, Exception):
+                raise reply
+            status, headers, text = reply
+            status, data = parse_reply(status, text)
+            if status == 429:
+                rate_limit.after_429(job.sent_at)
+            rate_limit.pause(seconds_to_wait(headers))
+
+            # 3) an answer: write its rows, or retry the prompt
+            if status == 200:
+                last_answer = time.monotonic()
+                errors_in_a_row = job.errors = 0
+                rate_limit.after_answer(last_answer - job.sent_at)
+                if not run.take_answer(job, data, text):
+                    retry(job)
+                continue
+            job.reply = text
+
+            # 4) a refusal: give the prompt up if other prompts are answered, else end the run
+            if is_refused(status, text):
+                errors_in_a_row += 1
+                prompts_work = run.n_answers + run.bar.initial > 0 and not outage
+                if prompts_work and status not in (401, 402, 404, 429):
+                    run.problems[f'HTTP {status}'] += 1
+                    run.count_try(job, refusal(run.api, status, text), is_last=True)
+                else:
+                    retry(job)
+                    stopping = True
+                    problem = refusal(run.api, status, text)
+                continue
+
+            # 5) any other error: retry
+            reason = reason_for(status, text)
+            run.problems[reason] += 1
+            if status == 429:
+                retry(job)
+            else:
+                errors_in_a_row += 1
+                job.errors += 1
+                prompt_may_be_the_cause = (status or run.n_answers) and not outage
+                if not (prompt_may_be_the_cause and run.count_try(job, reason)):
+                    retry(job, backoff(job.errors))
+            patience = PATIENCE if run.n_answers or status == 429 else FIRST_PATIENCE
+            if time.monotonic() - last_answer > patience:
+                stopping = True
+                problem = f'{run.api["url"]} gives no answer ({reason}); the same command continues when it does'
+    finally:
+        for number, handler in zip(signals, handlers):
+            signal.signal(number, handler)
+        for _ in range(num_workers):
+            tasks.put(None)
+        for job in waiting:
+            if any(job.tokens):
+                run.write_failed({'reason': 'tries of an unfinished prompt'}, job.tokens)
+    if problem:
+        fail(problem)
+    return not stopping
