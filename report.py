@@ -15,7 +15,6 @@ import json
 import math
 import os
 import re
-import re
 
 from files import check, find, replacing, write_text
 

@@ -1,15 +1,16 @@
 """
-A judge on loopback that knows the truth: run as a process of its own, it prints its port.
+A judge on loopback that knows the true grades. It prints its port.
 
     python tests/judge_server.py '{"noise": 0.7}'
 
-What a story deserves is a function of its opening, of the whole and of the judge's name, with a mean of 5.5 over all
-texts; a grade is that and noise, rounded. Whoever asks for the same story again gets other noise, but the first grades of
-a name are always the same. The judge is naive: it obeys whatever asks it for a grade outside of the fences.
+The true grade of a story depends on its opening, on the whole story and on the judge's name; its mean over all stories
+is 5.5. A grade is the true grade plus noise, rounded. Another request for the same story gets other noise, but the n-th
+grade of a story by a judge is always the same. The judge is naive: it obeys every text outside the fences.
 """
 
 import collections
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -18,36 +19,47 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-OPTIONS = {'noise': 0.7, 'criteria': ['context_awareness', 'completeness', 'grammar', 'fluency', 'creativity', 'overall'], 'latency': 0.0,
-           'replies': {}, 'bad': 0.0, 'status': 0, 'stop_after': 0}
-BAD = ['I cannot grade this.', '{"overall": 11}', '{"notes": "good"}', 'Overall: 7-8', '{"overall": 5']
+OPTIONS = {
+    'noise': 0.7,  # standard deviation
+    'criteria': ['context_awareness', 'completeness', 'grammar', 'fluency', 'creativity', 'overall'],
+    'latency': 0.0,  # seconds
+    'bad': 0.0,  # fraction of replies that are no grades
+    'stop_after': 0,  # requests; then every reply is a 402
+}
+BAD = ['I cannot grade this.', '{"overall": 11}', '{"notes": "good"}', 'Overall: 7-8', '{"overall": 5}']
 
 
-def truth(judge, texts):
-    """The grade that texts deserve: 4 to 7, most of its variance being the opening's."""
-    opening, whole = (int(hashlib.sha256(f'{judge} {text}'.encode()).hexdigest(), 16) for text in (texts[0].strip(), ''.join(texts)))
-    return 4 + opening % 3 + whole % 2
+def hash_of(text):
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
-def texts_in(prompt):
-    """A message -> the texts between its fences, and what is left without them."""
+def true_grade(judge, texts):
+    """From 4 to 7. Most of its variance is the opening's."""
+    return 4 + hash_of(f'{judge} {texts[0].strip()}') % 3 + hash_of(f'{judge} {"".join(texts)}') % 2
+
+
+def split_prompt(prompt):
+    """The texts between the fences, and the rest of the prompt."""
     number = re.search(r'^===== ([0-9a-f]{16}), here it begins$', prompt, flags=re.M)[1]
-    fence = re.compile(rf'^===== {number}, here it begins\n(.*?)\n===== {number}, here it ends$', flags=re.M | re.S)
+    pattern = rf'^===== {number}, here it begins\n(.*?)\n===== {number}, here it ends$'
+    fence = re.compile(pattern, flags=re.M | re.S)
     return fence.findall(prompt), fence.sub('', prompt)
 
 
 def reply_to(judge, prompt):
-    texts, rest = texts_in(prompt)
-    if texts[-1].strip() in options['replies']:
-        return options['replies'][texts[-1].strip()]
+    texts, rest = split_prompt(prompt)
     with lock:
-        seen[judge, tuple(texts)] += 1
-        rng = random.Random(f'{judge} {texts} {seen[judge, tuple(texts)]}')
+        key = f'{judge} {texts}'
+        n_graded[key] += 1
+        rng = random.Random(f'{key} {n_graded[key]}')
     if rng.random() < options['bad']:
         return rng.choice(BAD)
-    obeyed = re.search(r'(?:give|grade|score|rate)\b.{0,40}\b10\b', rest, flags=re.I)
-    grades = {name: 10 if obeyed else min(10, max(1, round(truth(judge, texts) + rng.gauss(0, options['noise'])))) for name in options['criteria']}
-    return json.dumps({'notes': 'as it deserves'} | grades)
+    obeys = re.search(r'(?:give|grade|score|rate)\b.{0,40}\b10\b', rest, flags=re.I)
+    grades = {'notes': 'as it deserves'}
+    for name in options['criteria']:
+        grade = round(true_grade(judge, texts) + rng.gauss(0, options['noise']))
+        grades[name] = 10 if obeys else min(10, max(1, grade))
+    return json.dumps(grades)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -62,21 +74,19 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, {'data': [{'id': 'truth'}]})  # the list of models
 
     def do_POST(self):
-        global n_requests
         body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-        with lock:
-            n_requests += 1
-            over = options['stop_after'] and n_requests > options['stop_after']
+        n = next(request_numbers)
         time.sleep(options['latency'])
-        if options['status'] or over:
-            return self.send(options['status'] or 402, {'error': {'message': 'no more'}})
+        if options['stop_after'] and n > options['stop_after']:
+            return self.send(402, {'error': {'message': 'no more'}})
         message = {'role': 'assistant', 'content': reply_to(body['model'], body['messages'][0]['content'])}
-        self.send(200, {'choices': [{'message': message, 'finish_reason': 'stop'}], 'usage': {'prompt_tokens': 500, 'completion_tokens': 50}})
+        usage = {'prompt_tokens': 500, 'completion_tokens': 50}
+        self.send(200, {'choices': [{'message': message, 'finish_reason': 'stop'}], 'usage': usage})
 
     def handle(self):
         try:
             super().handle()
-        except (ConnectionError, ValueError):  # a client that was killed, maybe half-way through its question
+        except (ConnectionError, ValueError):  # the client was killed, maybe in the middle of a request
             pass
 
     def log_message(self, *_):
@@ -84,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 options = OPTIONS | json.loads(sys.argv[1] if len(sys.argv) > 1 else '{}')
-seen, n_requests, lock = collections.Counter(), 0, threading.Lock()
+n_graded, request_numbers, lock = collections.Counter(), itertools.count(1), threading.Lock()
 server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
 server.daemon_threads = True
 print(server.server_port, flush=True)
