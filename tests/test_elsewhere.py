@@ -98,7 +98,8 @@ def test_a_config_of_tinynews_trains_as_it_says(home):
 
 @pytest.mark.parametrize('name, vocab_size, millions', [
     ('lecarnet_3m', 50262, 3.7), ('lecarnet_8m', 50262, 8.5), ('lecarnet_21m', 50262, 21.3),
-    ('tinynews_3m', 8192, 2.9), ('tinynews_11m', 8192, 10.5), ('tinynews_28m', 8192, 27.6), ('tinynews_59m', 8192, 58.9),
+    ('tinynews_3m', 8192, 2.9), ('tinynews_11m', 8192, 10.5), ('tinynews_28m', 8192, 27.6),
+    ('tinynews_59m', 8192, 58.9),
     ('tinystories_15m', 32000, 15.2), ('regional', 68096, 54.3)])
 def test_a_published_config_gives_a_model_of_the_published_size(project, name, vocab_size, millions):
     block, here, _ = (PROJECT / 'train.py').read_text(encoding='utf-8').partition('\nhere = ')
