@@ -1,9 +1,13 @@
 """replies.py, and generate_data.py with a chat API: which replies become stories."""
 
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 import time
+import unicodedata
 
 import pytest
 from conftest import PROJECT, cleaner
@@ -32,12 +36,14 @@ def test_a_story_is_found(reply):
 
 
 def test_a_story_in_paragraphs_is_found():
-    assert replies.stories_in('{"story": ["%s", "सब सो गए।"]}' % HINDI, 'json') == [('', f'{HINDI}\n\nसब सो गए।')]
+    reply = json.dumps({'story': [HINDI, ENGLISH]})
+    assert replies.stories_in(reply, 'json') == [('', f'{HINDI}\n\n{ENGLISH}')]
 
 
 @pytest.mark.parametrize('language, text, says', [
-    ('hindi', HINDI, ''), ('hindi', HINDI + ' बिल्ली ने "mew" कहा।', ''), ('marathi', MARATHI, ''), ('bangla', BANGLA, ''),
-    ('english', ENGLISH, ''), ('french', FRENCH, ''), ('french', 'Le chat miaula : « Encore ! »', ''),
+    ('hindi', HINDI, ''), ('hindi', HINDI + ' बिल्ली ने "mew" कहा।', ''), ('marathi', MARATHI, ''),
+    ('bangla', BANGLA, ''), ('english', ENGLISH, ''), ('french', FRENCH, ''),
+    ('french', 'Le chat miaula : « Encore ! »', ''),
     ('hindi', 'Radha gave milk to the cat.', 'not in devanagari'), ('marathi', BANGLA, 'not in devanagari'),
     ('bangla', HINDI, 'not in bengali'), ('bangla', 'Radha gave milk to the cat.', 'not in bengali'),
     ('english', HINDI, 'not in latin'), ('hindi', HINDI + ' **अंत**', 'markup'),
@@ -50,6 +56,173 @@ def test_what_passes_in_each_language(language, text, says):
             replies.check(cleaner(language)(text), 3, 600, True)
     else:
         assert replies.check(cleaner(language)(text), 3, 600, True) == text
+
+
+def problem(function, text):
+    """Why a function rejects a text; '' if it does not."""
+    try:
+        function(text)
+    except chat.Rejected as e:
+        return str(e)
+    return ''
+
+
+# what a model adds to a story: before it, after it
+TALK = {
+    ENGLISH: (['I’m sorry, but I can’t help with that. ', 'Sure! ', 'Here is the story: ',
+               "Here's a short story.\n\n", 'As an AI, I write: '],
+              [' The End.', ' Moral: Be kind.', '\n\nMoral of the story: be kind.', ' (Word count: 180).',
+               ' I hope you like this story.']),
+    FRENCH: (['Bien sûr ! ', 'Voici une histoire : ', 'Je suis désolé, mais je ne peux pas. '],
+             ['\n\nFin.', ' Morale : il faut partager.', '\n\nLa morale de cette histoire est simple.',
+              ' J’espère que cette histoire vous plaira.']),
+    HINDI: (['यह रही कहानी। ', 'ज़रूर! यह रही आपकी कहानी: ', 'क्षमा करें, मैं यह नहीं कर सकती। '],
+            [' सीख: बाँटना अच्छा है।', ' सीख : बाँटो।', '\n\nइस कहानी से हमें सीख मिलती है कि बाँटना अच्छा है।', ' समाप्त।',
+             ' शब्द संख्या 180।']),
+    MARATHI: (['ही घ्या गोष्ट: ', 'सादर आहे गोष्ट. ', 'नक्कीच! '],
+              [' तात्पर्य: वाटून खावे.', '\n\nबोध: वाटून खावे.', ' या गोष्टीतून आपण वाटायला शिकतो.', ' समाप्त.']),
+    BANGLA: (['এখানে একটি গল্প দেওয়া হলো। ', 'অবশ্যই! ', 'এই নিন আপনার গল্প: '],
+             [' নীতিকথা: ভাগ করে খাও।', '\n\nএই গল্প থেকে আমরা শিখি ভাগ করতে।', ' শিক্ষা: ভাগ করো।', ' সমাপ্ত।'])}
+# what a story may contain
+SPEECH = {
+    ENGLISH: ['“Here is a story,” said Grandma.', 'I hope you like it here, she wrote.', '“Sure!” said Mia.',
+              'It was the end.', '“I can’t write this!” he cried.', 'At the end of the day, they slept.'],
+    FRENCH: ['« Voici une histoire », dit mamie.', 'Il était désolé.', 'Il compta le nombre de mots.',
+             'Ce fut la fin.'],
+    HINDI: ['“यहाँ एक कहानी है,” दादी बोलीं।', 'उसने किताब का शीर्षक पढ़ा।', 'उसने बहुत कुछ सीखा।', 'खेल समाप्त हुआ।'],
+    MARATHI: ['“इथे एक गोष्ट आहे,” आजी म्हणाली.', 'तिने शीर्षक वाचले.', 'खेळ समाप्त झाला.'],
+    BANGLA: ['“এখানে একটি গল্প আছে,” দিদা বললেন।', 'সে বইয়ের শিরোনাম পড়ল।', 'খেলা শেষ।']}
+NAMES = {HINDI: 'hindi', MARATHI: 'marathi', BANGLA: 'bangla', ENGLISH: 'english', FRENCH: 'french'}
+
+
+@pytest.mark.parametrize('story', NAMES, ids=NAMES.get)
+def test_talk_about_the_task_is_rejected_and_speech_in_a_story_is_not(story):
+    clean = cleaner(NAMES[story])
+    before, after = TALK[story]
+    for text in [*(talk + story for talk in before), *(story + talk for talk in after)]:
+        assert problem(clean, text) == 'refusal or meta text', text
+    for sentence in SPEECH[story]:
+        for text in (f'{sentence} {story}', f'{story} {sentence}', f'{story} {sentence} {story}'):
+            assert problem(clean, text) == '', text
+
+
+def test_a_title_is_cut_off():
+    for story, title in [
+            (ENGLISH, 'The Cat, the Milk and Mia'), (ENGLISH, 'Title: “The Kind Girl”'), (ENGLISH, '**The Kind Girl**'),
+            (HINDI, 'राधा और बिल्ली'), (HINDI, 'शीर्षक: राधा और बिल्ली'), (BANGLA, 'রাধার বিড়াল'),
+            (FRENCH, 'Léa et le chat')]:
+        for gap in ('\n', '\n\n'):
+            assert cleaner(NAMES[story])(title + gap + story) == story
+    for text in ['“Come here!”\n' + ENGLISH, 'He said:\n\n“' + ENGLISH + '”', 'One day\na cat came.\n\n' + ENGLISH,
+                 'The moon is high\nThe stars are bright\nAnd all the world\nIs full of light.']:
+        assert cleaner('english')(text) == text
+
+
+def test_invisible_characters_are_removed_and_broken_ones_rejected():
+    clean = cleaner('hindi')
+    for char in '\u200b\ufeff\u2060\u00ad\u200e':
+        assert clean(char + HINDI[:4] + char + HINDI[4:] + char) == HINDI
+    for joiner in '\u200c\u200d':
+        assert clean(f'{HINDI}{joiner}') == HINDI
+        assert f'क्{joiner}ष' in clean(f'क्{joiner}ष {HINDI}')
+    assert 'হঠাত্\u200d ' in cleaner('bangla')(f'হঠাত্\u200d {BANGLA}')  # an old way to write ৎ
+    for char in '\x00\x0b\x7f\x85\x9f\ue000\ufffd\uffff':
+        assert problem(clean, HINDI[:9] + char + HINDI[9:]) == 'broken characters', repr(char)
+    assert problem(clean, f'{HINDI}\n\n---\n\n{HINDI}') == 'markup'
+
+
+def test_a_bar_is_a_danda_in_indic_scripts():
+    for story in (HINDI, BANGLA):
+        clean = cleaner(NAMES[story])
+        for bar in ('|', ' |', ' ।'):
+            assert clean(story.replace('।', bar)) == story
+        assert clean(f'{story[:-1]}||') == f'{story[:-1]}॥'
+        assert problem(clean, f'| {story} |') == 'markup'
+    assert problem(cleaner('english'), ENGLISH.replace('.', ' |')) == 'markup'
+
+
+@pytest.mark.parametrize('text, says', [
+    ('She said, “We waited long.” The crowd cheered.', ''), ('She said, "We waited long." The crowd cheered.', ''),
+    ('The crowd said “It is ours” and left.', ''), ('They waited (for hours). Then I came.', ''),
+    ('“Is it safe?” she asked. “Yes.” “Then I’m going.”', ''), ('The rule is simple: Nobody enters.', ''),
+    ('He paused… Then he left.', ''), ('He came to Paris.', 'proper noun'),
+    ('She said, “We like Paris.”', 'proper noun'),
+    ('The group (Unesco) paid.', 'proper noun'), ('The ship "Hope" sank.', 'proper noun'), ('NATO met.', 'proper noun'),
+    ('Mr. Smith came.', 'proper noun'), ('In mid-July it opened.', 'proper noun'),
+    ('U.S. farmers met.', 'proper noun')])
+def test_names_in_news(text, says):
+    text = cleaner('news')('The mayor opened the bridge on a windy morning. ' + text)
+    assert problem(lambda text: replies.check(text, 3, 600, False), text) == says
+    assert replies.check(text, 3, 600, True) == text
+
+
+@pytest.mark.parametrize('headline, says', [
+    ('Mayor opens bridge', ''), ('Mayor Opens New Bridge after Long Delay', ''), ('“We won,” says coach', ''),
+    ('Mayor visits Paris', 'proper noun'), ('Fire in London', 'proper noun'), ('Bridge', 'broken headline')])
+def test_headlines(headline, says):
+    assert problem(lambda text: replies.check_headline(text, False), headline) == says
+
+
+def bulletin(n, end='</p>'):
+    return f'<h1>Bulletin {"more " * n}ends well</h1><p>The mayor opened the bridge.' + end
+
+
+@pytest.mark.parametrize('reply, kept', [
+    (bulletin(1) + '\n2. ' + bulletin(2) + '\n\n3) ' + bulletin(3), [1, 2, 3]),
+    ('```html\n' + bulletin(1) + '\n' + bulletin(2) + '\n```', [1, 2]),
+    (bulletin(1) + bulletin(2) + '\nI hope that these will do. Shall I write more?', [1, 2]),
+    (bulletin(1) + '<think>' + bulletin(2), [1]), (bulletin(1) + bulletin(2, ''), [1]),
+    (bulletin(1) + bulletin(2, '') + '\n3. ' + bulletin(3), [1, 2, 3]), (bulletin(1) + bulletin(2) + '<p>and the', [1]),
+    (bulletin(1) + '<h1>Half a', [1])])
+def test_bulletins_of_a_reply(reply, kept):
+    pairs = replies.stories_in(reply, 'html')
+    assert [headline.count('more') for headline, _ in pairs] == kept
+    assert {text for _, text in pairs} == {'The mayor opened the bridge.'}
+
+
+@pytest.mark.parametrize('kind, word, text, found', [
+    ('verb', 'मदद करना', 'उसने माँ की मदद की।', True), ('verb', 'कूदना', 'बंदर कूदा।', True),
+    ('verb', 'कूदना', 'बंदर सोया।', False),
+    ('noun', 'कान', 'वह मकान में था।', False), ('noun', 'घोड़ा', 'घोड़ों ने घास खाई।', True),
+    ('noun', 'कली', 'वह कल आया।', False),
+    ('noun', 'cat', 'The caterpillar ate.', False), ('noun', 'cat', 'Two cats ate.', True),
+    ('adjective', 'heart-shaped', 'A heart shaped box.', True), ('verb', 'मदत करणे', 'तिने मदत केली.', True),
+    ('noun', 'घर', 'ती घराच्या मागे गेली.', True), ('verb', 'রান্না করা', 'মা রান্না করলেন।', True),
+    ('noun', 'কুকুর', 'কুকুরটি দৌড়াল।', True),
+    ('verb', 'দৌড়ানো', 'কুকুরটি দৌড়াল।', True), ('verb', 'se cacher', 'Il s’est caché.', True),
+    ('adjective', 'léger', 'Une plume légère.', True), ('noun', 'chat', 'Le château brille.', False),
+    ('noun', 'arc-en-ciel', 'Un arc-en-ciel !', True), ('group', 'storm, roof, wind', 'The roofs were new.', True),
+    ('group', 'storm, roof, wind', 'The cows were new.', False)])
+def test_which_seed_words_are_missing(kind, word, text, found):
+    word, text = unicodedata.normalize('NFC', word), unicodedata.normalize('NFC', text)
+    assert replies.missing({kind: {'word': word, 'tags': []}}, text) == ([] if found else [kind])
+
+
+def rows_of(language, kind):
+    """{word: its row} of a word list, as generate_data.py reads it."""
+    lines = (PROJECT / f'data/{language}/{kind}s.txt').read_text(encoding='utf-8').splitlines()
+    lines = [line.split('\t') for line in lines if line and not line.startswith('#')]
+    return {line[0]: dict(zip(lines[0], line)) | {'tags': []} for line in lines[1:]}
+
+
+def test_irregular_verbs_of_french():
+    rows = rows_of('french', 'verb')
+    for verb, text in [('prendre', 'Il prit son sac.'), ('aller', 'Elle va à la mer.'), ('voir', 'Il a vu un loup.'),
+                       ('se souvenir', 'Elle se souvint de lui.'), ('faire', 'Il fit un nid.')]:
+        assert replies.missing({'verb': rows[verb]}, text) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('language', ['hindi', 'english'])
+def test_no_seed_word_of_the_grammar_is_missing(project, language):
+    project.run('generate_data.py', f'--language={language}', '--total=1000', '--out=s.jsonl')
+    stories = project.jsonl('s.jsonl')
+    for kind in ('noun', 'verb', 'adjective'):
+        rows = rows_of(language, kind)
+        assert [story['id'] for story in stories if replies.missing({kind: rows[story[kind]]}, story['text'])] == []
+        others = [rows[story[kind]] for story in stories[1:]]
+        n_found = sum(not replies.missing({kind: row}, story['text']) for row, story in zip(others, stories))
+        assert n_found < 60
 
 
 def test_find_json_survives_anything():
@@ -84,6 +257,20 @@ def test_near_duplicates():
     assert sum(seen.add(altered(story, 4)) > 0 for story in stories) > 285  # these share some 0.9 of their shingles
     assert sum(seen.add(altered(story, 100)) > 0 for story in stories) < 30  # some 0.06
     assert sum(seen.add(' '.join(story)) == 1 for story in stories) >= 297  # copies
+
+
+def test_near_duplicates_are_the_same_in_every_process():
+    code = """
+import replies
+seen = replies.Seen()
+print([seen.add(' '.join(str(n + (n == i)) for n in range(40))) for i in range(40)])
+"""
+    outputs = set()
+    for hash_seed in '12':
+        env = os.environ | {'PYTHONHASHSEED': hash_seed, 'PYTHONPATH': str(PROJECT), 'PYTHONIOENCODING': 'utf-8'}
+        outputs.add(subprocess.check_output([sys.executable, '-c', code], env=env, text=True))
+    similarities = json.loads(outputs.pop())
+    assert not outputs and any(0 < similarity < 1 for similarity in similarities)
 
 
 # -----------------------------------------------------------------------------
