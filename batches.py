@@ -18,14 +18,16 @@ from files import check, fail, write_text
 PROVIDERS = ('openai', 'groq', 'mistral')
 BATCH_SIZE = 20_000  # requests per batch, at first; OpenAI accepts 50,000 and 200 MB
 MAX_OPEN = 10  # batches
-POLL_INTERVAL = 30  # seconds, at most
+POLL_INTERVAL = 10  # seconds
+ENDPOINT = '/v1/chat/completions'
 ENDED = ('completed', 'success', 'failed', 'expired', 'timeout_exceeded', 'cancelled')  # a batch's status
 
 
 def read_state(path, api, batch):
-    """Read the .batches.json file -> {'open': batches, 'retry': jobs for a later batch, 'model': …, 'size': of a batch}.
+    """Read the .batches.json file -> {'open': batches, 'retry': jobs for a later batch, 'model': …, 'size': …}.
 
     A batch is {'file': id of the uploaded file, 'batch': its id or None if not created yet, 'jobs': [Job, …]}.
+    size: the number of requests in the next batch.
     """
     model = f'{api["provider"]} {api["model"]}'
     state = {'open': [], 'retry': [], 'model': model, 'size': BATCH_SIZE}
@@ -53,174 +55,161 @@ class Batches:
 
     def __init__(self, run, ids, is_done, state, state_path):
         self.run = run
-        self.state = state
+        self.model = state['model']
+        self.size = state['size']
+        self.max_open = MAX_OPEN
         self.state_path = state_path
         self.url = '/batch/jobs' if run.api['provider'] == 'mistral' else '/batches'
-        self.max_open = MAX_OPEN
-        self.wait = 0.3  # seconds until the next poll, longer while nothing changes
         # a run that was killed may have written rows of jobs that are still in the state
-        state['retry'] = [job for job in state['retry'] if not is_done(job.id)]
-        known = list(state['retry'])
-        for batch in state['open']:
+        self.retry = [job for job in state['retry'] if not is_done(job.id)]
+        self.open = state['open']
+        known = list(self.retry)
+        for batch in self.open:
             batch['jobs'] = [job for job in batch['jobs'] if not is_done(job.id)]
             known += batch['jobs']
         for job in known:
-            run.spend(job.tokens)
+            run.add_cost(job.tokens)
         known_ids = {job.id for job in known}
         self.new_jobs = (Job(i) for i in ids if i not in known_ids)
 
     def save(self):
-        write_text(self.state_path, json.dumps(self.state, default=vars))
-        self.wait = 0.3
-
-    def call(self, method, path, **options):
-        """One call of the API -> the JSON object of its reply."""
-        try:
-            reply = json.loads(chat.call(self.run.api, method, path, **options))
-        except ValueError:
-            reply = None
-        if not isinstance(reply, dict):
-            fail(f'{self.run.api["url"]}{path}: the reply is not a JSON object; does the server have a Batch API?')
-        return reply
-
-    def new_id(self, path, **options):
-        """POST something -> its id."""
-        reply = self.call('POST', path, **options)
-        if 'id' not in reply:
-            fail(f'{self.run.api["url"]}{path}: the reply has no id; does the server have a Batch API?')
-        return reply['id']
+        state = {'open': self.open, 'retry': self.retry, 'model': self.model, 'size': self.size}
+        write_text(self.state_path, json.dumps(state, default=vars))
 
     def collect(self):
         """Send every id -> True when all are done, False when stopped before."""
         last_answer = time.monotonic()
-        patience = chat.FIRST_PATIENCE
+        max_silence = chat.START_TIMEOUT
         try:
             while True:
                 try:
                     if not self.advance():
                         break
                     last_answer = time.monotonic()
-                    patience = chat.PATIENCE
+                    max_silence = chat.OUTAGE_TIMEOUT
                 except chat.NoAnswer:
-                    if time.monotonic() - last_answer > patience:
+                    if time.monotonic() - last_answer > max_silence:
                         raise
-                self.run.show(f'{len(self.state["open"])} batches open')
-                time.sleep(self.wait)
-                self.wait = min(POLL_INTERVAL, 1.5 * self.wait)
+                self.run.show(f'{len(self.open)} batches open')
+                time.sleep(POLL_INTERVAL)
         except KeyboardInterrupt:
-            self.run.say('the batches continue at the provider; the same command fetches them')
+            self.run.log('the batches continue at the provider; the same command fetches them')
             return False
-        if self.state['retry'] or next(self.new_jobs, None):
-            self.run.say_max_cost()
+        if self.retry or next(self.new_jobs, None):
+            self.run.log_max_cost()
             return False
         if os.path.exists(self.state_path):
             os.remove(self.state_path)
         return True
 
     def advance(self):
-        """Create, poll and submit batches -> whether any is open."""
-        for batch in list(self.state['open']):
+        """Create and poll batches, upload new ones -> whether any is open."""
+        for batch in list(self.open):
             if batch['batch']:
                 self.poll(batch)
             else:
                 self.create(batch)
-        while len(self.state['open']) < self.max_open and self.submit():
+        while len(self.open) < self.max_open and self.upload():
             pass
-        return bool(self.state['open'])
+        return bool(self.open)
 
-    def submit(self):
+    def call(self, method, path, key, **options):
+        """One call of the API -> the JSON object of its reply, which must have `key`."""
+        text = chat.call(self.run.api, method, path, **options)
+        _, reply = chat.parse_reply(0, text)
+        if not isinstance(reply, dict) or key not in reply:
+            fail(f'{self.run.api["url"]}{path}: no {key!r} in the reply; does the server have a Batch API?')
+        return reply
+
+    def upload(self):
         """Upload the next jobs for a batch -> whether there are any that max_cost allows."""
-        jobs = self.state['retry']
-        while len(jobs) < self.state['size']:
+        while len(self.retry) < self.size:
             job = next(self.new_jobs, None)
             if not job:
                 break
-            jobs.append(job)
-        n = min(len(jobs), self.state['size'])
-        n_open = sum(len(batch['jobs']) for batch in self.state['open'])
-        while n and not self.run.affords(n_open + n):
+            self.retry.append(job)
+        n = min(len(self.retry), self.size)
+        n_open = sum(len(batch['jobs']) for batch in self.open)
+        while n and not self.run.can_afford(n_open + n):
             n = n * 9 // 10
         if not n:
             return False
         lines = []
-        for job in jobs[:n]:
-            request = {'custom_id': str(job.id), 'method': 'POST', 'url': '/v1/chat/completions'}
-            lines.append(json.dumps(request | {'body': self.run.request_of(job)}))
+        for job in self.retry[:n]:
+            request = {'custom_id': str(job.id), 'method': 'POST', 'url': ENDPOINT, 'body': self.run.request_body(job)}
+            lines.append(json.dumps(request))
         file = ('requests.jsonl', '\n'.join(lines).encode(), 'application/jsonl')
-        file_id = self.new_id('/files', data={'purpose': 'batch'}, files={'file': file})
-        self.state['open'].append({'file': file_id, 'batch': None, 'jobs': jobs[:n]})
-        self.state['retry'] = jobs[n:]
+        uploaded = self.call('POST', '/files', 'id', data={'purpose': 'batch'}, files={'file': file})
+        self.open.append({'file': uploaded['id'], 'batch': None, 'jobs': self.retry[:n]})
+        self.retry = self.retry[n:]
         self.save()
         return True
 
     def create(self, batch):
-        """Create the batch of an uploaded file, unless a run that was killed, or whose connection broke, has done so."""
+        """Create the batch of an uploaded file, unless it exists: a run may be killed just after it created one."""
         file_id = batch['file']
-        for other in self.call('GET', f'{self.url}?limit=100').get('data') or []:
+        for other in self.call('GET', f'{self.url}?limit=100', 'data')['data']:
             if file_id == other.get('input_file_id') or file_id in (other.get('input_files') or []):
                 batch['batch'] = other['id']
         if not batch['batch']:
-            fields = {'endpoint': '/v1/chat/completions', 'input_file_id': file_id, 'completion_window': '24h'}
+            fields = {'endpoint': ENDPOINT, 'input_file_id': file_id, 'completion_window': '24h'}
             if self.run.api['provider'] == 'mistral':
-                fields = {'endpoint': '/v1/chat/completions', 'input_files': [file_id], 'model': self.run.api['model']}
-            batch['batch'] = self.new_id(self.url, json=fields)
+                fields = {'endpoint': ENDPOINT, 'input_files': [file_id], 'model': self.run.api['model']}
+            batch['batch'] = self.call('POST', self.url, 'id', json=fields)['id']
         self.save()
 
     def poll(self, batch):
         """See whether a batch has ended, and handle its results."""
-        reply = self.call('GET', f'{self.url}/{batch["batch"]}')
-        status = str(reply.get('status')).lower()
+        reply = self.call('GET', f'{self.url}/{batch["batch"]}', 'status')
+        status = str(reply['status']).lower()
         if status not in ENDED:
             return
         results = []
         for name in ('output_file_id', 'output_file', 'error_file_id', 'error_file'):
             if reply.get(name):
                 results.append(chat.call(self.run.api, 'GET', f'/files/{reply[name]}/content'))
-        self.state['open'].remove(batch)
+        self.open.remove(batch)
         if results:
             self.handle_results(batch, '\n'.join(results))
         else:
-            self.handle_failure(batch, status, json.dumps(reply.get('errors')))
-
-    def handle_failure(self, batch, status, errors):
-        """A batch without results is over a limit: continue with smaller ones. For any other reason the run ends."""
-        self.state['retry'] += batch['jobs']
-        self.max_open = max(1, len(self.state['open']))
-        message = f'batch {batch["batch"]} {status}: {errors:.300}'
-        too_large = re.search(r'limit|too.?(large|big|many)', errors) and len(batch['jobs']) > 20
-        if too_large:
-            self.state['size'] = len(batch['jobs']) // 2
+            self.handle_failure(batch, f'batch {batch["batch"]} {status}: {json.dumps(reply.get("errors")):.300}')
         self.save()
-        if not too_large:
+
+    def handle_failure(self, batch, message):
+        """A batch without results: if it is over a limit, continue with smaller ones, else end the run."""
+        self.retry += batch['jobs']
+        self.max_open = max(1, len(self.open))
+        if len(batch['jobs']) <= 20 or not re.search(r'limit|too.?(large|big|many)', message):
+            self.save()
             fail(f'{self.run.api["provider"]}: {message}; the same command tries again')
-        self.run.say(f'{message}; continuing with batches of {self.state["size"]:,}')
+        self.size = len(batch['jobs']) // 2
+        self.run.log(f'{message}; continuing with batches of {self.size:,}')
 
     def handle_results(self, batch, results):
         """Write the rows of a batch's results; rejected and missing ones are retried in a later batch."""
         missing = {str(job.id): job for job in batch['jobs']}
-        replies = []  # (job, status, JSON of the reply, the same as text)
+        replies = []  # (job, status, JSON of the reply)
         for line in results.split('\n'):
             _, result = chat.parse_reply(0, line)
-            if not isinstance(result, dict) or result.get('custom_id') not in missing:
-                continue
-            response = result.get('response')
-            if not isinstance(response, dict):
-                response = {}
-            text = json.dumps(response.get('body') or result.get('error'), ensure_ascii=False)
-            replies.append((missing.pop(result['custom_id']), response.get('status_code'), response.get('body'), text))
-        if len(replies) >= 20 and all(status != 200 for _, status, _, _ in replies):
-            self.state['retry'] += batch['jobs']
+            try:
+                status = result['response']['status_code']
+                body = result['response']['body']
+                job = missing.pop(result['custom_id'])
+            except (KeyError, TypeError):
+                continue  # a broken line: its job stays in `missing`
+            replies.append((job, status, body))
+        if len(replies) >= 20 and all(status != 200 for _, status, _ in replies):
+            self.retry += batch['jobs']
             self.save()
-            fail(chat.refusal(self.run.api, replies[0][1], replies[0][3]))
-        for job, status, body, text in replies:
+            fail(chat.refusal(self.run.api, replies[0][1], json.dumps(replies[0][2])))
+        for job, status, body in replies:
+            job.reply = json.dumps(body, ensure_ascii=False)
             if status == 200:
-                done = self.run.take_answer(job, body, text)
+                done = self.run.handle_answer(job, body, job.reply)
             else:
-                job.reply = text
                 done = self.run.count_try(job, f'HTTP {status}')
             if not done:
-                self.state['retry'].append(job)
+                self.retry.append(job)
         for job in missing.values():
             if not self.run.count_try(job, 'no reply in the batch'):
-                self.state['retry'].append(job)
-        self.save()
+                self.retry.append(job)

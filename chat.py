@@ -4,7 +4,7 @@ The client for chat APIs: anything that speaks OpenAI's /chat/completions.
     api = chat.connect('mistral')   # reads the key from MISTRAL_API_KEY
     print(chat.ask(api, [{'role': 'user', 'content': 'Write a story.'}]))
 
-    with open_append('stories.jsonl') as f:   # many prompts at once: one row or more for each id, appended as replies come
+    with open_append('stories.jsonl') as f:   # many prompts at once; rows are appended as replies come
         chat.collect(api, ids, prompt, accept, f, total=1000)
 
 Notable choices:
@@ -15,7 +15,6 @@ Notable choices:
 - The key is read from the environment only, and never shown or written.
 """
 
-import bisect
 import bisect
 import collections
 import email.utils
@@ -35,7 +34,7 @@ from tqdm import tqdm
 
 from files import append_rows, check, fail, open_append, read_jsonl
 
-PROVIDERS = {  # name: (address, environment variable of the key, default model; '' = the first model that the server lists)
+PROVIDERS = {  # name: (address, environment variable of the key, default model or '' = the first one that it lists)
     'openai': ('https://api.openai.com/v1', 'OPENAI_API_KEY', 'gpt-6-luna'),
     'mistral': ('https://api.mistral.ai/v1', 'MISTRAL_API_KEY', 'mistral-small-latest'),
     'gemini': ('https://generativelanguage.googleapis.com/v1beta/openai', 'GEMINI_API_KEY', 'gemini-3.1-flash-lite'),
@@ -67,8 +66,8 @@ PRICES = {  # US dollars per million tokens (input, output), from litellm 1.106.
 CONNECT_TIMEOUT = 10  # seconds
 MAX_REPLY = 1 << 24  # bytes
 MAX_BACKOFF = 60  # seconds
-FIRST_PATIENCE = 30  # seconds without an answer until a run ends, if the server has never answered
-PATIENCE = 3600  # the same if it has answered before; also the longest wait that a provider may ask for
+START_TIMEOUT = 30  # seconds; `collect` ends if the server has not answered a single prompt by then
+OUTAGE_TIMEOUT = 3600  # seconds; `collect` ends after this time without an answer; also the limit of a Retry-After
 
 # a reasoning model's thoughts at the start of a reply; some servers leave out the opening tag
 THOUGHTS = re.compile(r'\A(?:\s*<think>.*?(?:</think>|\Z)|.*?\n</think>\s*\n)', re.S)
@@ -79,12 +78,12 @@ class Rejected(Exception):
 
 
 class NoAnswer(SystemExit):
-    """The server could not be reached, or had an error that may pass. One line for the user, if nobody catches it."""
+    """The server could not be reached, or had an error that may pass. If not caught, it ends the script in one line."""
 
 
 def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024, extra=None,
             price_in=-1.0, price_out=-1.0, otherwise=''):
-    """Check the settings of an API -> a dict for `ask`, `request` and `collect`. A bad setting ends the script.
+    """Check the settings of an API -> a dict for `ask` and `collect`. A bad setting ends the script.
 
     provider: a name in PROVIDERS. It may be empty with base_url; then the key is in CHAT_API_KEY, if one is needed.
     model: if empty, the provider's default model, else the first one that the server lists.
@@ -98,7 +97,8 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
     url, variable, default_model = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
     url = (base_url or url).rstrip('/')
     check(re.fullmatch(r'https?://[^\s/@?#]+(/[^\s@?#]*)?', url),
-          'base_url must begin with http:// or https:// and contain no name, password or ?…; a key belongs in CHAT_API_KEY')
+          'base_url must begin with http:// or https:// and contain no user name, password or ?…; '
+          'a key belongs in CHAT_API_KEY')
     key = os.environ.get(variable, '').strip()
     instead = otherwise and f', {otherwise}'
     check(key or base_url or not variable,
@@ -147,17 +147,22 @@ def fill(template, slots):
 
 
 def send(session, api, method, path, timeout, max_bytes, **options):
-    """One HTTP request -> (status, headers, text). Without a complete reply, the status is 0 and the text is the reason.
+    """One HTTP request -> (status, headers, text). Without a complete reply: (0, {}, the reason).
 
     session: a requests.Session, or the module requests itself.
     """
+    options |= {
+        'headers': api['headers'],
+        'auth': lambda request: request,  # changes nothing; without it, a password from ~/.netrc would replace the key
+        'timeout': (CONNECT_TIMEOUT, timeout),  # for the connection, and between two packets of the reply
+        'allow_redirects': False,
+        'stream': True,
+    }
     deadline = time.monotonic() + timeout
     body = bytearray()
     try:
-        # `auth` does nothing: without it, requests would replace the key by a password from ~/.netrc
-        with session.request(method, api['url'] + path, headers=api['headers'], auth=lambda request: request,
-                             timeout=(CONNECT_TIMEOUT, timeout), allow_redirects=False, stream=True, **options) as reply:
-            for chunk in reply.iter_content(64):  # small chunks: to fill a large one, a slow server takes past the deadline
+        with session.request(method, api['url'] + path, **options) as reply:
+            for chunk in reply.iter_content(64):  # a slow server needs too long for a larger chunk
                 body += chunk
                 if time.monotonic() > deadline or len(body) > max_bytes:
                     raise requests.Timeout
@@ -169,7 +174,7 @@ def send(session, api, method, path, timeout, max_bytes, **options):
 
 
 def hide_key(api, text):
-    """Remove the key from a text. A key of less than 8 letters is a mere word, such as local servers accept."""
+    """Remove the key from a text. A shorter key is a mere word, as local servers accept."""
     return text.replace(api['key'], '***') if len(api['key']) >= 8 else text
 
 
@@ -184,7 +189,8 @@ def call(api, method, path, **options):
     if is_refused(status, text):
         fail(refusal(api, status, text))
     if not 200 <= status < 300:
-        raise NoAnswer(f'{api["url"]} does not answer ({reason_for(status, text)}); is it running, and is base_url right?')
+        reason = reason_for(status, text)
+        raise NoAnswer(f'{api["url"]} does not answer ({reason}); is it running, and is base_url right?')
     return text
 
 
@@ -231,7 +237,7 @@ def text_of(data, whole=True):
 
 
 def parse_reply(status, text):
-    """-> (status, JSON or None). An error inside a reply with status 200, as OpenRouter sends it, gets its own status."""
+    """-> (status, JSON or None). OpenRouter sends some errors with status 200: they get the status inside the error."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -271,7 +277,7 @@ def seconds_to_wait(headers):
     for kind in ('requests', 'tokens'):
         if headers.get(f'x-ratelimit-remaining-{kind}', '').strip() == '0':
             waits.append(parse_duration(headers.get(f'x-ratelimit-reset-{kind}', '').strip()))
-    return min(max(waits), PATIENCE)
+    return min(max(waits), OUTAGE_TIMEOUT)
 
 
 def parse_duration(text):
@@ -379,9 +385,9 @@ class Run:
     n_answers: int = 0
     n_rows: int = 0
     n_failed: int = 0
-    problems: collections.Counter = field(default_factory=collections.Counter)  # of replies: reason and number
+    failures: collections.Counter = field(default_factory=collections.Counter)  # of replies: reason and number
 
-    def request_of(self, job):
+    def request_body(self, job):
         """The JSON of a job's request."""
         return self.api['fields'] | {'messages': self.prompt(job.id)}
 
@@ -390,19 +396,22 @@ class Run:
         price_in, price_out = self.api['prices'] or (0, 0)
         return (tokens[0] * price_in + tokens[1] * price_out) / 1e6
 
-    def spend(self, tokens):
+    def add_cost(self, tokens):
         for i, amount in enumerate((*tokens, self.cost(tokens))):
             self.spent[i] += amount
 
-    def affords(self, n):
+    def can_afford(self, n):
         """Whether n requests more, those in flight included, stay below max_cost if each costs the mean so far."""
         mean = self.cost([self.api['max_tokens'], self.api['max_tokens']])
         if self.n_answers:
             mean = (self.spent[2] - self.spent_before) / self.n_answers
         return not self.max_cost or self.spent[2] + n * mean <= self.max_cost + 1e-9  # rounding
 
-    def take_answer(self, job, data, text):
-        """Write the rows of a reply with status 200, or count it as rejected -> whether the job is done."""
+    def handle_answer(self, job, data, text):
+        """Write the rows of a reply with status 200, or count it as rejected -> whether the job is done.
+
+        data: the reply's JSON. text: the reply as it came.
+        """
         self.n_answers += 1
         self.count_tokens(job, data)
         job.reply = text
@@ -410,7 +419,7 @@ class Run:
             job.reply = text_of(data, self.whole)
             rows = self.accept(job.id, job.reply)
         except Rejected as e:
-            self.problems[str(e)] += 1
+            self.failures[str(e)] += 1
             return self.count_try(job, str(e))
         tokens = job.tokens
         for row in rows:
@@ -427,7 +436,7 @@ class Run:
         except (KeyError, TypeError, ValueError, OverflowError):  # the server does not count
             tokens = [0, self.api['max_tokens'] if self.max_cost else 0]
         job.tokens = [job.tokens[0] + tokens[0], job.tokens[1] + tokens[1]]
-        self.spend(tokens)
+        self.add_cost(tokens)
 
     def usage(self, tokens):
         """Token counts as the fields of a row."""
@@ -453,19 +462,19 @@ class Run:
 
     def show(self, status):
         """Refresh the progress bar, at most twice a second."""
-        problems = f'{self.problems.total():,} retries ({self.problem_counts(3)}), ' if self.problems else ''
-        self.bar.set_postfix_str(f'{status}, {problems}{self.costs()}', refresh=False)
+        failures = f'{self.failures.total():,} retries ({self.failure_counts(3)}), ' if self.failures else ''
+        self.bar.set_postfix_str(f'{status}, {failures}{self.costs()}', refresh=False)
         self.bar.update(0)
 
-    def say(self, line):
+    def log(self, line):
         self.bar.write(line, file=sys.stderr)
 
-    def problem_counts(self, n=None):
-        """The n most common problems: '12 too short, 3 HTTP 500'."""
-        return ', '.join(f'{count:,} {reason}' for reason, count in self.problems.most_common(n))
+    def failure_counts(self, n=None):
+        """The n most common failures: '12 too short, 3 HTTP 500'."""
+        return ', '.join(f'{count:,} {reason}' for reason, count in self.failures.most_common(n))
 
-    def say_max_cost(self):
-        self.say(f'max_cost is reached: ${self.spent[2]:,.2f} of ${self.max_cost:,.2f}')
+    def log_max_cost(self):
+        self.log(f'max_cost is reached: ${self.spent[2]:,.2f} of ${self.max_cost:,.2f}')
 
     def costs(self):
         cost = f'${self.spent[2]:,.2f}'
@@ -477,8 +486,8 @@ class Run:
         self.bar.close()
         failed = f', {self.n_failed:,} given up, see failed.jsonl beside it' if self.n_failed else ''
         print(f'{self.n_rows:,} {self.unit} added to {self.file.name}{failed}')
-        if self.problems:
-            print(f'rejected replies and errors: {self.problem_counts()}')
+        if self.failures:
+            print(f'rejected replies and errors: {self.failure_counts()}')
         print(self.costs())
 
 
@@ -489,19 +498,20 @@ class Run:
 class RateLimit:
     """How many requests may be in flight, and when the next one may go.
 
-    As in TCP, `limit` grows slowly with each answer and shrinks at a 429, by half the fraction of 429s among the latest
-    replies (Alizadeh et al. 2010, "Data Center TCP"): a rare 429 hardly slows a run down. Below the full number of workers,
-    requests go at even intervals, because a rate limit that accepts a steady flow may refuse a burst.
+    - `limit` grows slowly with each answer and is cut at a 429, as in TCP. The cut is half the fraction of 429s among
+      the latest replies (Alizadeh et al. 2010, "Data Center TCP"), so a rare 429 hardly slows a run down.
+    - While the limit is below the number of workers, requests go at even intervals: a provider that accepts a steady
+      flow may refuse the same number of requests in a burst.
     """
 
     def __init__(self, num_workers):
         self.num_workers = num_workers
         self.limit = num_workers
-        self.next_at = 0.0  # when the next request may go
-        self.seconds = 0.0  # that an answer takes, a moving average
+        self.next_at = 0.0  # time when the next request may go
+        self.seconds = 0.0  # per answer, a moving average
         self.refused = 1.0  # fraction of 429s, a moving average; 1 at first, so that the first cuts are deep
-        self.slowed_at = 0.0
-        self.n_slowed = 0  # since the last answer
+        self.cut_at = 0.0  # time of the last cut
+        self.n_cuts = 0  # since the last answer
 
     def allows(self, in_flight):
         return in_flight < int(self.limit) and time.monotonic() >= self.next_at
@@ -516,22 +526,22 @@ class RateLimit:
     def after_answer(self, seconds):
         self.seconds += (seconds - self.seconds) * (0.1 if self.seconds else 1)
         self.refused *= 15 / 16
-        self.n_slowed = 0
+        self.n_cuts = 0
         self.limit = min(self.num_workers, self.limit + max(1 / self.limit, 0.05))  # + 1, or 5 %, per round trip
 
     def after_429(self, sent_at):
         self.refused += (1 - self.refused) / 16
-        if sent_at > self.slowed_at:  # the other 429s of the same round trip say nothing new
-            self.slowed_at = time.monotonic()
+        if sent_at > self.cut_at:  # else the request was sent before the last cut, and its 429 says nothing new
+            self.cut_at = time.monotonic()
             self.limit = max(1, self.limit * (1 - self.refused / 2))
-            self.pause(backoff(self.n_slowed) / 8)
-            self.n_slowed += 1
+            self.pause(backoff(self.n_cuts) / 8)
+            self.n_cuts += 1
 
 
-def work(api, timeout, tasks, replies):
+def run_worker(api, timeout, tasks, replies):
     """A worker thread: send the requests of the queue `tasks` one by one; put the replies into the queue `replies`."""
     with requests.Session() as session:  # keeps its connection open
-        for job, body in iter(tasks.get, None):
+        for job, body in iter(tasks.get, None):  # until None comes
             try:
                 reply = send(session, api, 'POST', '/chat/completions', timeout, MAX_REPLY, json=body)
             except Exception as e:  # a bug: the calling thread raises it, instead of waiting for ever
@@ -542,8 +552,8 @@ def work(api, timeout, tasks, replies):
 def send_all(run, ids, num_workers, timeout):
     """Send the prompts of all ids -> True when every id is done, False when stopped before.
 
-    An outage is more errors in a row than there are workers, plus 8. Then errors do not count as tries of a prompt,
-    and no new prompt is sent until a retry gets an answer.
+    An outage is more errors in a row than there are workers, plus 8 (with one worker, its first error is no outage).
+    In an outage, errors do not count as tries of a prompt, and no new prompt is sent until a retry gets an answer.
     """
     tasks = queue.SimpleQueue()  # to the workers: (job, JSON of the request), or None to end
     replies = queue.SimpleQueue()  # from the workers: (job, (status, headers, text))
@@ -555,7 +565,7 @@ def send_all(run, ids, num_workers, timeout):
     errors_in_a_row = 0
     last_answer = time.monotonic()
     stopping = False  # send nothing more, but handle the replies to the requests in flight
-    problem = ''  # why the run must end
+    end_message = ''  # why the run must end
 
     def retry(job, seconds=0.0):
         job.retry_at = time.monotonic() + seconds
@@ -566,15 +576,16 @@ def send_all(run, ids, num_workers, timeout):
         if stopping:
             raise KeyboardInterrupt
         stopping = True
-        run.say(f'finishing the {in_flight} requests in flight; again to stop at once')
+        run.log(f'finishing the {in_flight} requests in flight; again to stop at once')
 
     signals = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.signal(number, on_signal) for number in signals]
+    worker_args = (run.api, timeout, tasks, replies)
     for _ in range(num_workers):
-        threading.Thread(target=work, args=(run.api, timeout, tasks, replies), name='chat worker', daemon=True).start()
+        threading.Thread(target=run_worker, args=worker_args, name='chat worker', daemon=True).start()
     try:
         while True:
-            # 1) send what may be sent now: retries that are due, else new prompts
+            # 1) send what may be sent now: retries that are due, then new prompts
             outage = errors_in_a_row > num_workers + 8
             while not stopping and rate_limit.allows(in_flight):
                 if waiting and waiting[0].retry_at <= time.monotonic():
@@ -586,14 +597,14 @@ def send_all(run, ids, num_workers, timeout):
                     if not job:
                         all_sent = True
                         break
-                if not run.affords(in_flight + 1):
+                if not run.can_afford(in_flight + 1):
                     retry(job)
                     if in_flight == 0:
-                        run.say_max_cost()
+                        run.log_max_cost()
                         stopping = True
                     break
                 job.sent_at = time.monotonic()
-                tasks.put((job, run.request_of(job)))
+                tasks.put((job, run.request_body(job)))
                 rate_limit.after_sending()
                 in_flight += 1
             if in_flight == 0 and (stopping or (all_sent and not waiting)):
@@ -621,7 +632,7 @@ def send_all(run, ids, num_workers, timeout):
                 last_answer = time.monotonic()
                 errors_in_a_row = job.errors = 0
                 rate_limit.after_answer(last_answer - job.sent_at)
-                if not run.take_answer(job, data, text):
+                if not run.handle_answer(job, data, text):
                     retry(job)
                 continue
             job.reply = text
@@ -631,29 +642,29 @@ def send_all(run, ids, num_workers, timeout):
                 errors_in_a_row += 1
                 prompts_work = run.n_answers + run.bar.initial > 0 and not outage
                 if prompts_work and status not in (401, 402, 404, 429):
-                    run.problems[f'HTTP {status}'] += 1
+                    run.failures[f'HTTP {status}'] += 1
                     run.count_try(job, refusal(run.api, status, text), is_last=True)
                 else:
                     retry(job)
                     stopping = True
-                    problem = refusal(run.api, status, text)
+                    end_message = refusal(run.api, status, text)
                 continue
 
             # 5) any other error: retry
             reason = reason_for(status, text)
-            run.problems[reason] += 1
+            run.failures[reason] += 1
             if status == 429:
                 retry(job)
             else:
                 errors_in_a_row += 1
                 job.errors += 1
-                prompt_may_be_the_cause = (status or run.n_answers) and not outage
-                if not (prompt_may_be_the_cause and run.count_try(job, reason)):
+                server_is_up = (status or run.n_answers) and not outage  # else the prompt is not the cause
+                if not (server_is_up and run.count_try(job, reason)):
                     retry(job, backoff(job.errors))
-            patience = PATIENCE if run.n_answers or status == 429 else FIRST_PATIENCE
-            if time.monotonic() - last_answer > patience:
+            max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
+            if time.monotonic() - last_answer > max_silence:
                 stopping = True
-                problem = f'{run.api["url"]} gives no answer ({reason}); the same command continues when it does'
+                end_message = f'{run.api["url"]} gives no answer ({reason}); the same command continues when it does'
     finally:
         for number, handler in zip(signals, handlers):
             signal.signal(number, handler)
@@ -662,6 +673,6 @@ def send_all(run, ids, num_workers, timeout):
         for job in waiting:
             if any(job.tokens):
                 run.write_failed({'reason': 'tries of an unfinished prompt'}, job.tokens)
-    if problem:
-        fail(problem)
+    if end_message:
+        fail(end_message)
     return not stopping

@@ -22,13 +22,14 @@ max_cost = 0.0
 batch = False
 max_backoff = 60.0
 max_reply = 1 << 24
-first_patience = 30.0
+start_timeout = 30.0
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'chat_client.py')))
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 import signal
 import threading
 
+import batches
 import chat
 from files import check, open_append, parse_shard
 
@@ -36,7 +37,8 @@ part, n_parts = parse_shard(shard)
 all_ids = range(part - 1, total, n_parts)
 chat.MAX_BACKOFF = max_backoff
 chat.MAX_REPLY = max_reply
-chat.FIRST_PATIENCE = first_patience
+chat.START_TIMEOUT = start_timeout
+batches.POLL_INTERVAL = 0.2
 
 
 def prompt(i):
