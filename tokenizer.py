@@ -15,6 +15,7 @@ Every tokenizer behind one small interface: encode, decode, bos, eos.
 import json
 import os
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -61,17 +62,17 @@ class Tokenizer:
         self.eos_token = eos or self.first_special(USUAL_EOS)
         for token in (self.bos_token, self.eos_token):
             self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        self.backend.encode_special_tokens = True  # which means: as ordinary text
+        self.backend.encode_special_tokens = True  # encode them as ordinary text
         self.bos = self.backend.token_to_id(self.bos_token)
         self.eos = self.backend.token_to_id(self.eos_token)
         self.set_vocab_size()
-        # for other programs that read tokenizer.json: they put bos before a prompt, and no eos after it
+        # for other programs that read tokenizer.json: a prompt begins with bos and has no eos
         bos = self.bos_token
         self.backend.post_processor = processors.TemplateProcessing(
             single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
 
     def first_special(self, names):
-        """The first of these names that is a special token of the pipeline; names[0] if none is."""
+        """The first of these names that is a special token of the pipeline, else names[0]."""
         special = {token.content for token in self.backend.get_added_tokens_decoder().values()}
         for name in names:
             if name in special:
@@ -103,12 +104,15 @@ class Tokenizer:
 
         def encode(texts):
             texts = [unicodedata.normalize('NFC', text) for text in texts]
-            if fast and max(map(len, texts)) <= MAX_TIKTOKEN_LENGTH:
-                ids = [fast.encode_to_numpy(text, disallowed_special=()) for text in texts]
-            else:
+            if not fast or any('\0' in text or len(text) > MAX_TIKTOKEN_LENGTH for text in texts):
                 ids = [np.array(text_ids, np.uint32) for text_ids in self.encode_batch(texts)]
-            lengths = [len(text_ids) for text_ids in ids]
-            return np.concatenate(ids), np.array(lengths, np.int64)
+                lengths = np.array([len(text_ids) for text_ids in ids], np.int64)
+                return np.concatenate(ids), lengths
+            # one call for all texts is faster; NUL, a special token of `fast`, ends each of them
+            ids = fast.encode_to_numpy(''.join(text + '\0' for text in texts), allowed_special='all')
+            ends = np.flatnonzero(ids == self.vocab_size)
+            lengths = np.diff(ends, prepend=-1) - 1
+            return np.delete(ids, ends), lengths
         return encode
 
     def decode(self, ids):
@@ -186,11 +190,11 @@ def byte_characters():
 
 
 def as_tiktoken(tokenizer):
-    """A tiktoken.Encoding that gives the same ids; None if there is none.
+    """A tiktoken.Encoding with the same ids, and the id vocab_size for NUL; None if tiktoken's ids could differ.
 
-    tiktoken joins two neighbours whenever they form a token, lowest id first. `tokenizers` joins only the pairs in its
-    list of merges, first pair first. Both do the same if the merges are sorted by id, and if every token of the
-    vocabulary, encoded alone, is one token, so that it is reached by merges only.
+    tiktoken joins any two neighbours that form a token, the lowest id first. `tokenizers` joins only the pairs in its
+    list of merges, the first in the list first. Both give the same ids if the list is sorted by id, and if each token
+    of the vocabulary is one token when its text is encoded alone: merges lead to it, and nothing gets in their way.
     """
     import tiktoken
     spec = json.loads(tokenizer.to_str())
@@ -215,7 +219,7 @@ def as_tiktoken(tokenizer):
         ids[bytes(byte_of[character] for character in token)] = vocab[token]
     if not byte_of.keys() <= vocab.keys():
         return None
-    return tiktoken.Encoding(name='', pat_str=pattern, mergeable_ranks=ids, special_tokens={})
+    return tiktoken.Encoding(name='', pat_str=pattern, mergeable_ranks=ids, special_tokens={'\0': tokenizer.vocab_size})
 
 
 def word_pattern(tokenizer):
@@ -280,21 +284,17 @@ def from_file(path):
 
 def from_json(path):
     """A tokenizer.json. The Transformers settings beside it name its bos and eos."""
-    names = {'bos_token': '', 'eos_token': ''}
+    settings = {}
     try:
         for file in ('special_tokens_map.json', 'tokenizer_config.json'):
-            settings_path = os.path.join(os.path.dirname(path), file)
-            if os.path.exists(settings_path):
-                with open(settings_path, encoding='utf-8') as f:
-                    settings = json.load(f)
-                for key in names:
-                    token = settings.get(key)
-                    if isinstance(token, dict):
-                        token = token['content']
-                    names[key] = token or names[key]
-        with open(path, encoding='utf-8') as f:
-            spec = f.read()
-        return Tokenizer(spec, names['bos_token'], names['eos_token'])
+            settings_path = Path(path).with_name(file)
+            if settings_path.exists():
+                settings |= json.loads(settings_path.read_text('utf-8'))
+        names = []
+        for key in ('bos_token', 'eos_token'):
+            token = settings.get(key) or ''
+            names.append(token['content'] if isinstance(token, dict) else token)
+        return Tokenizer(Path(path).read_text('utf-8'), *names)
     except (OSError, ValueError) as e:
         fail(f'{path}: not a usable tokenizer.json ({e})')
 
@@ -325,10 +325,8 @@ def from_sentencepiece(path):
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
     proto = sentencepiece_model_pb2.ModelProto()
-    with open(path, 'rb') as f:
-        data = f.read()
     try:
-        proto.ParseFromString(data)
+        proto.ParseFromString(Path(path).read_bytes())
     except DecodeError as e:
         fail(f'{path}: not a SentencePiece model ({e})')
     pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
