@@ -1,16 +1,15 @@
 """
 Measures of stories that need no judge, and the statistics of grades. numpy alone.
 
-    measure_text(stories, script)               length, repetition, script of each story
-    measure_diversity(stories)                  how different the stories of one model are from each other
+    measure_text(stories, script)               length, repetition and script of each story
+    measure_diversity(stories)                  how different the stories of a model are
     measure_copying(stories, batches, ngrams)   how much of each story is copied from training stories
     estimate, ratio                             means with 95 % bootstrap intervals
     permutation_p, holm                         is one model better than another
     agreement                                   do judges agree
 
 A story is a dict. The measures read its `continuation` (what the model wrote), `prompt`, `kept` and `ended`, and write
-story['measures'], a dict of numbers; nan means that there is nothing to measure. In this file "ours" are the stories that
-are measured and "theirs" are the training stories that they are compared with.
+story['measures'], a dict of numbers; nan means that there is nothing to measure.
 """
 
 import collections
@@ -25,7 +24,6 @@ import numpy as np
 # -----------------------------------------------------------------------------
 # words and scripts
 
-
 # A word contains the marks and joiners of Indic scripts, which \w leaves out. In scripts without spaces between words,
 # such as Thai and Chinese, each letter counts as a word.
 MARKS = ''.join(char for char in map(chr, range(0x10000)) if unicodedata.category(char)[0] == 'M')
@@ -35,20 +33,22 @@ BASE = np.uint64(0x9e3779b97f4a7c15)  # of polynomial hashes; any large odd numb
 
 
 def count_scripts(text):
-    """'मेरा dog' -> Counter({'DEVANAGARI': 4, 'LATIN': 3}): letters and marks by the first word of their Unicode name."""
+    """The letters and marks of each script: 'मेरा dog' -> Counter({'DEVANAGARI': 4, 'LATIN': 3})"""
     counts = collections.Counter()
     for char, n in collections.Counter(text).items():
         script = unicodedata.name(char, '').split(' ')[0]
         is_letter = unicodedata.category(char)[0] in 'LM'
-        if is_letter and script not in ('', 'COMBINING', 'VARIATION', 'ZERO'):  # these marks occur in any script
+        is_in_any_script = script in ('', 'COMBINING', 'VARIATION', 'ZERO')  # as accents and joiners are
+        if is_letter and not is_in_any_script:
             counts[script] += n
     return counts
 
 
 class Words:
-    """The words of several texts as one array of hashes.
+    """The words of several texts in one array of hashes.
 
-    hashes: (words,) uint64. text_of: (words,) the number of the text that contains the word. lengths: (texts,) in words.
+    hashes: (words,) uint64. text_of: (words,) the number of the text that contains each word. ends: (words,) where that
+    text ends in the array. lengths: (texts,) the number of words of each text.
     """
 
     def __init__(self, texts):
@@ -59,78 +59,85 @@ class Words:
         self.hashes = np.concatenate(rows).view(np.uint64)
         self.lengths = np.array([len(row) for row in rows])
         self.text_of = np.repeat(np.arange(len(rows)), self.lengths)
-        self.ends = np.repeat(np.cumsum(self.lengths), self.lengths)  # (words,) where the text of each word ends
+        self.ends = np.repeat(np.cumsum(self.lengths), self.lengths)
 
-    def start_runs(self):
-        """Runs of no words, which extend_runs extends -> places, keys: one for each word."""
-        return np.arange(len(self.hashes)), np.zeros(len(self.hashes), np.uint64)
+    def empty_runs(self):
+        """A run of 0 words at each word, for extend -> positions (words,), hashes (words,)"""
+        n = len(self.hashes)
+        return np.arange(n), np.zeros(n, np.uint64)
 
-    def extend_runs(self, places, keys, n):
-        """Extend runs of n - 1 words by one word -> places, keys of the runs that stay inside their text.
+    def extend(self, positions, hashes, n):
+        """Extend runs of n - 1 words to n words; those that would cross the end of their text are left out.
 
-        places: (runs,) the first word of each run. keys: (runs,) its hash, a polynomial modulo 2^64
-        (Karp and Rabin 1987, "Efficient randomized pattern-matching algorithms").
+        positions: (runs,) the first word of each run. hashes: (runs,) its hash, a polynomial of the hashes of its words
+        modulo 2^64 (Karp and Rabin 1987, "Efficient randomized pattern-matching algorithms"). -> the same for n words
         """
-        inside = places + n <= self.ends[places]
-        keys = keys[inside]
-        places = places[inside]
-        return places, keys * BASE + self.hashes[places + n - 1]
+        inside = positions + n <= self.ends[positions]
+        positions = positions[inside]
+        hashes = hashes[inside] * BASE + self.hashes[positions + n - 1]
+        return positions, hashes
 
     def ngrams(self, n):
-        """All runs of n words inside one text -> (texts, keys): the text of each run and its hash, in order."""
-        places, keys = self.start_runs()
+        """All runs of n words in order -> texts (runs,), the number of the text that each is in, and hashes (runs,)"""
+        positions, hashes = self.empty_runs()
         for length in range(1, n + 1):
-            places, keys = self.extend_runs(places, keys, length)
-        return self.text_of[places], keys
+            positions, hashes = self.extend(positions, hashes, length)
+        return self.text_of[positions], hashes
 
     def split(self, texts, values):
-        """Split values by their text (ascending numbers of texts) -> a list with one array for each text."""
-        return np.split(values, np.searchsorted(texts, np.arange(1, len(self.lengths))))
+        """Split values, which belong to texts with these ascending numbers -> a list with an array for each text"""
+        bounds = np.searchsorted(texts, np.arange(1, len(self.lengths)))
+        return np.split(values, bounds)
 
 
-def longest_runs(ours, theirs):
-    """For each word of ours: how many words from here on appear in this order in a text of theirs. -> (words,)
+def longest_runs(words, corpus):
+    """For each word: how many words from here on appear in the same order in a text of the corpus. -> (words,)
 
     A run of n words can only match where a run of n - 1 words did, so both sides shrink with every n.
     """
-    longest = np.zeros(len(ours.hashes), np.int64)
-    places, keys = ours.start_runs()
-    their_places, their_keys = theirs.start_runs()
+    longest = np.zeros(len(words.hashes), np.int64)
+    positions, hashes = words.empty_runs()
+    corpus_positions, corpus_hashes = corpus.empty_runs()
     for n in itertools.count(1):
-        places, keys = ours.extend_runs(places, keys, n)
-        their_places, their_keys = theirs.extend_runs(their_places, their_keys, n)
-        common = np.isin(their_keys, keys)
-        their_places = their_places[common]
-        their_keys = their_keys[common]
-        common = np.isin(keys, their_keys)
-        places = places[common]
-        keys = keys[common]
-        if not len(places):
+        positions, hashes = words.extend(positions, hashes, n)
+        corpus_positions, corpus_hashes = corpus.extend(corpus_positions, corpus_hashes, n)
+        common = np.isin(corpus_hashes, hashes)
+        corpus_positions = corpus_positions[common]
+        corpus_hashes = corpus_hashes[common]
+        common = np.isin(hashes, corpus_hashes)
+        positions = positions[common]
+        hashes = hashes[common]
+        if not len(positions):
             return longest
-        longest[places] = n
+        longest[positions] = n
 
 
-def count_shared_bigrams(ours, theirs):
-    """Yield for each text of ours (counts, n): how many of its n different word pairs each text of theirs contains.
+def count_shared_bigrams(words, corpus):
+    """Yield for each text (counts, n): how many of its n different word pairs each text of the corpus contains.
 
-    counts: (texts of theirs,). They come from an inverted index: for each word pair of ours, the texts that contain it.
+    counts: (texts of the corpus,). It uses an inverted index: for each word pair, the corpus texts that contain it.
     """
-    n_texts = len(theirs.lengths)
-    our_texts, our_keys = ours.ngrams(2)
-    their_texts, their_keys = theirs.ngrams(2)
-    pairs, pair_of = np.unique(our_keys, return_inverse=True)  # the pairs of ours, numbered
-    common = np.isin(their_keys, pairs)
-    pair_numbers = np.searchsorted(pairs, their_keys[common])
-    entries = np.sort(pair_numbers * n_texts + their_texts[common])
-    entries = entries[np.diff(entries, prepend=-1) > 0]  # each once; np.unique is many times slower here
-    index = entries % n_texts  # the texts that contain pair i are index[bounds[i]:bounds[i + 1]]
+    n_texts = len(corpus.lengths)
+    texts, hashes = words.ngrams(2)
+    corpus_texts, corpus_hashes = corpus.ngrams(2)
+    pairs, pair_numbers = np.unique(hashes, return_inverse=True)
+    common = np.isin(corpus_hashes, pairs)
+    corpus_pair_numbers = np.searchsorted(pairs, corpus_hashes[common])
+
+    # 1) the index: the corpus texts that contain pair i are index[bounds[i]:bounds[i + 1]]
+    entries = np.sort(corpus_pair_numbers * n_texts + corpus_texts[common])
+    is_new = np.diff(entries, prepend=-1) > 0  # np.unique would be many times slower
+    entries = entries[is_new]
+    index = entries % n_texts
     bounds = np.searchsorted(entries, np.arange(len(pairs) + 1) * n_texts)
-    for own_pairs in ours.split(our_texts, pair_of):
-        own_pairs = np.unique(own_pairs)
+
+    # 2) look up the pairs of each text
+    for numbers in words.split(texts, pair_numbers):
+        numbers = np.unique(numbers)
         matches = [index[:0]]
-        for pair in own_pairs:
-            matches.append(index[bounds[pair]:bounds[pair + 1]])
-        yield np.bincount(np.concatenate(matches), minlength=n_texts), len(own_pairs)
+        for i in numbers:
+            matches.append(index[bounds[i]:bounds[i + 1]])
+        yield np.bincount(np.concatenate(matches), minlength=n_texts), len(numbers)
 
 
 # -----------------------------------------------------------------------------
@@ -138,11 +145,12 @@ def count_shared_bigrams(ours, theirs):
 
 
 def fraction(part, whole):
+    """part / whole, nan if whole is 0"""
     return float(part / whole) if whole else math.nan
 
 
 def measure_text(stories, script):
-    """Start story['measures'] of each story. script: the one that letters should be in, such as 'DEVANAGARI'.
+    """Start story['measures'] of each story. script: the expected one, such as 'DEVANAGARI'.
 
     repeated_4: the fraction of 4-grams that the story contains earlier, too (Welleck et al. 2020, "Neural Text
     Generation with Unlikelihood Training").
@@ -150,75 +158,78 @@ def measure_text(stories, script):
     words = Words([story['continuation'] for story in stories])
     fourgrams = words.split(*words.ngrams(4))
     for story, n_words, grams in zip(stories, words.lengths, fourgrams):
-        letters = count_scripts(story['continuation'])
         measures = {'words': int(n_words), 'ended': math.nan, 'opening_kept': math.nan}
         if story['ended'] is not None:
             measures['ended'] = float(story['ended'] == 'eos')
         if story['prompt']:
             measures['opening_kept'] = float(story['kept'])
+        letters = count_scripts(story['continuation'])
         measures['right_script'] = fraction(letters[script], letters.total())
-        measures['repeated_4'] = fraction(len(grams) - len(np.unique(grams)), len(grams))
+        n_different = len(np.unique(grams))
+        measures['repeated_4'] = fraction(len(grams) - n_different, len(grams))
         story['measures'] = measures
 
 
 def measure_diversity(stories):
     """How different the stories of one model are -> {measure: number, or None where there is nothing to measure}
 
-    distinct_n: different n-grams over all n-grams (Li et al. 2016, "A Diversity-Promoting Objective Function"). It falls
-    with the number of words. self_rouge2: 2 |A ∩ B| / (|A| + |B|) for the sets A and B of word pairs of two stories, the
-    mean over all pairs of stories (Eldan and Li 2023, "TinyStories").
+    distinct_n: different n-grams over all n-grams (Li et al. 2016, "A Diversity-Promoting Objective Function"). It
+    decreases with the number of words. self_rouge2: 2 |A ∩ B| / (|A| + |B|) for the sets A and B of word pairs of two
+    stories, the mean over all pairs of stories (Eldan and Li 2023, "TinyStories").
     """
     words = Words([story['continuation'] for story in stories])
     diversity = {}
     for n in (1, 2, 3):
-        _, keys = words.ngrams(n)
-        diversity[f'distinct_{n}'] = len(np.unique(keys)) / len(keys) if len(keys) else None
+        _, hashes = words.ngrams(n)
+        diversity[f'distinct_{n}'] = len(np.unique(hashes)) / len(hashes) if len(hashes) else None
+
+    diversity['self_rouge2'] = None
     bigrams = words.split(*words.ngrams(2))
     sizes = np.array([len(np.unique(grams)) for grams in bigrams])
     similarities = []
     for counts, n in count_shared_bigrams(words, words):
         if n:
-            similarity = (2 * counts / np.maximum(1, n + sizes)).sum()
-            similarities.append(similarity - 1)  # without the story itself
-    diversity['self_rouge2'] = None
+            similarity = 2 * counts / np.maximum(1, n + sizes)  # (stories,), 1 to the story itself
+            similarities.append(similarity.sum() - 1)
     if similarities and len(stories) > 1:
         diversity['self_rouge2'] = float(np.mean(similarities)) / (len(stories) - 1)
     return diversity
 
 
 def measure_copying(stories, batches, ngrams):
-    """Compare each story with all training stories (Eldan and Li 2023, "TinyStories") -> more of story['measures'].
+    """Compare each story with all training stories (Eldan and Li 2023, "TinyStories") -> more of story['measures']
 
     batches: lists of training stories (str); one list is in memory at a time. ngrams: the lengths n of copied_n.
     copied_n: the fraction of n-grams that a training story contains. longest_copied: the longest such run of words.
     copied_whole: 1 if that is the whole continuation. nearest_rouge2: the largest fraction of its word pairs that one
     training story contains (the precision of ROUGE-2); story['nearest'] is that training story.
     """
-    ours = Words([story['continuation'] for story in stories])
-    longest = np.zeros(len(ours.hashes), np.int64)
-    n_pairs = np.zeros(len(stories), np.int64)
-    n_shared = np.zeros(len(stories), np.int64)
-    for story in stories:
-        story['nearest'] = ''
+    words = Words([story['continuation'] for story in stories])
+    longest = np.zeros(len(words.hashes), np.int64)
+    n_pairs = [0] * len(stories)
+    n_shared = [0] * len(stories)
+    nearest = [''] * len(stories)
     for texts in batches:
-        theirs = Words(texts)
-        longest = np.maximum(longest, longest_runs(ours, theirs))
-        for i, (counts, n) in enumerate(count_shared_bigrams(ours, theirs)):
+        corpus = Words(texts)
+        longest = np.maximum(longest, longest_runs(words, corpus))
+        for i, (counts, n) in enumerate(count_shared_bigrams(words, corpus)):
             n_pairs[i] = n
             best = counts.argmax()
             if counts[best] > n_shared[i]:
                 n_shared[i] = counts[best]
-                stories[i]['nearest'] = texts[best]
-    runs_of_stories = ours.split(ours.text_of, longest)
-    for i, (story, runs) in enumerate(zip(stories, runs_of_stories)):
+                nearest[i] = texts[best]
+
+    for i, runs in enumerate(words.split(words.text_of, longest)):  # runs: (words of the story,)
         n_words = len(runs)
-        measures = story['measures']
+        measures = stories[i]['measures']
         for n in ngrams:
-            n_runs = max(0, n_words - n + 1)
-            measures[f'copied_{n}'] = fraction((runs[:n_runs] >= n).sum(), n_runs)
+            n_grams = max(0, n_words - n + 1)
+            n_copied = (runs[:n_grams] >= n).sum()
+            measures[f'copied_{n}'] = fraction(n_copied, n_grams)
         measures['copied_whole'] = float(runs[0] == n_words) if n_words else math.nan
         measures['longest_copied'] = int(runs.max(initial=0))
         measures['nearest_rouge2'] = fraction(n_shared[i], n_pairs[i])
+        stories[i]['nearest'] = nearest[i]
 
 
 # -----------------------------------------------------------------------------
@@ -235,19 +246,19 @@ def drop_missing(values, clusters):
 
 
 def resample_means(values, clusters, seed=SEED):
-    """Bootstrap: the means of 4,000 draws, with replacement, of whole clusters -> (4000,), the number of clusters
+    """Bootstrap: the means of 4,000 samples with replacement of whole clusters -> (4000,), number of clusters
 
-    A cluster holds the stories of one prompt. They are alike, so they are drawn together (Davison and Hinkley 1997,
-    "Bootstrap Methods and their Application", 3.8).
+    A cluster holds the stories of one prompt. They are similar, so they are sampled together (Davison and Hinkley 1997,
+    "Bootstrap Methods and their Application", 3.8). values: (n,). clusters: (n,) ints.
     """
     rng = np.random.default_rng(seed)
     _, cluster_of = np.unique(clusters, return_inverse=True)
     sums = np.bincount(cluster_of, values)
     counts = np.bincount(cluster_of)
     means = []
-    for _ in range(8):  # 500 draws at a time, for memory
-        draws = rng.integers(len(sums), size=(500, len(sums)))
-        means.append(sums[draws].sum(1) / counts[draws].sum(1))
+    for _ in range(8):  # 500 samples at a time, which bounds memory
+        picked = rng.integers(len(sums), size=(500, len(sums)))
+        means.append(sums[picked].sum(1) / counts[picked].sum(1))
     return np.concatenate(means), len(sums)
 
 
@@ -283,9 +294,9 @@ def estimate(values, clusters):
 
 
 def ratio(values, clusters, reference, reference_clusters):
-    """The mean of values over the mean of reference, in the form of `estimate`; None if the latter is 0 or unknown.
+    """The mean of values / the mean of reference, in the form of `estimate`; None if the latter is 0 or unknown.
 
-    Both are resampled independently. Draws in which the reference's mean is 0 are left out.
+    Both are resampled independently. Samples in which the reference's mean is 0 are left out.
     """
     values, clusters = drop_missing(values, clusters)
     reference, reference_clusters = drop_missing(reference, reference_clusters)
@@ -329,33 +340,33 @@ def holm(p):
 
 
 def agreement(units):
-    """How well grades of the same stories agree, by Krippendorff's α for interval data.
+    """How well grades of the same stories agree -> {'alpha', 'low', 'high', 'n', 'same', 'mean_difference'}, or None
 
-    units: a list with the grades of each story; those with fewer than two grades are left out.
-    -> {'alpha', 'low', 'high', 'n', 'same', 'mean_difference'}, or None with fewer than two units. alpha = 1 - variance
-    within stories / variance of all grades (Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", written with
-    variances), None if all grades are equal; its interval is a bootstrap over the units. same and mean_difference are
-    about the first two grades of each unit.
+    units: a list with the grades of each story. Those with fewer than two grades are left out; two or more are needed.
+    alpha: Krippendorff's α for interval data, 1 - variance within stories / variance of all grades (Krippendorff 2011,
+    "Computing Krippendorff's Alpha-Reliability", written with variances), with a bootstrap interval over the units;
+    None if all grades are equal. same: the fraction of units whose first two grades are equal.
     """
     units = [np.array(unit, float) for unit in units if len(unit) > 1]
     if len(units) < 2:
         return None
-    rows = []
+    sums = []  # per unit: number of grades, their sum, sum of squares, n × variance
     for unit in units:
-        rows.append([len(unit), unit.sum(), (unit**2).sum(), len(unit) * unit.var(ddof=1)])
-    rows = np.array(rows)
+        sums.append([len(unit), unit.sum(), (unit**2).sum(), len(unit) * unit.var(ddof=1)])
+    sums = np.array(sums)
 
     def alpha(picked):
-        n, total, squares, within = rows[picked].sum(0)
+        n, total, squares, within = sums[picked].sum(0)
         variance = (squares - total**2 / n) / (n - 1)
         if variance < 1e-9:  # all grades are equal
             return math.nan
         return float(1 - within / n / variance)
 
-    value = alpha(np.arange(len(rows)))
+    value = alpha(np.arange(len(units)))
     rng = np.random.default_rng(SEED)
-    resampled = np.array([alpha(rng.integers(len(rows), size=len(rows))) for _ in range(1000)])
-    low, high = interval(resampled[~np.isnan(resampled)], len(rows))
+    resampled = [alpha(rng.integers(len(units), size=len(units))) for _ in range(1000)]
+    resampled = np.array(resampled)
+    low, high = interval(resampled[~np.isnan(resampled)], len(units))
     differences = np.array([abs(unit[0] - unit[1]) for unit in units])
-    return {'alpha': None if math.isnan(value) else value, 'low': low, 'high': high, 'n': len(rows),
+    return {'alpha': None if math.isnan(value) else value, 'low': low, 'high': high, 'n': len(units),
             'same': float((differences == 0).mean()), 'mean_difference': float(differences.mean())}

@@ -1,12 +1,12 @@
 """
-Results for people: tables, Markdown, a bar chart and an HTML page. evaluate.py's docstring describes the results.
+Results as tables, Markdown, a bar chart and an HTML page. The docstring of evaluate.py describes the results.
 
     tables = report.tables_of(results)
-    write_text('results.md', report.as_markdown(tables))
+    text = report.as_markdown(tables)
     report.draw_grades(results, 'results.png')
-    report.write_page(tables, 'results.png', sets, 'report.html')   # needs report_template.html beside this file
+    report.write_page(tables, 'results.png', stories_of, 'report.html')   # needs report_template.html beside this file
 
-A table is a dict: title, head (a list of column names), rows (lists of as many texts), note (a sentence below it).
+A table is a dict: title, head (the names of its columns), rows (lists of texts), note (a text below it).
 """
 
 import base64
@@ -18,7 +18,7 @@ import re
 
 from files import check, find, replacing, write_text
 
-# measures that are shown in percent: keys that begin with one of these
+# measures that are shown in percent, by the beginning of their names
 FRACTIONS = ('ended', 'opening_kept', 'right_script', 'repeated', 'copied_', 'distinct', 'self_rouge2',
              'nearest_rouge2', 'retention', 'same')
 
@@ -32,12 +32,16 @@ def format_value(value, key=''):
         return ''
     if isinstance(value, int):
         return str(value)
-    factor, digits, unit = (100, 1, ' %') if key.startswith(FRACTIONS) else (1, 2, '')
+    is_fraction = key.startswith(FRACTIONS)
+
+    def number(x):
+        return f'{100 * x:.1f}' if is_fraction else f'{x:.2f}'
+    unit = ' %' if is_fraction else ''
     if isinstance(value, float):
-        return f'{factor * value:.{digits}f}{unit}'
-    text = f'{factor * value["mean"]:.{digits}f}{unit}'
+        return number(value) + unit
+    text = number(value['mean']) + unit
     if value['low'] is not None:
-        text += f' ({factor * value["low"]:.{digits}f}–{factor * value["high"]:.{digits}f})'
+        text += f' ({number(value["low"])}–{number(value["high"])})'
     return text
 
 
@@ -77,7 +81,7 @@ def table(title, head, rows, note=''):
 
 
 def tables_of(results):
-    """All tables of the results that have rows."""
+    """The tables of results.json; those without rows are left out."""
     tables = []
     for judge in judges_of(results):
         tables.append(grades_table(results, judge))
@@ -91,7 +95,7 @@ def tables_of(results):
 
 
 def judges_of(results):
-    """The names of all judges, in the order of their first grades."""
+    """The names of all judges."""
     judges = {}
     for row in results['models'].values():
         judges |= row['grades']
@@ -102,7 +106,7 @@ MODEL_HEAD = ['model', 'width', 'layers', 'size', 'eval loss']
 
 
 def model_cells(name, row):
-    """The cells below MODEL_HEAD."""
+    """The cells of a model in the columns of MODEL_HEAD."""
     checkpoint = row['checkpoint'] or {}
     width = format_value(checkpoint.get('n_embd'))
     layers = format_value(checkpoint.get('n_layer'))
@@ -142,8 +146,10 @@ def comparisons_table(results):
     rows = []
     for row in results['comparisons']:
         difference = format_value(row | {'mean': row['difference']})
-        p_values = [f'{row["p"]:.4f}', f'{row["p_holm"]:.4f}']
-        rows.append([row['judge'], row['criterion'], f'{row["a"]} − {row["b"]}', difference, *p_values, str(row['prompts'])])
+        models = f'{row["a"]} − {row["b"]}'
+        p = f'{row["p"]:.4f}'
+        p_holm = f'{row["p_holm"]:.4f}'
+        rows.append([row['judge'], row['criterion'], models, difference, p, p_holm, str(row['prompts'])])
     return table('Models compared, paired by prompt',
                  ['judge', 'criterion', 'models', 'difference', 'p', 'p (Holm)', 'prompts'], rows,
                  'Permutation test with random signs; Holm’s correction over all rows of a judge.')
@@ -179,9 +185,19 @@ def loss_table(results):
     for name, row in results['models'].items():
         loss = row['loss']
         if loss:
-            numbers = [f'{loss["perplexity"]:.3f}', f'{loss["bits_per_byte"]:.3f}']
-            rows.append([*model_cells(name, row), *numbers, f'{loss["tokens"]:,} of {loss["dataset"]}'])
+            perplexity = f'{loss["perplexity"]:.3f}'
+            bits_per_byte = f'{loss["bits_per_byte"]:.3f}'
+            tokens = f'{loss["tokens"]:,} of {loss["dataset"]}'
+            rows.append([*model_cells(name, row), perplexity, bits_per_byte, tokens])
     return table('Loss', [*MODEL_HEAD, 'perplexity', 'bits per byte', 'tokens'], rows)
+
+
+TEXT_NOTE = (
+    'Without the openings. ended: with the end-of-story token; repeated_4: 4-grams that the story contains earlier; '
+    'copied_n: n-grams that appear in training stories; copied_whole: stories that do as a whole; '
+    'longest_copied: the most words in a row from one training story; nearest_rouge2: word pairs that the nearest '
+    'training story contains; distinct_n: different n-grams among all n-grams of a model; self_rouge2: similarity of '
+    'two stories of a model.')
 
 
 def text_table(results):
@@ -197,27 +213,22 @@ def text_table(results):
     return table('Texts', head, rows, TEXT_NOTE)
 
 
-TEXT_NOTE = (
-    'Without the openings. ended: with the end-of-story token; repeated_4: 4-grams that the story contains earlier, too; '
-    'longest_copied: the most words in a row from one training story; copied_n: n-grams that appear in training stories; '
-    'copied_whole: stories that do as a whole; nearest_rouge2: word pairs that the nearest training story contains; '
-    'distinct_n: different n-grams among all n-grams of a model; self_rouge2: similarity of two stories of the same model.')
-
-
 def as_markdown(tables):
-    """Tables as a page of Markdown. Markup in names of models is escaped."""
-    parts = ['# Results']
+    """Tables as a page of Markdown. Markup in names is escaped."""
+    text = '# Results\n'
     for table in tables:
-        lines = [markdown_row(table['head']), '|' + ' --- |' * len(table['head'])]
-        lines += [markdown_row(row) for row in table['rows']]
-        parts += [f'## {escape(table["title"])}', '\n'.join(lines)]
+        text += f'\n## {escape(table["title"])}\n\n'
+        text += markdown_row(table['head'])
+        text += '|' + ' --- |' * len(table['head']) + '\n'
+        for row in table['rows']:
+            text += markdown_row(row)
         if table['note']:
-            parts.append(table['note'])
-    return '\n\n'.join(parts) + '\n'
+            text += f'\n{table["note"]}\n'
+    return text
 
 
 def markdown_row(cells):
-    return '| ' + ' | '.join(map(escape, cells)) + ' |'
+    return '| ' + ' | '.join(map(escape, cells)) + ' |\n'
 
 
 def escape(text):
@@ -243,12 +254,13 @@ def draw_grades(results, path):
         for i, (name, row) in enumerate(models.items()):
             grades = row['grades'].get(judge, {})
             offset = 0.8 * ((i + 0.5) / len(models) - 0.5)  # of the bar from the middle of its group
-            places = [k + offset for k, criterion in enumerate(criteria) if criterion in grades]
+            positions = [k + offset for k, criterion in enumerate(criteria) if criterion in grades]
             means = [grade['mean'] for grade in grades.values()]
-            panel.bar(places, means, 0.74 / len(models), yerr=error_bars(grades.values()), capsize=2,
+            panel.bar(positions, means, 0.74 / len(models), yerr=error_bars(grades.values()), capsize=2,
                       color=colors(i), alpha=0.5 if row['reference'] else 0.9, label=display_name(name, row))
         panel.set_xticks(range(len(criteria)), [criterion.replace('_', ' ') for criterion in criteria])
-        panel.set(title=f'grades by {judge}', ylim=(0, max(map(max, criteria.values()))))
+        panel.set_ylim(0, max(high for _, high in criteria.values()))
+        panel.set_title(f'grades by {judge}')
         panel.grid(axis='y', alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=min(5, len(models)))
     with replacing(path) as temporary:
@@ -259,25 +271,27 @@ def draw_grades(results, path):
 # the page
 
 
-def write_page(tables, picture, sets, path):
-    """Write one HTML file that needs no other: the template, with the tables, the picture and all stories in it.
+def write_page(tables, picture, stories_of, path):
+    """Write one HTML file that needs no other file: the template with tables, picture and stories in it.
 
-    picture: the path of a PNG file, '' for none. sets: {name of a model: its stories}. All of it goes into the page as
-    JSON without any <, and the page's script shows it as text, so markup in a story has no effect.
+    picture: path of a PNG file, or '' for none. stories_of: {name of a model: its stories}. The data are JSON without
+    any <, and the script of the page shows them as text, so markup in a story has no effect.
     """
     template_path = find('report_template.html')
     check(os.path.exists(template_path), 'report_template.html is missing: copy it beside report.py')
     with open(template_path, encoding='utf-8') as f:
         before, _, after = f.read().partition('{{data}}')
     rows = []
-    for name, stories in sets.items():
+    for name, stories in stories_of.items():
         for story in stories:
-            row = {key: story.get(key, '') for key in ('id', 'opening', 'continuation', 'grades', 'notes', 'nearest')}
-            measures = {key: value for key, value in story['measures'].items() if not math.isnan(value)}
-            rows.append(row | {'model': name, 'measures': measures})
+            row = {'model': name, 'nearest': story.get('nearest', '')}
+            for key in ('id', 'opening', 'continuation', 'grades', 'notes'):
+                row[key] = story[key]
+            row['measures'] = {key: value for key, value in story['measures'].items() if not math.isnan(value)}
+            rows.append(row)
     if picture:
         with open(picture, 'rb') as f:
             picture = 'data:image/png;base64,' + base64.b64encode(f.read()).decode()
-    data = {'tables': tables, 'stories': rows, 'models': list(sets), 'picture': picture}
+    data = {'tables': tables, 'stories': rows, 'models': list(stories_of), 'picture': picture}
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace('<', '\\u003c')
     write_text(path, before + text + after)

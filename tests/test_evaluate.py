@@ -177,11 +177,11 @@ def test_rejected_replies_are_given_up_and_counted(project, judge):
     (1, ['--samples=s.jsonl', '--out_dir=bad'], 'grades.jsonl, line 1'),
     (2, ['--samples=s.jsonl', '--provider=mistral'], 'needs a rubric'),
     (2, [RUBRIC, '--samples=s.jsonl', '--provider=mistral'], 'MISTRAL_API_KEY is not set'),
-    (1, [RUBRIC, '--samples=s.jsonl', '--base_url=http://127.0.0.1:9'], '127.0.0.1:9'),
     (2, [RUBRIC, '--samples=s.jsonl', '--dry_run=1', '--template={story} {stroy}'], '{stroy}'),
     (2, [RUBRIC, '--samples=s.jsonl', '--dry_run=1', '--template=hello'], '{story}'),
     (2, [RUBRIC, '--samples=s.jsonl', '--scale=[10, 1]'], 'scale'),
     (2, ['--samples=s.jsonl', '--opening=('], 'regular expression'),
+    (2, ['--samples=s.jsonl', '--script=klingon'], 'klingon'),
     (1, ['--samples=s.jsonl', '--train_stories=none.jsonl'], 'none.jsonl'),
     (1, ['--samples=s.jsonl', '--checkpoints=out/none'], 'out/none'),
 ])
@@ -367,7 +367,7 @@ def browser():
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(project, judge, browser):
-    """3,015 stories, one of them hostile, at two widths: filters, search, order, scrolling, no error, nothing loaded."""
+    """3,015 stories, one hostile, at two widths: filters, search, order, scrolling, no error, nothing loaded."""
     from selenium.webdriver.support.wait import WebDriverWait
     rows = some_samples(prompts=1000)
     evil = '</script><script>document.title = "hacked"</script><img src=x onerror="document.title=1"> & <b>bold</b>'
