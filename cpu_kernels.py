@@ -220,7 +220,7 @@ class Int8Linear(nn.Module):
 
 @torch.no_grad()
 def quantize_int8(model):
-    """Convert linear layers to 8-bit weights and all else to bfloat16, in place, for generation on a CPU -> the model."""
+    """Convert linear layers to 8-bit weights and all else to bfloat16, in place -> the model, for a CPU."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:

@@ -518,7 +518,7 @@ class TokenStream:
         return np.concatenate(parts)
 
 
-def reopen_log(path, step):
+def open_log(path, step):
     """Open log.jsonl for appending, cut after the rows up to this step -> (file, seconds that these steps took)."""
     rows = []
     if step and os.path.exists(path):

@@ -89,7 +89,7 @@ class GPTConfig:
         check(self.position == 'learned' or self.head_size % 2 == 0, 'rotary positions need an even n_embd / n_head')
         check(self.rope_theta > 0, f'rope_theta is {self.rope_theta}; it must be above 0')
         n_weights = self.n_layer * self.n_embd * (self.n_embd + self.n_inner)
-        check(self.n_layer <= 10_000 and n_weights < 1e12, f'{self.n_layer:,} layers of {self.n_embd:,} fit in no memory')
+        check(self.n_layer <= 10_000 and n_weights < 1e12, f'{self.n_layer} layers of {self.n_embd} fit in no memory')
 
     @property
     def head_size(self):
@@ -480,7 +480,7 @@ class KVStore:
 class KVCache:
     """Fixed slots, each with the keys and values of one sequence.
 
-    prefill() reads whole sequences into some slots, decode() one more token into every slot. Slots are refilled in place.
+    prefill() reads whole sequences into some slots, decode() one token into every slot. A slot is refilled in place.
     lengths: how many positions of each slot are filled; 0 = the slot is free.
     """
 
@@ -795,26 +795,25 @@ def choose_device(device='', dtype=''):
 
     dtype is 'bfloat16' where the hardware has it, 'float16' on older CUDA cards (T4, P100), else 'float32'.
     """
-    if not device and torch.cuda.is_available():
-        device = 'cuda'
-    elif not device:
+    dtypes = ('', 'float32', 'bfloat16', 'float16')
+    check(dtype in dtypes, f"dtype is {dtype!r}; use 'float32', 'bfloat16' or 'float16'")
+    if not device:
         device = 'mps' if torch.backends.mps.is_available() else 'cpu'
-    kind = device.split(':')[0]
-    check(kind in ('cpu', 'cuda', 'mps'), f"device is {device!r}; use 'cpu', 'cuda', 'cuda:1' or 'mps'")
-    check(kind != 'cuda' or torch.cuda.is_available(), f'torch finds no CUDA for {device!r}; leave --device out')
+        if torch.cuda.is_available():
+            device = 'cuda'
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        fail(f'device {device!r} cannot be used: {str(e).splitlines()[0]}')
-    known = dtype in ('', 'float32', 'bfloat16', 'float16')
-    check(known, f"dtype is {dtype!r}; use 'float32', 'bfloat16' or 'float16'")
-    if dtype:
-        return device, dtype
-    if kind == 'cuda':
-        return device, 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float16'
-    if kind == 'cpu' and hasattr(torch.cpu, 'get_capabilities') and torch.cpu.get_capabilities().get('avx512_bf16'):
-        return device, 'bfloat16'
-    return device, 'float32'
+        reason = str(e).splitlines()[0]
+        check(False, f'device {device!r} cannot be used here: {reason}')
+    if not dtype:
+        dtype = 'float32'
+        if device.startswith('cuda'):
+            dtype = 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float16'
+        elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.9 lacks it
+            if torch.cpu.get_capabilities().get('avx512_bf16'):
+                dtype = 'bfloat16'
+    return device, dtype
 
 
 def can_compile(device):
@@ -836,8 +835,22 @@ def init_processes(device, dtype, backend=''):
     check(backend in ('', 'nccl', 'gloo'), f"backend is {backend!r}; use 'nccl' or 'gloo'")
     if world_size > 1:
         check(device != 'mps', 'torchrun cannot use mps; run one process, or use --device=cpu')
-        dist.init_process_group(backend or ('nccl' if device.startswith('cuda') else 'gloo'))
+        backend = backend or ('nccl' if device.startswith('cuda') else 'gloo')
+        dist.init_process_group(backend, store=store_of_restart(), rank=rank, world_size=world_size)
     return rank, world_size, device, dtype
+
+
+def store_of_restart():
+    """A fresh store after a restart by torchrun --max-restarts, else None.
+
+    torchrun --standalone keeps its store, and the processes would try to connect to the addresses of the dead ones.
+    """
+    restarts = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    on_one_node = os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']
+    if restarts == '0' or not on_one_node:
+        return None
+    store, _, _ = next(dist.rendezvous('env://'))
+    return dist.PrefixStore(f'restart {restarts}', store)
 
 
 def sum_over_ranks(numbers, device):

@@ -5,7 +5,7 @@ Train a GPT on the tokens of prepare.py: data/<dataset>/*.bin -> <out_dir>/{ckpt
     python train.py config/train_hindi.py --init_from=resume
     torchrun --nproc_per_node=4 train.py config/train_hindi.py
 
-On two nodes, run this on both, with --node_rank=0 on the first (10.0.0.1) and 1 on the second. They share out_dir.
+On two nodes, run this on both, with --node_rank=0 on the first (10.0.0.1) and 1 on the second. Both must see out_dir.
 
     torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 --master_port=29500 train.py …
 
@@ -29,10 +29,10 @@ wandb_log = False  # log to Weights & Biases too
 wandb_project = 'nanokahani'
 wandb_run_name = 'gpt'
 # batches
-batch_size = 32  # sequences in one forward pass of a process, at most
+batch_size = 32  # sequences in one forward pass; smaller where a process has fewer of them in a step
 gradient_accumulation_steps = 1  # batches in a step, summed over all processes
 block_size = 512  # tokens in a sequence
-seed = 1337  # seed of the weights, the order of the stories and dropout
+seed = 1337  # random seed for the initial weights, the order of the stories, and dropout
 # model
 n_layer = 6
 n_head = 8
@@ -55,12 +55,12 @@ merge_lora = False  # at the end merge the adapters into the weights of best.pt,
 # optimizer
 optimizer = 'adamw'  # 'adamw', or 'muon' for the matrices of the blocks with AdamW for all other parameters
 learning_rate = 1e-3  # peak learning rate
-embedding_lr = 0.0  # peak learning rate of embedding and head, without weight decay; 0.0 = learning_rate
-bigram_steps = 0  # steps that first train embedding and head on pairs of tokens; try 40 with tie_weights=False
+embedding_lr = 0.0  # peak learning rate of embedding and head, then without weight decay; 0.0 = learning_rate
+bigram_steps = 0  # steps before step 0 that train embedding and head on token pairs; needs tie_weights=False; try 40
 muon_momentum = 0.95  # 0.85 is better for runs of a few hundred steps
 muon_ns_steps = 5  # Newton-Schulz iterations in a Muon step; 3 is faster and enough for small batches
 max_iters = 5000  # number of steps
-max_epochs = 0.0  # number of steps as passes over the training stories; 0.0 = max_iters
+max_epochs = 0.0  # passes over the training data; if set, it replaces max_iters
 weight_decay = 0.1
 beta1 = 0.9
 beta2 = 0.95
@@ -69,12 +69,12 @@ skip_nan = False  # skip steps with a NaN, infinite or suddenly much higher loss
 decay_lr = True  # warm up, then decay to min_lr; False = constant
 cooldown = 0.0  # fraction of steps for a linear decay at the end; 0.0 = cosine decay
 warmup_iters = 100  # steps of linear warm-up
-warmup_ratio = 0.0  # warm-up as a fraction of all steps; 0.0 = warmup_iters
+warmup_ratio = 0.0  # warm-up as a fraction of all steps; if set, it replaces warmup_iters
 lr_decay_iters = 0  # step at which min_lr is reached; 0 = max_iters
 min_lr = 1e-4
 # when to stop before max_iters
 max_minutes = 0.0  # stop after this time; 0.0 = no limit
-stop_at_val_loss = 0.0  # stop at this validation loss; 0.0 = no limit
+stop_at_val_loss = 0.0  # stop when the validation loss is this low; 0.0 = off
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1' or 'mps'; empty = the fastest here
 dtype = ''  # 'float32', 'bfloat16' or 'float16'; empty = the fastest on the device
@@ -82,7 +82,7 @@ compile = None  # torch.compile: True, False, or None = only on CUDA
 backend = ''  # of torch.distributed: 'nccl' or 'gloo'; empty = nccl on CUDA
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'train.py')))  # in a notebook: the working directory
-exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
+exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())  # overrides the keys; makes the dict config
 
 import math
 import signal
@@ -97,7 +97,7 @@ from tokenizers import Tokenizer
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from files import (TokenStream, append_rows, at_end, check, draw_loss, fail, find, load_dataset, lock, reopen_log)
+from files import (TokenStream, append_rows, at_end, check, draw_loss, fail, find, load_dataset, lock, open_log)
 from model import (GPT, GPTConfig, LossGuard, can_compile, check_resume, cpu_kernels, generate, init_processes,
                    learn_bigrams, load_checkpoint, load_training_state, matmul_rate, model_from, peak_memory,
                    save_checkpoint, sum_over_ranks, training_state)
@@ -105,7 +105,7 @@ from model import (GPT, GPTConfig, LossGuard, can_compile, check_resume, cpu_ker
 start_time = time.time()
 for key, value in config.items():
     if isinstance(value, (int, float)):
-        check(0 <= value < math.inf, f'{key} is {value}; it must be at least 0')
+        check(0 <= value < math.inf, f'{key} is {value}; it must be a number of at least 0')
 for key in ('batch_size', 'gradient_accumulation_steps', 'block_size', 'eval_interval', 'log_interval', 'max_iters'):
     check(config[key] >= 1, f'{key} is 0; it must be at least 1')
 for key in ('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'):
@@ -117,16 +117,16 @@ ddp = world_size > 1
 is_master = rank == 0  # this process logs and saves
 device_type = device.split(':')[0]
 if device == 'cpu' and cpu_kernels:
-    cpu_kernels.keep_freed_memory()
+    cpu_kernels.keep_freed_memory()  # reuse it instead of returning it to the system
 torch.manual_seed(seed)  # the same weights in every process
 torch.set_float32_matmul_precision('high')
 amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 # ------ data: a step sees the same sequences on any number of processes
-data_dir = find(os.path.join('data', dataset))
+data_dir = find(os.path.join('data', dataset))  # in the working directory, else beside this script
 meta, tokenizer_json, train_tokens, val_tokens = load_dataset(data_dir)
 tokenizer = Tokenizer.from_str(tokenizer_json)
-stream = TokenStream(train_tokens, meta['bos'], meta['eos'], seed)
+stream = TokenStream(train_tokens, meta['bos'], meta['eos'], seed)  # endless, every epoch in a new order; len = an epoch
 step_sequences = batch_size * gradient_accumulation_steps
 rank_sequences = step_sequences // world_size  # of one step, in this process
 micro_batch_size = min(batch_size, rank_sequences)
@@ -137,12 +137,12 @@ step_tokens = step_sequences * block_size
 check(step_tokens < len(stream), f'{data_dir} has {len(stream):,} tokens and a step needs {step_tokens:,}; '
       'lower batch_size, gradient_accumulation_steps or block_size, or use more stories')
 max_iters = math.ceil(max_epochs * len(stream) / step_tokens) or max_iters
-warmup_iters = round(warmup_ratio * max_iters) or warmup_iters
+warmup_iters = round(warmup_ratio * max_iters) if warmup_ratio else warmup_iters
 lr_decay_iters = lr_decay_iters or max_iters
 config.update(max_iters=max_iters, warmup_iters=warmup_iters, lr_decay_iters=lr_decay_iters)  # for the checkpoint
 
-def to_device(tokens, n):
-    """Consecutive tokens, one more than n sequences have -> inputs and targets, (n, T) each."""
+def inputs_and_targets(tokens, n):
+    """Split n * T + 1 consecutive tokens into inputs and targets, (n, T) each, on the device."""
     tokens = torch.from_numpy(tokens.astype(np.int64))
     x, y = tokens[:-1].view(n, -1), tokens[1:].view(n, -1)
     if device_type == 'cuda':  # pinned memory is copied while the GPU computes
@@ -150,18 +150,20 @@ def to_device(tokens, n):
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 def get_batch(i):
-    """Micro-batch i of this process over all steps. Sequence k starts at token k * block_size of the stream."""
-    k = i // micro_steps * step_sequences + rank * rank_sequences + i % micro_steps * micro_batch_size
-    return to_device(stream.read(k * block_size, (k + micro_batch_size) * block_size + 1), micro_batch_size)
+    """Micro-batch i of this process, counted from step 0."""
+    step_of_batch, micro_step = divmod(i, micro_steps)
+    k = step_of_batch * step_sequences + rank * rank_sequences + micro_step * micro_batch_size  # its first sequence
+    tokens = stream.read(k * block_size, (k + micro_batch_size) * block_size + 1)
+    return inputs_and_targets(tokens, micro_batch_size)
 
 # ------ model: new, from a checkpoint of this run, or from another model
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
 model_args = {field.name: config[field.name] for field in fields(GPTConfig) if field.name in config}
 step, best_val_loss = 0, math.inf
-lora = None
-saved = None  # the checkpoint of a resumed run
+stop_reason = ''  # why the run ends before max_iters
+lora = saved = None  # settings of the adapters; checkpoint of a resumed run
 if is_master and not eval_only:
-    lock(ckpt_path)
+    lock(ckpt_path)  # fails if another run uses this out_dir
 if os.path.exists(ckpt_path) and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
     init_from = 'resume'  # torchrun --max-restarts runs the same command again after a process died
 if os.path.exists(ckpt_path) and init_from != 'resume' and not eval_only:
@@ -172,7 +174,7 @@ if init_from == 'scratch':
     check(not bigram_steps or not tie_weights, 'bigram_steps needs tie_weights=False')
     model = GPT(GPTConfig(vocab_size=meta['vocab_size'], **model_args)).to(device)
     if bigram_steps and is_master:  # DistributedDataParallel copies the weights to the other processes
-        learn_bigrams(model, train_tokens[:2**24], bigram_steps, seed, amp)
+        learn_bigrams(model, train_tokens[:2**24], bigram_steps, seed, amp)  # 16 M tokens have pairs enough
 elif init_from == 'resume':
     saved = load_checkpoint(ckpt_path)
     check_resume(ckpt_path, saved, config, meta, tokenizer.get_vocab())
@@ -199,18 +201,19 @@ if saved:
     load_training_state(ckpt_path, saved, optimizers, scaler, guard)
     saved = None  # its memory is free again
 compile = can_compile(device) if compile is None else compile
-net = torch.compile(model) if compile else model
+net = torch.compile(model) if compile else model  # for training; `model` has the same weights
 if ddp:
     net = DistributedDataParallel(net, device_ids=[device] if device_type == 'cuda' else None)
 
 def lr_at(step, peak):
-    """Linear warm-up to the peak, then a cosine decay, or a constant rate with a linear decay at the end, to min_lr."""
+    """Linear warm-up to the peak, then decay to min_lr: by a cosine or, with cooldown, linearly at the end."""
     if not decay_lr:
         return peak
     if step < warmup_iters:
         return peak * (step + 1) / (warmup_iters + 1)
     if cooldown:
-        factor = min(1, max(0, 1 - step / lr_decay_iters) / cooldown)
+        remaining = max(0, 1 - step / lr_decay_iters)  # fraction of the steps
+        factor = min(1, remaining / cooldown)
     else:
         progress = min(1, (step - warmup_iters) / max(1, lr_decay_iters - warmup_iters))
         factor = 0.5 * (1 + math.cos(math.pi * progress))
@@ -220,7 +223,7 @@ def lr_at(step, peak):
 # ------ evaluation and checkpoints
 @torch.no_grad()
 def evaluate():
-    """The loss over val.bin, cut into consecutive sequences, always the same."""
+    """Validation loss. Every evaluation uses the same sequences of val.bin."""
     size = min(block_size, len(val_tokens) - 1)
     n = (len(val_tokens) - 1) // size
     if eval_iters:
@@ -229,8 +232,8 @@ def evaluate():
     model.eval()
     for i in range(rank * batch_size, n, world_size * batch_size):
         k = min(batch_size, n - i)
-        x, y = to_device(val_tokens[i * size:(i + k) * size + 1], k)
-        with amp:
+        x, y = inputs_and_targets(val_tokens[i * size:(i + k) * size + 1], k)
+        with amp:  # not net: the processes may have different numbers of batches, of different sizes
             total += model(x, y).item() * k
         count += k
     model.train()
@@ -243,8 +246,9 @@ def evaluate():
 
 def sample_story():
     model.eval()
-    steps = generate(model, [[meta['bos']]], min(256, block_size - 1), meta['eos'], seeds=[step], temperature=0.8)
-    ids = [token for [(_, token)] in steps]
+    ids = []
+    for new_tokens in generate(model, [[meta['bos']]], min(256, block_size - 1), meta['eos'], [step], temperature=0.8):
+        ids += [token for _, token in new_tokens]
     model.train()
     return tokenizer.decode(ids)
 
@@ -261,12 +265,11 @@ def save(improved):
         checkpoint['lora'] = lora
     if improved:
         save_checkpoint(os.path.join(out_dir, 'best.pt'), checkpoint)
-    if improved or always_save_checkpoint or stop_reason:
+    if improved or always_save_checkpoint or stop_reason or step == max_iters:
         save_checkpoint(ckpt_path, checkpoint | training_state(optimizers, scaler, guard))
 
 # ------ the training loop
 stop_signal = ''  # the signal that asked this process to stop
-stop_reason = ''  # why all processes stop before max_iters
 
 def request_stop(number, frame):
     global stop_signal
@@ -274,27 +277,25 @@ def request_stop(number, frame):
     signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
 
 for number in (signal.SIGINT, signal.SIGTERM):
-    handler = signal.signal(number, request_stop)
-    at_end(partial(signal.signal, number, handler))
+    previous_handler = signal.signal(number, request_stop)
+    at_end(partial(signal.signal, number, previous_handler))  # a notebook lives on
 if sum_over_ranks([step], device) != [step * world_size]:
     fail(f'the processes start at different steps; all nodes must see the same {out_dir}')
 if eval_only:
-    max_iters = step
+    max_iters = step  # skip the loop
 if is_master:
     if wandb_log:
         import wandb
         wandb.init(project=wandb_project, name=wandb_run_name, config=config)
     if not eval_only:
-        log, earlier_seconds = reopen_log(os.path.join(out_dir, 'log.jsonl'), step)
+        log, earlier_seconds = open_log(os.path.join(out_dir, 'log.jsonl'), step)  # drops the rows after step
     n_trainable = sum(p.numel() for p in trainable)
-    n_epochs = max_iters * step_tokens / len(stream)
-    print(f'{n_trainable:,} trainable parameters on {world_size} × {device}, {dtype}'
-          f'{", compiled" if compile else ""}; {max_iters:,} steps of {step_tokens:,} tokens, {n_epochs:.2f} epochs')
+    print(f'{n_trainable:,} trainable parameters on {world_size} × {device}, {dtype}; {max_iters:,} steps of '
+          f'{step_tokens:,} tokens, {max_iters * step_tokens / len(stream):.2f} epochs')
 
 bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not is_master, smoothing=0.05, dynamic_ncols=True)
-batch = get_batch(step * micro_steps)
-last_log = (time.time(), step)
-peak_rate = 0.0
+batch, peak_flops = get_batch(step * micro_steps), 0.0
+last_time, last_step = time.time(), step  # of the last log row
 while step < max_iters and not stop_reason:
     # 1) set the learning rate
     for opt in optimizers:
@@ -336,7 +337,7 @@ while step < max_iters and not stop_reason:
         fail(f'{problem} at step {step}; the last checkpoint in {out_dir} is good. Lower learning_rate, '
              'set grad_clip=1.0, or skip such steps with --skip_nan=True')
     for opt in optimizers:
-        if not problem and math.isfinite(grad_norm):  # in float16 an infinite gradient only lowers the loss scale
+        if not problem and math.isfinite(grad_norm):  # else float16 overflowed, and update() lowers the loss scale
             scaler.step(opt)
         opt.zero_grad(set_to_none=True)
     scaler.update()
@@ -344,13 +345,14 @@ while step < max_iters and not stop_reason:
     bar.update()
 
     # 6) log, evaluate, save
+    # no evaluation after a signal: the process may be killed soon
     evaluating = step % eval_interval == 0 or step == max_iters or stop_reason == 'max_minutes'
     if step % log_interval and not evaluating and not stop_reason:
         continue
     now = time.time()
-    tokens_per_second = (step - last_log[1]) * step_tokens / max(now - last_log[0], 1e-9)
-    if is_master and not peak_rate:
-        peak_rate = matmul_rate(device, dtype) * world_size
+    tokens_per_second = (step - last_step) * step_tokens / max(now - last_time, 1e-9)
+    if is_master and not peak_flops:  # measured here, when the processor is warm
+        peak_flops = matmul_rate(device, dtype) * world_size
     row = {'step': step, 'tokens': step * step_tokens, 'loss': loss, 'lr': lr_at(step - 1, learning_rate),
            'tokens_per_s': round(tokens_per_second), 'memory': peak_memory(device)}
     improved = False
@@ -362,7 +364,7 @@ while step < max_iters and not stop_reason:
             stop_reason = 'stop_at_val_loss'
     if is_master:
         flops = tokens_per_second * model.flops_per_token(block_size)
-        row['utilization'] = round(flops / peak_rate, 4)  # relative to the measured rate of a large matrix product
+        row['utilization'] = round(flops / peak_flops, 4)  # relative to the measured rate of a large matrix product
         row['seconds'] = round(earlier_seconds + time.time() - start_time, 2)
         row['skipped'] = guard.n_skipped
         append_rows(log, row)
@@ -375,7 +377,7 @@ while step < max_iters and not stop_reason:
     if is_master and evaluating:
         tqdm.write('step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {perplexity:.2f}, bits per byte '
                    '{bits_per_byte:.4f}\n\n{story}\n'.format(story=sample_story(), **row))
-    last_log = (time.time(), step)
+    last_time, last_step = time.time(), step
 
 # ------ the end
 bar.close()
@@ -391,5 +393,5 @@ elif is_master:
     ending = f'stopped by {stop_reason}' if stop_reason else 'done'
     print(f'{ending} at step {step:,}, {guard.n_skipped} steps skipped; checkpoints and loss curve are in {out_dir}')
 if ddp:
-    dist.barrier()  # gloo's threads may still hold the last sum, and ending Python then would abort
+    dist.barrier()  # gloo can crash at exit while another process still has its last all-reduce
     dist.destroy_process_group()
