@@ -138,7 +138,11 @@ def open_locked(path, wait=False):
             fail(f'{name} is being written by another process')
     if not wait:
         locked_files[key] = f
-        at_end(f.close)
+
+        def close():
+            with contextlib.suppress(OSError):  # of a full disk, which append_rows has reported
+                f.close()
+        at_end(close)
     return f
 
 
