@@ -38,22 +38,10 @@ UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf
 WORD = re.compile(rf'[{UNSPACED}][{MARKS}]*|[\w{MARKS}\u200c\u200d]+')
 
 
-@functools.cache
-def script_of(char):
-    """'DEVANAGARI' for म or ा, 'LATIN' for é, '' for anything that is neither a letter nor a mark on one."""
-    if unicodedata.category(char)[0] not in 'LM':
-        return ''
-    return unicodedata.name(char, '').split(' ')[0]
-
-
 def scripts_in(text):
-    """Counter of the letters of each script in a text. Marks that occur in every script do not count."""
-    counts = collections.Counter()
-    for char, n in collections.Counter(text).items():
-        script = script_of(char)
-        if script not in ('', 'COMBINING', 'VARIATION', 'ZERO'):
-            counts[script] += n
-    return counts
+    """How many letters and marks of each script a text has, as a Counter: {'DEVANAGARI': 120, 'LATIN': 3}."""
+    letters = [char for char in text if unicodedata.category(char)[0] in 'LM']
+    return collections.Counter(unicodedata.name(char, '').split(' ')[0] for char in letters)
 
 
 # -----------------------------------------------------------------------------
@@ -128,17 +116,13 @@ def stories_in(reply, reply_format):
 
 def html_stories(reply):
     reply = reply.partition('<think>')[0]  # some models think again after the answer
-    items = re.split(r'<h1\b[^<>]*>', reply, flags=re.I)[1:]
     stories = []
-    for number, item in enumerate(items, 1):
+    for item in re.split(r'<h1\b[^<>]*>', reply, flags=re.I)[1:]:
         headline, *body = re.split(r'</h1\s*>|(?=<p\b)', item, maxsplit=1, flags=re.I)
         *paragraphs, rest = re.split(r'</p\s*>', ''.join(body), flags=re.I)
-        if paragraphs:
-            text = ' '.join(paragraphs)
-        else:
-            text = re.sub(r'\n\W{0,9}\d{0,9}\W{0,9}$', '', rest)  # without the number of the next item
-        is_cut = number == len(items) and (not paragraphs or '<p' in rest.lower())
-        headline, text = strip_tags(headline), strip_tags(text)
+        is_cut = '<p' in rest.lower()
+        headline = strip_tags(headline)
+        text = strip_tags(' '.join(paragraphs))
         if headline and text and not is_cut:
             stories.append((headline, text))
     if not stories:
@@ -211,7 +195,7 @@ MARKUP = re.compile(r'[*#<>{}\[\]|`_\\]|https?:|^[-–—=~ ]+$', re.M)
 def clean(text, script, min_script, refuses):
     """A story as the model wrote it -> plain text in the right language without a title, or Rejected.
 
-    script: what script_of gives for the language's letters. min_script: the smallest fraction of letters in it, 0 to 1.
+    script: of the language, as in scripts_in. min_script: the smallest fraction of letters in it, 0 to 1.
     refuses: what compile_refusals returns.
     """
     if BROKEN.search(text):
@@ -300,10 +284,10 @@ class Seen:
     The tables have a fixed size (100 MB). New stories overwrite old ones, so among millions the oldest are forgotten.
     """
 
-    def __init__(self, n_bands=6, n_hashes=5, table_size=2**22):
+    def __init__(self):
         rng = np.random.default_rng(0)
-        self.factors = rng.integers(0, 2**63, (n_bands, n_hashes, 1), np.uint64) * 2 + 1  # odd
-        self.tables = np.zeros((n_bands, table_size), np.uint32)
+        self.factors = rng.integers(0, 2**63, (6, 5, 1), np.uint64) * 2 + 1  # odd numbers: bands, hashes
+        self.tables = np.zeros((6, 2**22), np.uint32)
 
     def add(self, text):
         """Add a story -> the fraction of bands in which an earlier story agrees: 0.0 if it is new, 1.0 for a copy."""
@@ -311,7 +295,7 @@ class Seen:
         shingles = [' '.join(words[i:i + 3]) for i in range(max(1, len(words) - 2))]
         # crc32 is the same in every process; hash() of a str is not
         hashes = [zlib.crc32(shingle.encode('utf-8', 'replace')) for shingle in shingles]
-        min_hashes = (np.array(hashes, np.uint64) * self.factors).min(axis=-1)  # (n_bands, n_hashes)
+        min_hashes = (np.array(hashes, np.uint64) * self.factors).min(axis=2)  # (6, 5)
         n_agree = 0
         for table, band in zip(self.tables, min_hashes.tolist()):
             mark, place = divmod(hash(tuple(band)) % 2**54, len(table))
