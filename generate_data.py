@@ -305,7 +305,7 @@ def read_reply(i, reply):
         except chat.Rejected as e:
             reasons[str(e)] += 1
             continue
-        row = {'id': i * items + len(rows), **word_columns(seeds), 'text': text}
+        row = {'id': i * items + len(rows), **word_columns(seeds), 'text': text}  # the ids of prompt i begin at i * items
         row['missing'] = replies.missing(seeds, text)
         if levels:
             row['complexity'] = complexity
@@ -356,8 +356,8 @@ def print_prompts():
         print(f'--- does not pass: {e}')
         return
     for row in rows:
-        missing = ', '.join(row['missing'])
-        print(f'--- passes, without the words for: {missing}' if missing else '--- passes, with all seed words')
+        missing = ', '.join(row['missing']) or 'none'
+        print(f'--- passes; missing seed words: {missing}')
 
 
 def prompt_of(row):

@@ -24,7 +24,8 @@ import numpy as np
 
 from chat import Rejected
 
-CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}  # ISO 639-1
+# ISO 639-1 codes of the languages in data/
+CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
 
 # -----------------------------------------------------------------------------
 # letters, words and scripts
@@ -53,10 +54,9 @@ VALUE_END = re.compile(r'"\s*(?:,\s*(?:"\w+"\s*:|\})|\})')
 
 
 def objects_in(text, nested=False):
-    """Yield the JSON objects (dicts) in a text with anything around them.
+    """Yield the JSON objects (dicts) in a text with anything around them. Line breaks inside strings are allowed.
 
-    nested: also the objects inside objects. Line breaks inside strings
-    are allowed. The first 200 opening braces are tried.
+    nested: also the objects inside objects. The first 200 opening braces are tried.
     """
     decoder = json.JSONDecoder(strict=False)
     position = 0
@@ -83,12 +83,13 @@ def find_json(text, key):
         for found in objects_in(candidate, nested=True):
             if key in found:
                 return found
+    # no valid JSON: take what stands between `"key": "` and the end of the value
     start = re.search(rf'"{re.escape(key)}"\s*:\s*"', corrected)
     end = start and VALUE_END.search(corrected, start.end())
     if not end:
         return None
     value = corrected[start.end():end.start()]
-    value = re.sub(r'(?<!\\)"', r'\\"', value)
+    value = re.sub(r'(?<!\\)"', r'\\"', value)  # escape the quotation marks inside
     try:
         return {key: json.loads(f'"{value}"', strict=False)}
     except ValueError:
@@ -135,7 +136,7 @@ def strip_tags(text):
     return ' '.join(html.unescape(text).split())
 
 
-# not right after an opening quotation mark: a character in the story may say anything
+# at the start of a line or after a sentence, but not after an opening quotation mark: a character may say anything
 SENTENCE_START = r'(?:^|(?<=[.!?।॥…:\n])|(?<=[.!?।॥…:)"”»] ))\(?'
 SENTENCE_END = r'[.!?।॥…](?: ?[»)]|["\'”’])*$'
 
@@ -264,7 +265,7 @@ def check(text, min_words, max_words, proper_nouns):
 
 
 def check_headline(text, proper_nouns):
-    """The same for a headline. Capitals are not names if Most Long Words Have One."""
+    """Return a cleaned headline that is good enough, or raise Rejected. In Title Case, capitals do not show names."""
     if not 2 <= len(text.split()) <= 30:
         raise Rejected('broken headline')
     long_words = [word for word in re.findall(r'\w+', text)[1:] if len(word) > 3]
@@ -273,6 +274,10 @@ def check_headline(text, proper_nouns):
     if not proper_nouns and not is_title_case and PROPER_NOUN.search(text):
         raise Rejected('proper noun')
     return text
+
+
+# -----------------------------------------------------------------------------
+# duplicates
 
 
 class Seen:
@@ -286,7 +291,7 @@ class Seen:
 
     def __init__(self):
         rng = np.random.default_rng(0)
-        self.factors = rng.integers(0, 2**63, (6, 5, 1), np.uint64) * 2 + 1  # odd numbers: bands, hashes
+        self.factors = rng.integers(0, 2**63, (6, 5, 1), np.uint64) * 2 + 1  # an odd number for each band and hash
         self.tables = np.zeros((6, 2**22), np.uint32)
 
     def add(self, text):
@@ -298,11 +303,14 @@ class Seen:
         min_hashes = (np.array(hashes, np.uint64) * self.factors).min(axis=2)  # (6, 5)
         n_agree = 0
         for table, band in zip(self.tables, min_hashes.tolist()):
-            mark, place = divmod(hash(tuple(band)) % 2**54, len(table))
+            mark, place = divmod(hash(tuple(band)) % 2**54, len(table))  # 32 and 22 bits of a hash of integers
             n_agree += int(table[place] == mark)
             table[place] = mark
         return n_agree / len(self.tables)
 
+
+# -----------------------------------------------------------------------------
+# seed words
 
 VERB_ENDING = re.compile('(?<=..)(ना|णे|নো|া|er|ir|re)$')  # of infinitives in Hindi, Marathi, Bangla and French
 
