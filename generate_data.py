@@ -305,7 +305,8 @@ def read_reply(i, reply):
         except chat.Rejected as e:
             reasons[str(e)] += 1
             continue
-        row = {'id': i * items + len(rows), **word_columns(seeds), 'text': text}  # the ids of prompt i begin at i * items
+        # with several stories per reply, the ids of prompt i begin at i * items
+        row = {'id': i * items + len(rows), **word_columns(seeds), 'text': text}
         row['missing'] = replies.missing(seeds, text)
         if levels:
             row['complexity'] = complexity
