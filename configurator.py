@@ -158,7 +158,7 @@ from files import find as _find
 # 2) the keys are the names assigned in the script or notebook cell that executes this text, above `here = …`
 _script = sys._getframe(1).f_code.co_filename
 linecache.checkcache(_script)
-_source = ''.join(linecache.getlines(_script)).partition('\nhere = ')[0].partition('\nexec(')[0]
+_source = ''.join(linecache.getlines(_script)).partition('\nhere = ')[0]
 _names = [node.targets[0].id for node in ast.parse(_source).body if isinstance(node, ast.Assign)]
 _defaults = {name: globals()[name] for name in _names}
 if _shell:

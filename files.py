@@ -1,5 +1,5 @@
 """
-Files: settings and errors in one line, files that survive a kill, and every kind of story file.
+Files: settings and errors in one line, files that survive a kill, every kind of story file, train.py's data and log.
 
     check, fail       end the script with one line on stderr
     find, at_end      where a file to read is; what to do when the script ends
@@ -7,6 +7,7 @@ Files: settings and errors in one line, files that survive a kill, and every kin
     open_append       append-only .jsonl files; a kill can only tear the last line
     replacing         a file appears whole or not at all (atomic write)
     read_texts        stories from .jsonl, .json, .csv, .tsv, .parquet, .txt, a folder, a glob, the Hugging Face hub
+    load_dataset      the bins of prepare.py; TokenStream puts their stories in random order
 """
 
 import atexit

@@ -22,42 +22,41 @@ TRAIN = [
 @pytest.fixture
 def copy(tmp_path):
     """copy('train.py') -> a folder with its copy set."""
-    return lambda script: Project(tmp_path, [script, *COPY_SETS[script]])
+    def copy(script):
+        (tmp_path / script.removesuffix('.py')).mkdir()
+        return Project(tmp_path / script.removesuffix('.py'), [script, *COPY_SETS[script]])
+    return copy
 
 
-@pytest.fixture(scope='module')
-def trained(prepared, tmp_path_factory):
-    """The copy set of train.py with data/tiny, after a training in two parts."""
-    folder = Project(tmp_path_factory.mktemp('train'), ['train.py', *COPY_SETS['train.py']])
+def copy_data(prepared, folder):
     shutil.copytree(prepared.path / 'data/tiny', folder.path / 'data/tiny')
+
+
+def test_train_from_scratch_resume_and_sample(prepared, copy):
+    folder = copy('train.py')
+    copy_data(prepared, folder)
     out = folder.run(*TRAIN, '--max_iters=2')
     assert 'done at step 2' in out and re.search('[\u0900-\u097f]{2}', out)  # with a sample story
     assert 'done at step 4' in folder.run(*TRAIN, '--max_iters=4', '--init_from=resume')
-    return folder
-
-
-def test_train_from_scratch_and_resume(trained):
-    names = {path.name for path in (trained.path / 'out/tiny').iterdir()}
+    names = {path.name for path in (folder.path / 'out/tiny').iterdir()}
     assert names == {'ckpt.pt', 'best.pt', 'log.jsonl', 'loss.png'}
-    assert [row['step'] for row in trained.jsonl('out/tiny/log.jsonl')] == [2, 4]
-    refusal = trained.refuses(*TRAIN, '--out_dir=out/other', '--init_from=gpt2')
+    refusal = folder.refuses(*TRAIN, '--out_dir=out/other', '--init_from=gpt2')
     assert refusal == 'train.py: hub.py is missing: copy it beside train.py'
 
+    sampling = copy('sample.py')
+    shutil.copytree(folder.path / 'out', sampling.path / 'out')
+    out = sampling.run('sample.py', '--out_dir=out/tiny', '--start=एक दिन', '--max_new_tokens=20', '--device=cpu')
+    assert out.startswith('एक दिन')
+    refusal = sampling.refuses('sample.py', '--init_from=user/model')
+    assert refusal == 'sample.py: hub.py is missing: copy it beside sample.py'
 
-def test_train_in_two_processes(trained, copy):
+
+@pytest.mark.slow
+def test_train_in_two_processes(prepared, copy):
     folder = copy('train.py')
-    shutil.copytree(trained.path / 'data', folder.path / 'data')
+    copy_data(prepared, folder)
     torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--']
     assert 'done at step 2' in folder.run(*torchrun, *TRAIN, '--max_iters=2', '--backend=gloo')
-
-
-def test_sample(trained, copy):
-    folder = copy('sample.py')
-    shutil.copytree(trained.path / 'out', folder.path / 'out')
-    out = folder.run('sample.py', '--out_dir=out/tiny', '--start=एक दिन', '--max_new_tokens=20', '--device=cpu')
-    assert out.startswith('एक दिन')
-    refusal = folder.refuses('sample.py', '--init_from=user/model')
-    assert refusal == 'sample.py: hub.py is missing: copy it beside sample.py'
 
 
 def test_prepare(prepared, copy):
