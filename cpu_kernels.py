@@ -6,7 +6,7 @@ Optional: model.py computes the same without this file. A GPU never uses it.
 What each one gains is in docs/RESULTS.md; in short, on two cores:
 - rms_norm              1.3 times the training throughput of torch's own
 - causal_attention      bfloat16 training with up to 512 positions: half the time of torch's kernel
-- PagedStore            generation of 8 sequences or more: 1.5 times the tokens per second
+- PagedKV               generation of 8 sequences or more: 1.5 times the tokens per second
 - fast_head             generation of a few sequences: the last product takes a third of the time
 - quantize_int8         generation of one sequence: twice the tokens per second
 - keep_freed_memory     10 % of a training step
@@ -19,7 +19,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-PAGE = 32  # positions of a page of PagedStore
+PAGE = 32  # positions of a page of PagedKV
 
 
 # -----------------------------------------------------------------------------
@@ -104,13 +104,13 @@ def fast_head(head):
     return lambda x: x @ transposed
 
 
-def has_faster_store(n_slots):
-    """Whether PagedStore is faster than KVStore: it needs AVX, and enough slots to pay for its index arrays."""
+def has_faster_kv(n_slots):
+    """Whether PagedKV is faster than KVTensors: it needs AVX, and enough slots to pay for its index arrays."""
     return n_slots >= 8 and torch.backends.cpu.get_cpu_capability().startswith('AVX')
 
 
-class PagedStore:
-    """KVStore of model.py, read by embedding_bag: of each sequence only the pages that it fills are read.
+class PagedKV:
+    """KVTensors of model.py, read by embedding_bag: of each sequence only the pages that it fills are read.
 
     A decoding step is limited by the memory that attention reads. embedding_bag (FBGEMM) reads a table of 16-bit rows
     faster than any other function of torch on a CPU. It computes weighted sums of rows, and attention is two of them:
@@ -138,7 +138,7 @@ class PagedStore:
             self.keys[layer, slots, :, page, :, :part.size(2)] = part.mT
 
     def begin_step(self, positions):
-        """Decode: the position of the next token in each of the first B slots, (B,), and the rows to read for it.
+        """Prepare a decode step: find the rows to read. positions: (B,), where each slot gets its next token.
 
         One bag is one head of one sequence, B * n_head in all. P: the number of pages of all bags.
         """

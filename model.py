@@ -6,8 +6,9 @@ Notable choices, each a field of GPTConfig:
 - n_kv_head < n_head is grouped-query attention.
 - norm='layernorm', position='learned', mlp='gelu_new', bias=True is GPT-2; bias=False, mlp='gelu' is nanoGPT.
 - qk_norm=True is Qwen3's RMSNorm on queries and keys.
-- mlp='relu2' trains faster than SwiGLU on a CPU. Hugging Face's Llama computes it with ReLU and gate = up.
-So weights can be exchanged with Hugging Face's classes of these names (hub.py, export.py).
+- mlp='relu2' trains faster than SwiGLU on a CPU. Exported as a Llama it has the activation ReLU, and one matrix is
+  both gate and up, since relu(z) · z = relu(z)².
+hub.py and export.py exchange weights with Hugging Face's Llama, GPT-2 and Qwen3.
 
 cpu_kernels.py has faster versions of some functions for CPUs. It is optional; this file alone computes the same.
 """
@@ -76,20 +77,18 @@ class GPTConfig:
         check(self.norm in ('rmsnorm', 'layernorm'), f"norm is {self.norm!r}; use 'rmsnorm' or 'layernorm'")
         check(self.position in ('rope', 'learned'), f"position is {self.position!r}; use 'rope' or 'learned'")
         check(self.mlp in ACTIVATIONS, f'mlp is {self.mlp!r}; use one of {", ".join(ACTIVATIONS)}')
-        if not self.n_kv_head:
-            self.n_kv_head = self.n_head
+        self.n_kv_head = self.n_kv_head or self.n_head
         if not self.n_inner:
-            self.n_inner = 4 * self.n_embd
-            if self.mlp == 'swiglu':
-                self.n_inner = (8 * self.n_embd + 95) // 96 * 32
+            self.n_inner = 32 * math.ceil(8 * self.n_embd / 96) if self.mlp == 'swiglu' else 4 * self.n_embd
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head', 'n_inner'):
             check(getattr(self, name) >= 1, f'{name} is {getattr(self, name)}; it must be at least 1')
         check(self.n_embd % self.n_head == 0, f'n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})')
         check(self.n_head % self.n_kv_head == 0, f'n_head must be a multiple of n_kv_head ({self.n_kv_head})')
         check(self.position == 'learned' or self.head_size % 2 == 0, 'rotary positions need an even n_embd / n_head')
         check(self.rope_theta > 0, f'rope_theta is {self.rope_theta}; it must be above 0')
-        n_weights = self.n_layer * self.n_embd * (self.n_embd + self.n_inner)
-        check(self.n_layer <= 10_000 and n_weights < 1e12, f'{self.n_layer} layers of {self.n_embd} fit in no memory')
+        # a typing error should end here, not when the memory is full
+        at_least = self.n_layer * self.n_embd * (self.n_embd + self.n_inner)  # weights
+        check(self.n_layer <= 10_000 and at_least < 1e12, f'{self.n_layer} layers of {self.n_embd} fit in no memory')
 
     @property
     def head_size(self):
@@ -107,7 +106,7 @@ class RMSNorm(nn.Module):
     def forward(self, x):
         if cpu_kernels and x.is_cpu:
             return cpu_kernels.rms_norm(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps).type_as(x)
+        return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps).type_as(x)  # autocast returns float32
 
 
 def make_norm(config, size):
@@ -117,9 +116,9 @@ def make_norm(config, size):
 
 
 def rotate(x, cos, sin):
-    """Rotary positions (Su et al. 2021), halves paired as in Hugging Face's Llama. The first half of sin is negated.
+    """Rotary positions (Su et al. 2021). Dimension i is paired with i + d / 2, as in Hugging Face's Llama.
 
-    x: (B, T, heads, d); cos, sin: (…, T, 1, d) -> (B, T, heads, d)
+    x: (B, T, heads, d); cos, sin: (…, T, 1, d), the first half of sin negated -> (B, T, heads, d)
     """
     swapped = x.roll(x.size(-1) // 2, -1)
     return torch.addcmul(x * cos, swapped, sin)
@@ -145,7 +144,7 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, self.head_size) if config.qk_norm else None
 
     def forward(self, x, rope, layer, attend):
-        """attend: the function of GPT.hidden, or None for causal attention within x."""
+        """rope: (cos, sin) or None. attend: see GPT.hidden; None = causal attention."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_size)  # (B, T, n_head + 2 * n_kv_head, d)
         qk, v = qkv.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
@@ -160,7 +159,7 @@ class Attention(nn.Module):
             y = attend(layer, q, k, v)
         else:
             y = causal_attention(q, k, v, self.dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(B, T, C).type_as(x)
+        y = y.transpose(1, 2).reshape(B, T, C).type_as(qkv)  # a KV cache may attend in float32
         return F.dropout(self.proj(y), self.dropout, self.training)
 
 
@@ -218,7 +217,7 @@ class GPT(nn.Module):
     def init_parameter(self, name, parameter):
         """GPT-2's initialization: std 0.02, and less in the layers that add to the residual stream."""
         if name == 'wte.weight' and not self.config.tie_weights:
-            nn.init.normal_(parameter)  # std 1: an embedding that is not the head too learns faster from there
+            nn.init.normal_(parameter)  # an untied embedding learns faster from std 1
         elif name.endswith(('proj.weight', 'down.weight')):
             nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layer) ** 0.5)
         elif parameter.dim() > 1:
@@ -241,15 +240,15 @@ class GPT(nn.Module):
         x = self.wte(ids)
         if self.wpe:
             x = x + self.wpe.weight[positions]
-        dtype = x.dtype
+        compute_dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        if dtype == torch.bfloat16:
-            x = x.bfloat16()  # half the memory traffic; in float16 the sums could overflow
+            compute_dtype = torch.get_autocast_dtype(x.device.type)
+        if compute_dtype == torch.bfloat16:
+            x = x.bfloat16()  # half the memory traffic; in float16 the residual stream could overflow
         x = F.dropout(x, self.config.dropout, self.training)
         rope = None
         if not self.wpe:
-            rope = self.cos[positions].to(dtype), self.sin[positions].to(dtype)
+            rope = self.cos[positions].to(compute_dtype), self.sin[positions].to(compute_dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, layer, attend)
         return self.norm(x)
@@ -281,35 +280,35 @@ class GPT(nn.Module):
         """The optimizers of the trainable parameters, a list. Each group has its 'peak_lr'.
 
         name: 'adamw', or 'muon' for the matrices of the blocks and AdamW for all else. momentum and ns_steps
-        (Newton-Schulz iterations) are Muon's. embedding_lr: 0.0 = learning_rate.
+        (Newton-Schulz iterations) are Muon's. embedding_lr: of embedding and head, which then have no weight decay;
+        0.0 = learning_rate.
         """
         check(name in ('adamw', 'muon'), f"optimizer is {name!r}; use 'adamw' or 'muon'")
-        blocks, other_matrices, vectors, embeddings = [], [], [], []
+        muon_matrices, other_matrices, vectors, embedding_and_head = [], [], [], []
         for parameter_name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             if parameter_name in ('wte.weight', 'head.weight'):
-                embeddings.append(parameter)
+                embedding_and_head.append(parameter)
             elif parameter.dim() < 2:
                 vectors.append(parameter)
-            elif name == 'muon' and parameter.dim() == 2 and parameter_name.startswith('blocks.'):
-                blocks.append(parameter)
+            elif name == 'muon' and parameter_name.startswith('blocks.'):
+                muon_matrices.append(parameter)
             else:
                 other_matrices.append(parameter)
         embedding_decay = 0.0 if embedding_lr else weight_decay
         embedding_lr = embedding_lr or learning_rate
         groups = [{'params': other_matrices, 'weight_decay': weight_decay, 'peak_lr': learning_rate},
                   {'params': vectors, 'weight_decay': 0.0, 'peak_lr': learning_rate},
-                  {'params': embeddings, 'weight_decay': embedding_decay, 'peak_lr': embedding_lr}]
+                  {'params': embedding_and_head, 'weight_decay': embedding_decay, 'peak_lr': embedding_lr}]
         is_mps = self.wte.weight.device.type == 'mps'
         optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=not is_mps)]
         if name == 'muon':
             # match_rms_adamw: updates are as long as AdamW's, so that one learning rate fits both
             # (Liu et al. 2025, "Muon is scalable for LLM training")
-            group = {'params': blocks, 'peak_lr': learning_rate}
-            muon = torch.optim.Muon([group], learning_rate, weight_decay, momentum, ns_steps=ns_steps,
-                                    adjust_lr_fn='match_rms_adamw')
-            optimizers.append(muon)
+            group = {'params': muon_matrices, 'peak_lr': learning_rate}
+            optimizers.append(torch.optim.Muon([group], learning_rate, weight_decay, momentum, ns_steps=ns_steps,
+                                               adjust_lr_fn='match_rms_adamw'))
         return optimizers
 
 
@@ -318,24 +317,24 @@ class GPT(nn.Module):
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of the logits x @ weight.T, in chunks of rows, so that all logits never exist at once.
+    """Mean cross-entropy of the logits x @ weight.T, in chunks of rows: the full logits are never in memory.
 
     The gradients are computed in the forward pass, while a chunk's logits are in the cache: less memory and less time
     (the idea is from Liger Kernel, Hsu et al. 2024). torch.nn.functional.linear_cross_entropy does the same since
-    torch 2.13, but its chunked path interrupts a graph of torch.compile.
+    torch 2.13, but its chunked path causes a graph break in torch.compile.
     x: (N, C), weight: (V, C), targets: (N,) int64 -> nats, float32.
     """
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        # A chunk's logits should fit in the cache of a CPU. More rows make fewer additions to dweight;
-        # more than 2048 could overflow float16.
+        # 2**21 logits (8 MB) fit in the cache of a CPU. With fewer than 256 rows, adding to dweight takes too long.
+        # With more than 2048, the products that are summed in dweight could overflow float16.
         n_rows = (2**26 if x.is_cuda else 2**21) // len(weight)
         n_rows = max(256, min(2048, n_rows))
         needs_dx, needs_dweight, _ = ctx.needs_input_grad
         loss = torch.zeros((), device=x.device)
         dx = torch.empty_like(x) if needs_dx else None
-        dweight = torch.zeros_like(weight) if needs_dx and needs_dweight else None
+        dweight = torch.zeros_like(weight) if needs_dweight else None
         for start in range(0, len(x), n_rows):
             rows = slice(start, start + n_rows)
             target = targets[rows, None]  # (n, 1)
@@ -345,6 +344,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if needs_dx:
                 # the gradient of the logits is softmax - onehot(target), and expm1(log p) = p - 1
                 dlogits = logprobs.exp_().scatter_(1, target, target_logprobs.expm1())
+                # autocast casts dlogits, which are float32, for the two products
                 dx[rows] = dlogits @ weight
                 if dweight is not None:
                     dweight += dlogits.t() @ x[rows]
@@ -362,7 +362,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def learn_bigrams(model, tokens, steps, seed, amp):
-    """Train embedding and head of a new GPT, without its blocks, to predict the next token from the last one.
+    """Train embedding and untied head of a new GPT, without its blocks, to predict the next token from the last one.
 
     tokens: training tokens, (N,) uint16. amp: the autocast context to compute in.
     The followers of every token are counted once. A step samples tokens in proportion to their frequency. The target
@@ -381,21 +381,22 @@ def learn_bigrams(model, tokens, steps, seed, amp):
     # Adam's steps are as long as the learning rate, so it is set relative to the weights
     groups = [{'params': [p], 'lr': p.std().item() / 2} for p in (model.wte.weight, model.head.weight)]
     adam = torch.optim.Adam(groups, betas=(0.8, 0.95))
+    # constant for 30 % of the steps, then linear to 0
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1, (1 - step / steps) / 0.7))
-    n_rows = max(1, 2**22 // size)  # as many as have distributions of 16 MB
+    n_rows = max(1, 2**22 // size)  # of a chunk, so that its dense targets take 16 MB
     for _ in tqdm(range(steps), 'bigrams', unit=' steps', leave=False):
-        sampled, times = frequency.multinomial(4096, replacement=True, generator=generator).unique(return_counts=True)
-        targets = followers.index_select(0, sampled)
-        for rows in torch.arange(len(sampled)).split(n_rows):
-            target = targets.index_select(0, rows).to_dense() * times[rows, None]
+        # a token that is drawn n times counts n times
+        drawn, n_times = frequency.multinomial(4096, replacement=True, generator=generator).unique(return_counts=True)
+        targets = followers.index_select(0, drawn)
+        for rows in torch.arange(len(drawn)).split(n_rows):
+            target = targets.index_select(0, rows).to_dense() * n_times[rows, None]
             with amp:
-                logits = model.head(model.norm(model.wte(sampled[rows].to(device))))
+                logits = model.head(model.norm(model.wte(drawn[rows].to(device))))
             # a sum, since the gradients of a mean could underflow in float16
             F.cross_entropy(logits.float(), target.to(device), reduction='sum').backward()
         adam.step()
         schedule.step()
-        adam.zero_grad()
-    model.zero_grad()  # of the last norm too
+        model.zero_grad()
 
 
 class LossGuard:
@@ -409,7 +410,7 @@ class LossGuard:
         self.n_skipped = 0
         self.skipped_in_a_row = 0
 
-    def check(self, loss, grad_norm, scaler):
+    def reason_to_skip(self, loss, grad_norm, scaler):
         """Why a step must not be taken; '' for a good step."""
         problem = self.find_problem(loss, grad_norm, scaler)
         if problem:
@@ -421,8 +422,8 @@ class LossGuard:
         return problem
 
     def find_problem(self, loss, grad_norm, scaler):
-        # in float16 an infinite gradient is normal: the scaler lowers the loss scale
-        if not math.isfinite(loss) or not math.isfinite(grad_norm) and not scaler.is_enabled():
+        bad_gradient = not math.isfinite(grad_norm) and not scaler.is_enabled()  # float16: the scaler handles overflows
+        if bad_gradient or not math.isfinite(loss):
             return f'the loss is {loss:.4g} and the gradient norm {grad_norm:.3g}'
         if scaler.is_enabled() and scaler.get_scale() < 1e-3:
             return 'the gradients overflow float16 at any loss scale'
@@ -437,8 +438,11 @@ class LossGuard:
 # generation
 
 
-class KVStore:
-    """Keys and values of n_slots sequences, preallocated: (n_layer, n_slots, n_kv_head, length, d)."""
+class KVTensors:
+    """The tensors of a KVCache, preallocated: (n_layer, n_slots, n_kv_head, length, d).
+
+    cpu_kernels.PagedKV can replace them.
+    """
 
     def __init__(self, config, n_slots, length, dtype, device):
         shape = (config.n_layer, n_slots, config.n_kv_head, length, config.head_size)
@@ -452,7 +456,7 @@ class KVStore:
         self.values[layer, slots, :, :T] = v.type_as(self.values)
 
     def begin_step(self, positions):
-        """Decode: the position of the next token in each of the first B slots, (B,), for all layers."""
+        """Prepare a decode step. positions: (B,), where each of the first B slots gets its next token."""
         self.positions = positions
         self.slots = torch.arange(len(positions), device=positions.device)
         self.end = int(positions.max()) + 1
@@ -481,25 +485,24 @@ class KVCache:
     """Fixed slots, each with the keys and values of one sequence.
 
     prefill() reads whole sequences into some slots, decode() one token into every slot. A slot is refilled in place.
-    lengths: how many positions of each slot are filled; 0 = the slot is free.
+    lengths: how many positions of each slot are filled; 0 = the slot must be prefilled.
     """
 
-    refill = True  # a finished slot can take a new sequence while others go on
+    refill = True  # a finished slot can take a new sequence while others go on; False in the cache of hub.py
 
     def __init__(self, model, n_slots, length):
         weight = model.wte.weight
-        dtype = weight.dtype
-        if weight.is_cpu:
-            dtype = torch.promote_types(dtype, torch.float32)  # CPUs attend faster in float32
         self.model = model
         self.head = model.head
         self.lengths = [0] * n_slots
         if cpu_kernels and weight.is_cpu:
             self.head = cpu_kernels.fast_head(model.head)
-        if cpu_kernels and weight.is_cpu and cpu_kernels.has_faster_store(n_slots):
-            self.store = cpu_kernels.PagedStore(model.config, n_slots, length, weight.dtype)
+        if cpu_kernels and weight.is_cpu and cpu_kernels.has_faster_kv(n_slots):
+            self.kv = cpu_kernels.PagedKV(model.config, n_slots, length, weight.dtype)
         else:
-            self.store = KVStore(model.config, n_slots, length, dtype, weight.device)
+            # CPUs attend faster in float32
+            dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_cpu else weight.dtype
+            self.kv = KVTensors(model.config, n_slots, length, dtype, weight.device)
 
     def prefill(self, slots, sequences):
         """Read sequences, lists of ids, into these slots -> the logits after each, (len(slots), vocab_size)."""
@@ -510,7 +513,7 @@ class KVCache:
         slot_ids = torch.tensor(slots, device=device)
 
         def attend(layer, q, k, v):
-            self.store.write(layer, slot_ids, k, v)
+            self.kv.write(layer, slot_ids, k, v)
             return causal_attention(q, k, v)
 
         x = self.model.hidden(torch.tensor(padded, device=device), attend=attend)
@@ -523,16 +526,16 @@ class KVCache:
         """Read one token into each of the first len(tokens) slots -> the logits after it, (len(tokens), vocab_size)."""
         device = self.model.wte.weight.device
         positions = torch.tensor(self.lengths[:len(tokens)], device=device)
-        self.store.begin_step(positions)
+        self.kv.begin_step(positions)
         ids = torch.tensor(tokens, device=device)[:, None]
-        x = self.model.hidden(ids, positions[:, None], self.store.attend)
+        x = self.model.hidden(ids, positions[:, None], self.kv.attend)
         for slot in range(len(tokens)):
             self.lengths[slot] += 1
         return self.head(x[:, 0])
 
     def move(self, source, target):
         """Copy one slot over another."""
-        self.store.move(source, target)
+        self.kv.move(source, target)
         self.lengths[target] = self.lengths[source]
 
 
@@ -548,7 +551,7 @@ class Sequence:
         self.uniforms = iter(torch.rand(max_new_tokens, generator=generator).numpy())
 
     def window(self, block_size):
-        """The ids to prefill. When they no longer fit in block_size, only their last half is kept."""
+        """The ids to prefill. If they exceed block_size, all but the last block_size / 2 are dropped for good."""
         if len(self.ids) - self.start > block_size:
             self.start = len(self.ids) - max(1, block_size // 2)
         return self.ids[self.start:]
@@ -592,11 +595,11 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
         # 1) prefill the slots with new sequences, or else decode one token in every slot
         new_slots = [slot for slot in range(len(running)) if cache.lengths[slot] == 0]
         if new_slots:
-            logits = cache.prefill(new_slots, [running[slot].window(block_size) for slot in new_slots])
             batch = [running[slot] for slot in new_slots]
+            logits = cache.prefill(new_slots, [sequence.window(block_size) for sequence in batch])
         else:
-            logits = cache.decode([sequence.ids[-1] for sequence in running])
-            batch = list(running)
+            batch = running
+            logits = cache.decode([sequence.ids[-1] for sequence in batch])
 
         # 2) sample
         logits = logits.float()
@@ -609,22 +612,19 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
             sequence.n_left -= 1
         yield [(sequence.index, token) for sequence, token in zip(batch, tokens)]
 
-        # 3) refill the slots of finished sequences, or close the gaps; from the last slot on, so that no gap is moved
-        for slot in reversed(range(len(running))):
+        # 3) refill the slots of finished sequences, or else move the last slot there
+        for slot in reversed(range(len(running))):  # backwards, so that the last slot is not finished itself
             sequence = running[slot]
             if cache.lengths[slot] == block_size:
-                cache.lengths[slot] = 0  # full: prefill its last half again
-            if sequence.n_left > 0 and sequence.ids[-1] != eos:
-                continue
-            if waiting and cache.refill:
+                cache.lengths[slot] = 0  # full: prefill its last half, see Sequence.window
+            finished = sequence.n_left == 0 or sequence.ids[-1] == eos
+            if finished and waiting and cache.refill:
                 running[slot] = next_sequence()
                 cache.lengths[slot] = 0
-                continue
-            last = len(running) - 1
-            if slot < last:
-                cache.move(last, slot)
-                running[slot] = running[last]
-            running.pop()
+            elif finished:
+                cache.move(len(running) - 1, slot)
+                running[slot] = running[-1]
+                running.pop()
 
 
 def penalize(logits, histories, repetition_penalty, no_repeat_ngram, bad_words):
@@ -661,7 +661,8 @@ def sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p):
         likeliest = probs.topk(n).values  # sorted, (B, n)
         share = likeliest / likeliest.sum(-1, keepdim=True)
         n_kept = (share.cumsum(-1) - share < top_p).sum(-1, keepdim=True)
-        # The tokens stay in the order of the vocabulary. The order of topk changes with rounding.
+        # Keep the order of the vocabulary. In the order of topk, rounding could swap two tokens, and the same
+        # uniform number would draw another one.
         probs = probs * (probs >= likeliest.gather(-1, n_kept - 1))
     if min_p:
         probs = probs * (probs >= min_p * probs.amax(-1, keepdim=True))
@@ -691,17 +692,17 @@ def load_checkpoint(path):
     if not os.path.exists(path):
         fail(f'{path} does not exist; train first, or name another --out_dir')
     try:
-        check_sums(path)
+        verify_checksums(path)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # about old pickles, before they are refused
+            warnings.simplefilter('ignore')  # torch warns of old pickles before it refuses them
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # torch.load raises errors of many kinds for damaged and foreign files
         reason = str(e).split('\n')[0] or type(e).__name__
-        code = re.search(r'GLOBAL (\S+)', str(e))
-    if code:
-        fail(f'{path} contains, besides weights, a Python object ({code[1]}), and loading it could run code from the '
-             'file; use a checkpoint with tensors and plain values only')
-    if 'weights_only' in reason:  # torch's advice to load the file all the same
+        python_object = re.search(r'GLOBAL (\S+)', str(e))  # torch's message: Unsupported global: GLOBAL os.system
+    if python_object:
+        fail(f'{path} contains, besides weights, a Python object ({python_object[1]}), and loading it could run code '
+             'from the file; use a checkpoint with tensors and plain values only')
+    if 'weights_only' in reason:  # torch suggests weights_only=False here: do not pass that on
         reason = 'it contains something other than tensors and plain values'
     advice = ''
     for name in ('best.pt', 'ckpt.pt'):
@@ -711,8 +712,8 @@ def load_checkpoint(path):
     fail(f'{path} cannot be loaded as a checkpoint ({reason}){advice}')
 
 
-def check_sums(path):
-    """Raise ValueError for a damaged file. torch.load ignores the check sums that torch.save writes."""
+def verify_checksums(path):
+    """Raise ValueError for a damaged file. torch.load ignores the checksums that torch.save writes."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -748,7 +749,7 @@ def training_state(optimizers, scaler, guard):
 
 
 def load_training_state(path, checkpoint, optimizers, scaler, guard):
-    """Restore training_state(). A copy of best.pt has none: then the optimizers start without averages."""
+    """Restore training_state(). best.pt has none: if it was copied to ckpt.pt, the optimizers start fresh."""
     for optimizer, state in zip(optimizers, checkpoint.get('optimizer', [])):
         for saved_group, group in zip(state['param_groups'], optimizer.param_groups):
             settings = {key: value for key, value in group.items() if key != 'params'}
@@ -778,10 +779,11 @@ def check_resume(path, checkpoint, config, meta, vocab):
 
     before = facts(checkpoint['config'], checkpoint['meta'])
     now = facts(config, meta)
-    fixed = [*GPTConfig.__dataclass_fields__, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha',
-             'sequences in a step', 'tokens in train.bin']
-    changed = [f'{key} {before[key]}, here {now[key]}' for key in fixed
-               if key in before and key in now and before[key] != now[key] and key != 'dropout']
+    fixed = {*GPTConfig.__dataclass_fields__, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha',
+             'sequences in a step', 'tokens in train.bin'} - {'dropout'}
+    # older checkpoints lack some keys
+    changed = [f'{key} {before[key]}, here {now[key]}' for key in sorted(fixed & before.keys() & now.keys())
+               if before[key] != now[key]]
     if changed:
         fail(f'{path} was trained with {"; ".join(changed)}; resume with its settings, or use another --out_dir')
 
@@ -805,7 +807,7 @@ def choose_device(device='', dtype=''):
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         reason = str(e).splitlines()[0]
-        check(False, f'device {device!r} cannot be used here: {reason}')
+        fail(f'device {device!r} cannot be used here: {reason}')
     if not dtype:
         dtype = 'float32'
         if device.startswith('cuda'):
@@ -841,9 +843,10 @@ def init_processes(device, dtype, backend=''):
 
 
 def store_of_restart():
-    """A fresh store after a restart by torchrun --max-restarts, else None.
+    """The store in which the processes find each other after a restart by torchrun --max-restarts; None = the default.
 
-    torchrun --standalone keeps its store, and the processes would try to connect to the addresses of the dead ones.
+    torchrun --standalone reuses its store, which still has the addresses of the processes that died. A new prefix
+    hides them.
     """
     restarts = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     on_one_node = os.environ.get('LOCAL_WORLD_SIZE') == os.environ['WORLD_SIZE']

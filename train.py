@@ -126,7 +126,7 @@ amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float
 data_dir = find(os.path.join('data', dataset))  # in the working directory, else beside this script
 meta, tokenizer_json, train_tokens, val_tokens = load_dataset(data_dir)
 tokenizer = Tokenizer.from_str(tokenizer_json)
-stream = TokenStream(train_tokens, meta['bos'], meta['eos'], seed)  # endless, every epoch in a new order; len = an epoch
+stream = TokenStream(train_tokens, meta['bos'], meta['eos'], seed)  # endless, each epoch in a new order; len = an epoch
 step_sequences = batch_size * gradient_accumulation_steps
 rank_sequences = step_sequences // world_size  # of one step, in this process
 micro_batch_size = min(batch_size, rank_sequences)
@@ -331,7 +331,7 @@ while step < max_iters and not stop_reason:
         stop_reason = stop_signal or 'a signal to another process'
 
     # 5) update the weights, unless the loss or the gradient is bad
-    problem = guard.check(loss, grad_norm, scaler)
+    problem = guard.reason_to_skip(loss, grad_norm, scaler)  # NaN, infinite, or far above the last losses
     if problem and (not skip_nan or guard.skipped_in_a_row > 100):
         bar.close()
         fail(f'{problem} at step {step}; the last checkpoint in {out_dir} is good. Lower learning_rate, '

@@ -36,7 +36,7 @@ def test_attention_in_bfloat16(length):
 @pytest.mark.parametrize('args', [{}, {'n_kv_head': 2, 'qk_norm': True}, {'norm': 'layernorm', 'position': 'learned'}])
 def test_training_and_generation_equal_those_without_this_file(args, monkeypatch):
     model = small_gpt(block_size=80, **args)
-    prompts = [[1 + i] * (1 + i % 40) for i in range(12)]  # PagedStore is used from 8 sequences on
+    prompts = [[1 + i] * (1 + i % 40) for i in range(12)]  # PagedKV is used from 8 sequences on
     ids = torch.randint(100, (4, 33))
 
     def results():
@@ -63,7 +63,7 @@ def test_many_sequences_in_bfloat16_agree_with_float32():
 
 def test_even_attention_to_many_large_values_does_not_overflow_float16():
     config = small_gpt(block_size=1024, n_head=2, n_layer=1).config
-    store = cpu_kernels.PagedStore(config, 8, 1024, torch.bfloat16)
+    store = cpu_kernels.PagedKV(config, 8, 1024, torch.bfloat16)
     store.values.fill_(100.0)  # 1024 of them sum to more than float16 holds
     store.begin_step(torch.full((8,), 1023))
     q = torch.zeros(8, 2, 1, 16)

@@ -13,8 +13,8 @@ import model as model_module
 from files import TokenStream
 from model import GPT, GPTConfig, LinearCrossEntropy, LossGuard, generate
 
-SIZES = {'vocab_size': 300, 'hidden_size': 64, 'intermediate_size': 160, 'num_hidden_layers': 3, 'num_attention_heads': 4,
-         'max_position_embeddings': 64}
+SIZES = {'vocab_size': 300, 'hidden_size': 64, 'intermediate_size': 160, 'num_hidden_layers': 3,
+         'num_attention_heads': 4, 'max_position_embeddings': 64}
 GPT2_SIZES = {'vocab_size': 300, 'n_embd': 64, 'n_layer': 3, 'n_head': 4, 'n_positions': 64}
 NEO_SIZES = {'vocab_size': 300, 'hidden_size': 64, 'num_layers': 3, 'num_heads': 4, 'window_size': 16,
              'max_position_embeddings': 64, 'attention_types': [[['global', 'local', 'global'], 1]]}
@@ -64,7 +64,8 @@ def pair(request, tmp_path_factory):
 def hf_generated(model, prompts, n=40, **settings):
     sequences = []
     for prompt in prompts:
-        ids = model.generate(torch.tensor([prompt]), max_new_tokens=n, do_sample=False, eos_token_id=None, pad_token_id=0, **settings)
+        ids = model.generate(torch.tensor([prompt]), max_new_tokens=n, do_sample=False, eos_token_id=None,
+                             pad_token_id=0, **settings)
         sequences.append(ids[0, len(prompt):].tolist())
     return sequences
 
@@ -99,7 +100,7 @@ def test_bad_words_equal_hugging_face(pair):
 def test_a_sequence_does_not_depend_on_its_batch(pair):
     _, ours = pair
     eos = generated(ours, PROMPTS, temperature=0)[0][3]
-    settings = {'n': 80, 'eos': eos, 'temperature': 0.7, 'top_k': 50, 'top_p': 0.9, 'min_p': 0.01}  # 80 exceeds block_size
+    settings = {'n': 80, 'eos': eos, 'temperature': 0.7, 'top_k': 50, 'top_p': 0.9, 'min_p': 0.01}  # 80 > block_size
     together = generated(ours, PROMPTS * 3, seeds=range(9), **settings)
     assert together == [generated(ours, [p], seeds=[s], **settings)[0] for s, p in enumerate(PROMPTS * 3)]
     assert together == generated(ours, PROMPTS * 3, seeds=range(9), batch_size=4, **settings)
@@ -187,8 +188,9 @@ def test_nanogpt_shape_starts_near_uniform():
     assert model(ids, ids.roll(-1, 1)).item() == pytest.approx(math.log(100), abs=0.1)
 
 
-@pytest.mark.parametrize('wrong', [{'n_head': 3}, {'n_kv_head': 3}, {'n_layer': 0}, {'n_layer': 10**6}, {'norm': 'batch'},
-                                   {'position': 'alibi'}, {'mlp': 'tanh'}, {'n_embd': 12}, {'rope_theta': 0.0}])
+@pytest.mark.parametrize('wrong', [
+    {'n_head': 3}, {'n_kv_head': 3}, {'n_layer': 0}, {'n_layer': 10**6}, {'norm': 'batch'}, {'position': 'alibi'},
+    {'mlp': 'tanh'}, {'n_embd': 12}, {'rope_theta': 0.0}])
 def test_impossible_shapes_are_refused(wrong):
     with pytest.raises(SystemExit):
         small_gpt(**wrong)
@@ -208,12 +210,12 @@ def test_the_guard_finds_nan_and_spikes():
     guard = LossGuard()
     no_scaler = torch.amp.GradScaler('cpu', enabled=False)
     for i in range(100):
-        assert not guard.check(3 + i % 2 / 10, 1.0, no_scaler)
-    assert 'nan' in guard.check(math.nan, 1.0, no_scaler)
-    assert 'inf' in guard.check(3.0, math.inf, no_scaler)
-    assert 'after a mean of 3.05' in guard.check(5.2, 1.0, no_scaler)
+        assert not guard.reason_to_skip(3 + i % 2 / 10, 1.0, no_scaler)
+    assert 'nan' in guard.reason_to_skip(math.nan, 1.0, no_scaler)
+    assert 'inf' in guard.reason_to_skip(3.0, math.inf, no_scaler)
+    assert 'after a mean of 3.05' in guard.reason_to_skip(5.2, 1.0, no_scaler)
     assert (guard.n_skipped, guard.skipped_in_a_row) == (3, 3)
-    assert not guard.check(4.0, 1.0, no_scaler)
+    assert not guard.reason_to_skip(4.0, 1.0, no_scaler)
     assert (guard.n_skipped, guard.skipped_in_a_row) == (3, 0)
 
 

@@ -14,9 +14,10 @@ import torch
 
 import hub
 
-SMALL = ['--dataset=tiny', '--out_dir=out/tiny', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64',
-         '--batch_size=4', '--gradient_accumulation_steps=2', '--learning_rate=1e-2', '--max_iters=20', '--lr_decay_iters=20',
-         '--warmup_iters=2', '--eval_interval=10', '--eval_iters=8', '--log_interval=1', '--dtype=float32', '--device=cpu']
+SMALL = ['--dataset=tiny', '--out_dir=out/tiny', '--dtype=float32', '--device=cpu',
+         '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64', '--batch_size=4', '--gradient_accumulation_steps=2',
+         '--learning_rate=1e-2', '--max_iters=20', '--lr_decay_iters=20', '--warmup_iters=2',
+         '--eval_interval=10', '--eval_iters=8', '--log_interval=1']
 RESUME = [*SMALL, '--init_from=resume']
 DROPOUT = [*SMALL, '--dropout=0.1']
 slow = pytest.mark.slow
@@ -151,7 +152,8 @@ def test_mixed_precision_with_muon_trains_and_resumes(project, dtype):
 
 def test_learning_rates_warm_up_and_cool_down(project):
     """A constant rate, then a linear decay; embedding and head have their own rate."""
-    project.run('train.py', *SMALL, '--optimizer=muon', '--cooldown=0.5', '--min_lr=0.0', '--tie_weights=False', '--embedding_lr=3e-2')
+    options = ['--optimizer=muon', '--cooldown=0.5', '--min_lr=0.0', '--tie_weights=False', '--embedding_lr=3e-2']
+    project.run('train.py', *SMALL, *options)
     rates = [row['lr'] for row in project.jsonl('out/tiny/log.jsonl')]
     assert rates == pytest.approx([1e-2 * min((step + 1) / 3, 1, (20 - step) / 10) for step in range(20)])
     adamw, muon = (state['param_groups'] for state in load_ckpt(project.path / 'out/tiny')['optimizer'])
@@ -160,13 +162,15 @@ def test_learning_rates_warm_up_and_cool_down(project):
 
 
 @slow
-@pytest.mark.parametrize('kind', [[], ['--dtype=float16'], ['--norm=layernorm', '--bias=True', '--position=learned', '--mlp=gelu']])
+@pytest.mark.parametrize('kind', [
+    [], ['--dtype=float16'], ['--norm=layernorm', '--bias=True', '--position=learned', '--mlp=gelu']])
 def test_bigrams_first(project, kind):
     """After bigram_steps, embedding and head predict nearly as well as counted pairs of tokens."""
-    options = [*SMALL, '--tie_weights=False', '--bigram_steps=60', '--learning_rate=0.0', '--eval_iters=0', '--max_iters=1',
-               '--eval_interval=1', *kind]
+    options = [*SMALL, *kind, '--tie_weights=False', '--bigram_steps=60', '--learning_rate=0.0', '--eval_iters=0',
+               '--max_iters=1', '--eval_interval=1']
     project.run('train.py', *options)
-    train, val = (np.fromfile(project.path / f'data/tiny/{split}.bin', '<u2').astype(np.int64) for split in ('train', 'val'))
+    train = np.fromfile(project.path / 'data/tiny/train.bin', '<u2').astype(np.int64)
+    val = np.fromfile(project.path / 'data/tiny/val.bin', '<u2').astype(np.int64)
     size = project.json('data/tiny/meta.json')['vocab_size']
     counts = np.bincount(train[:-1] * size + train[1:], minlength=size**2).reshape(size, size) + 0.1
     counted = -np.log((counts / counts.sum(1, keepdims=True))[val[:-1], val[1:]]).mean()
@@ -197,7 +201,8 @@ gradient_accumulation_steps = 1
 
 
 @slow
-@pytest.mark.parametrize('factor, says', [('float("nan")', 'the loss is nan'), ('1e30', 'the loss is'), ('5', 'after a mean of')])
+@pytest.mark.parametrize('factor, says', [
+    ('float("nan")', 'the loss is nan'), ('1e30', 'the loss is'), ('5', 'after a mean of')])
 def test_a_bad_step_ends_the_run(project, factor, says):
     line = project.refuses(*break_steps(project, [118], factor), '--max_iters=150', '--eval_interval=100')
     assert says in line and 'at step 117' in line
@@ -281,8 +286,8 @@ def cut_bin(project):
 
 
 def other_stories(project):
-    project.run('prepare.py', '--source=data/tiny/stories.jsonl', '--dataset=tiny', '--tokenizer=data/tiny/tokenizer.json',
-                '--trim=False', '--val_fraction=0.1')
+    options = ['--tokenizer=data/tiny/tokenizer.json', '--trim=False', '--val_fraction=0.1']
+    project.run('prepare.py', '--source=data/tiny/stories.jsonl', '--dataset=tiny', *options)
 
 
 def damaged_checkpoint(project):
@@ -301,7 +306,7 @@ def damaged_checkpoint(project):
     (other_stories, ['--init_from=resume'], 'tokens in train.bin'),
     (damaged_checkpoint, ['--init_from=resume'], 'there is also out/tiny/best.pt'),
     (None, ['--out_dir=out/other', '--init_from=no/such/place'], 'no/such/place'),
-    (None, ['--out_dir=out/other', '--learning_rate=1e30', '--grad_clip=0.0', '--decay_lr=False'], 'lower learning_rate'),
+    (None, ['--out_dir=out/other', '--learning_rate=1e30', '--grad_clip=0.0', '--decay_lr=False'], 'lower learning'),
     (None, ['--out_dir=out/other', '--n_head=3'], 'multiple of n_head'),
     (None, ['--out_dir=out/other', '--optimizer=sgd'], "'adamw' or 'muon'"),
     (None, ['--dtype=int8'], 'float32'),
