@@ -11,8 +11,8 @@ dataset of the Hugging Face hub.
 
 - The bins are uint16 token ids without a header, <bos> story <eos> <bos> story <eos> …, as nanoGPT reads them.
   If one token is both bos and eos, it is written once between two stories, and once before the first.
-- A pretrained tokenizer is trimmed to the tokens that the stories use. The stories are encoded as before: all of
-  them are encoded twice and compared.
+- A pretrained tokenizer is trimmed to the tokens that the stories use. Only ids change: all stories are encoded
+  with the full and the trimmed tokenizer, and compared.
 - A hash of a story decides whether it is for training or validation: adding stories moves none of the others.
 - Each pass reads the source anew, so memory stays flat.
 """
@@ -28,7 +28,7 @@ import tempfile
 import unicodedata
 
 # -----------------------------------------------------------------------------
-# stories
+# input
 source = ''  # stories: a file, folder, glob, or hf:user/dataset[@revision][:split]
 val_source = ''  # the same for validation; '' = a part of source
 text_column = ''  # column that contains the story; '' = found by its name
@@ -57,7 +57,7 @@ from tokenizer import load as load_tokenizer
 from tokenizer import train as train_tokenizer
 from tokenizer import trim as trim_tokenizer
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 20  # of the texts that are encoded together
 folder = os.path.join('data', dataset)
 train_bin = os.path.join(folder, 'train.bin')
 val_bin = os.path.join(folder, 'val.bin')
@@ -179,7 +179,7 @@ def trim_to_stories(tok):
 def compare_batches(batches, full_ids, new_ids):
     """Yield the batches of a trimmed tokenizer. Ends the script if the full tokenizer encoded them differently.
 
-    full_ids: file with its ids. new_ids: the trimmed tokenizer's id for each of its ids.
+    full_ids: a file with the ids that the full tokenizer gave. new_ids: the trimmed tokenizer's id for each of them.
     """
     for split, texts, ids, lengths in batches:
         expected = np.frombuffer(full_ids.read(4 * len(ids)), np.uint32)
@@ -215,22 +215,22 @@ def write_bins(tok, batches):
     stats = {'train': collections.Counter(), 'val': collections.Counter()}
     token_counts = np.zeros(tok.vocab_size, np.int64)
     story_lengths = collections.Counter()
-    with (replacing(train_bin) as new_train_bin, open(new_train_bin, 'wb') as train_file,
-          replacing(val_bin) as new_val_bin, open(new_val_bin, 'wb') as val_file):
-        files = {'train': train_file, 'val': val_file}
-        for split, texts, ids, lengths in batches:
-            # a tokenizer for another script may have no token for anything in a story
-            texts = [text for text, length in zip(texts, lengths) if length]
-            n_skipped = len(lengths) - len(texts)
-            lengths = lengths[lengths > 0]
-            tokens = add_bos_and_eos(tok, ids, lengths, is_first=stats[split]['stories'] == 0)
-            files[split].write(tokens.astype('<u2').tobytes())
-            token_counts += np.bincount(tokens, minlength=tok.vocab_size)
-            story_lengths.update((lengths + 2).tolist())  # with bos and eos
-            stats[split].update(stories=len(texts), skipped=n_skipped, tokens=len(tokens), **count_text(texts))
+    with replacing(train_bin) as new_train_bin, replacing(val_bin) as new_val_bin:
+        with open(new_train_bin, 'wb') as train_file, open(new_val_bin, 'wb') as val_file:
+            files = {'train': train_file, 'val': val_file}
+            for split, texts, ids, lengths in batches:
+                # a tokenizer for another script may have no token for anything in a story
+                texts = [text for text, length in zip(texts, lengths) if length]
+                n_skipped = len(lengths) - len(texts)
+                lengths = lengths[lengths > 0]
+                tokens = add_bos_and_eos(tok, ids, lengths, is_first=stats[split]['stories'] == 0)
+                files[split].write(tokens.astype('<u2').tobytes())
+                token_counts += np.bincount(tokens, minlength=tok.vocab_size)
+                story_lengths.update((lengths + 2).tolist())  # with bos and eos
+                stats[split].update(stories=len(texts), skipped=n_skipped, tokens=len(tokens), **count_text(texts))
         check_stories(stats)
         if os.path.exists(meta_path):
-            os.remove(meta_path)  # it belongs to the old bins, which are replaced now
+            os.remove(meta_path)  # it describes the old bins, which are replaced now
     return stats, token_counts, story_lengths
 
 

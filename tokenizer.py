@@ -12,6 +12,7 @@ Every tokenizer behind one small interface: encode, decode, bos, eos.
 - trim() removes the tokens that a corpus does not use, so that the ids of any tokenizer fit in uint16.
 """
 
+import itertools
 import json
 import os
 import unicodedata
@@ -442,7 +443,7 @@ def tokens_on_the_way(token, rank):
     parts = list(token)
     passed = set(token)
     while len(parts) > 1:
-        ranks = [rank.get(pair, len(rank)) for pair in zip(parts, parts[1:])]
+        ranks = [rank.get(pair, len(rank)) for pair in itertools.pairwise(parts)]
         first = ranks.index(min(ranks))
         if ranks[first] == len(rank):
             return set()

@@ -78,7 +78,8 @@ def stories_in(folder):
 
 
 def same_bins(a, b):
-    return all((a / name).read_bytes() == (b / name).read_bytes() for name in ('train.bin', 'val.bin', 'tokenizer.json'))
+    names = ('train.bin', 'val.bin', 'tokenizer.json')
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
 
 
 # -----------------------------------------------------------------------------
@@ -149,7 +150,8 @@ def test_text_is_cleaned(project):
     """NFC, stripped, not empty, without the marks of data for GPT-2; half a surrogate pair becomes U+FFFD."""
     rows = [json.dumps({'text': unicodedata.normalize('NFD', 'CAFÉ ड़')}), r'{"text": "  \n spaced \n"}',
             r'{"text": "broken \ud83d end"}', '{"text": "  "}', '{"text": null}', r'{"text": "whole \ud83d\ude00 end"}',
-            '{"text": "<|startoftext|>marked<|endoftext|>"}', r'{"text": "one NUL\u0000 in a text of more than fifty characters is removed"}']
+            '{"text": "<|startoftext|>marked<|endoftext|>"}',
+            r'{"text": "one NUL\u0000 in a text of more than fifty characters is removed"}']
     (project.path / 's.jsonl').write_text('\n'.join(rows), encoding='utf-8')
     found = stories_in(prepare(project, 's.jsonl', '--val_source=s.jsonl', '--lower_case=True'))
     broken = found['train'].pop(2)
@@ -177,7 +179,8 @@ def test_a_folder_of_packed_files(home, texts, reference):
 
 
 HUB_LAYOUTS = {  # the files of data sets on the hub, and the column with the story
-    'TinyStories': (['data/train-00000-of-00002-2d5a1467fff1081b.parquet', 'data/train-00001-of-00002-5852b56a2bd28fd9.parquet',
+    'TinyStories': (['data/train-00000-of-00002-2d5a1467fff1081b.parquet',
+                     'data/train-00001-of-00002-5852b56a2bd28fd9.parquet',
                      'data/validation-00000-of-00001-869c898b519ad725.parquet'], 'text'),
     'TinyStories-Regional': (['train-1.json', 'train-2.json'], 'story'),
     'TinyStories-Regional, translated': (['data/train-00000-of-00002.parquet', 'data/train-00001-of-00002.parquet'],
@@ -260,7 +263,8 @@ def test_stories_that_a_tokenizer_cannot_encode_are_skipped(home):
     spec |= {'version': '1.0', 'added_tokens': [], 'model': {'type': 'BPE', 'vocab': {'a': 0, 'b': 1}, 'merges': []}}
     (home.path / 't.json').write_text(json.dumps(spec), encoding='utf-8')
     write_jsonl(home.path / 's.jsonl', ['a', 'xyz', 'b'])
-    assert stories_in(prepare(home, 's.jsonl', '--tokenizer=t.json', '--val_fraction=0')) == {'train': ['a', 'b'], 'val': []}
+    found = stories_in(prepare(home, 's.jsonl', '--tokenizer=t.json', '--val_fraction=0'))
+    assert found == {'train': ['a', 'b'], 'val': []}
     write_jsonl(home.path / 's.jsonl', ['xyz'])
     refusal = home.refuses('prepare.py', '--source=s.jsonl', '--dataset=u', '--tokenizer=t.json', status=1)
     assert 'no story in it that t.json has tokens for' in refusal

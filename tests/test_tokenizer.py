@@ -1,8 +1,13 @@
-"""tokenizer.py: ids are those of the original tokenizer, text comes back, and trimming changes neither."""
+"""tokenizer.py: ids are those of the original tokenizer, text comes back, and trimming changes neither.
+
+Tests of real tokenizers need TIKTOKEN_CACHE_DIR with the files of gpt2 and SENTENCEPIECE_MODELS with .model files.
+"""
 
 import json
+import os
 import random
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +15,18 @@ from conftest import PROJECT
 
 import tokenizer
 
-SHARED = PROJECT.parent / 'shared' / 'data'  # real tokenizers, on some machines
+REAL_MODELS = sorted(Path(os.environ.get('SENTENCEPIECE_MODELS', 'none')).glob('*.model'))
 NASTY = [
-    '', ' ', '  ', '\n', ' \n\t\r\n ', 'a', ' a', 'a ', '  two  spaces  ', '\x00\x01\x1f\x7f', '\ufeff', '\u200b\u2028\xa0',
-    '👩‍👩‍👧‍👦 🇮🇳🏳️‍🌈👍🏽', 'क्‍ष क्‌ष', 'कखगabcабвあ漢字한국עربי', 'ﷺ', 'Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L', '12345 ६७८९ ½ Ⅷ',
-    '<s>', '</s>', 'a</s>b <s> c', '<|endoftext|>', '<0x41>', '<unk>', '▁a▁', 'Ġ', '“नमस्ते!”', "don't", 'it’s', '\U0010ffff\ue000',
+    '', ' ', '  ', '\n', ' \n\t\r\n ', 'a', ' a', 'a ', '  two  spaces  ', '\x00\x01\x1f\x7f', '\ufeff',
+    '\u200b\u2028\xa0',
+    '👩‍👩‍👧‍👦 🇮🇳🏳️‍🌈👍🏽', 'क्‍ष क्‌ष', 'कखगabcабвあ漢字한국עربי', 'ﷺ', 'Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A', '12345 ६७८९ ½ Ⅷ',
+    '<s>', '</s>', 'a</s>b <s> c', '<|endoftext|>', '<0x41>', '<unk>', '▁a▁', 'Ġ', '“नमस्ते!”', "don't", 'it’s',
+    '\U0010ffff\ue000',
 ]
-RANGES = [(0, 0x80), (0x80, 0x300), (0x900, 0xa00), (0x2000, 0x2070), (0x3040, 0x3100), (0x1f300, 0x1f700), (0xe000, 0x110000)]
+RANGES = [  # of characters
+    (0, 0x80), (0x80, 0x300), (0x900, 0xa00), (0x2000, 0x2070), (0x3040, 0x3100), (0x1f300, 0x1f700),
+    (0xe000, 0x110000),
+]
 SENTENCEPIECE = {
     'bpe': dict(model_type='bpe', byte_fallback=True, normalization_rule_name='identity',
                 remove_extra_whitespaces=False, vocab_size=1200),
@@ -140,8 +150,10 @@ def test_special_tokens_are_one_token_each(stories):
 def test_save_and_load(bpe, stories, tmp_path):
     bpe.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['tokenizer.json', 'tokenizer_config.json']
-    again = [tokenizer.load(str(tmp_path)), tokenizer.load(str(tmp_path / 'tokenizer.json')), tokenizer.Tokenizer(**bpe.state())]
-    for tok in again:
+    from_folder = tokenizer.load(str(tmp_path))
+    from_file = tokenizer.load(str(tmp_path / 'tokenizer.json'))
+    from_state = tokenizer.Tokenizer(**bpe.state())
+    for tok in (from_folder, from_file, from_state):
         assert (tok.bos, tok.eos, tok.vocab_size, tok.to_str()) == (bpe.bos, bpe.eos, bpe.vocab_size, bpe.to_str())
         assert tok.encode_batch(stories[:50] + NASTY) == bpe.encode_batch(stories[:50] + NASTY)
 
@@ -221,15 +233,12 @@ def test_a_sentencepiece_model_of_words_is_refused(stories, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['llama2', 'tinynews8192'])
-def test_real_sentencepiece_models(name, stories):
-    path = SHARED / 'tokenizers' / f'{name}.model'
-    if not path.exists():
-        pytest.skip(f'{path} is not here')
+@pytest.mark.parametrize('path', REAL_MODELS, ids=lambda path: path.stem)
+def test_real_sentencepiece_models(path, stories):
     sentencepiece = pytest.importorskip('sentencepiece')
     sp = sentencepiece.SentencePieceProcessor(model_file=str(path))
     tok = tokenizer.load(str(path))
-    texts = [text for text in stories if not text.startswith('"')]  # a user-defined symbol of tinynews8192
+    texts = [text for text in stories if not text.startswith('"')]  # which is a user-defined symbol of TinyNews
     assert (tok.bos, tok.eos, tok.vocab_size) == (sp.bos_id(), sp.eos_id(), sp.vocab_size())
     ids = sp.encode(texts)
     assert tok.encode_batch(texts) == ids
@@ -248,11 +257,9 @@ def test_tiktoken(tiny_tiktoken, stories):
 
 
 @pytest.mark.slow
-def test_real_gpt2(stories, monkeypatch):
+@pytest.mark.skipif('TIKTOKEN_CACHE_DIR' not in os.environ, reason='TIKTOKEN_CACHE_DIR is not set')
+def test_real_gpt2(stories):
     tiktoken = pytest.importorskip('tiktoken')
-    if not (SHARED / 'tiktoken_cache').exists():
-        pytest.skip('no folder with the files of GPT-2')
-    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(SHARED / 'tiktoken_cache'))
     tok = tokenizer.load('tiktoken:gpt2')
     gpt2 = tiktoken.get_encoding('gpt2')
     assert tok.bos == tok.eos == gpt2.eot_token == 50256 and tok.vocab_size == 50257
