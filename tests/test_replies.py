@@ -28,16 +28,13 @@ FRENCH = 'Léa donna du lait au chat. « Bon chat ! » dit-elle.'
 
 
 @pytest.mark.parametrize('reply', [
-    '{"story": "%s"}', '```json\n{"story": "%s"}\n```', 'लीजिए:\n{"story": "%s"}\nशुभ दिन!', '{"story": "%s",}',
+    '{"story": "%s"}', '{"n": [1, 2,], "story": "%s",}',
+    '```json\n{"story": "%s"}\n```', 'लीजिए:\n{"story": "%s"}\nशुभ दिन!', '{"story": "%s",}',
     '{"title": "दूध", "story": "%s"}', '{\n  "story":\n  "%s"\n}', '{ {"story": "%s"} }'])
 def test_a_story_is_found(reply):
     for story in (HINDI, HINDI.replace('। ', '।\n\n', 1)):  # with raw line breaks inside a JSON string
         assert replies.stories_in(reply % story, 'json') == [('', story)]
-
-
-def test_a_story_in_paragraphs_is_found():
-    reply = json.dumps({'story': [HINDI, ENGLISH]})
-    assert replies.stories_in(reply, 'json') == [('', f'{HINDI}\n\n{ENGLISH}')]
+    assert replies.stories_in(json.dumps({'story': ['One.', 'Two.']}), 'json') == [('', 'One.\n\nTwo.')]
 
 
 @pytest.mark.parametrize('language, text, says', [
@@ -225,22 +222,6 @@ def test_no_seed_word_of_the_grammar_is_missing(project, language):
         assert n_found < 60
 
 
-def test_find_json_survives_anything():
-    for text in ['', '{', '{' * 5000, '{"a":' * 5000, '[' * 5000, '{"story": }', '{"story"', 'null', '"story"',
-                 '{"story": {"story": 1}}' * 3, '\\', '{"stor\\u0079": 1}']:
-        started = time.process_time()
-        found = replies.find_json(text, 'story')
-        assert found is None or 'story' in found
-        assert time.process_time() - started < 2
-    rng = random.Random(1)
-    whole = '```json\n{"title": "a, }", "story": "He said {no}, \\"yes\\"…", "n": [1, 2,],}\n```'
-    assert replies.find_json(whole, 'story')['n'] == [1, 2]
-    for _ in range(300):
-        cut = rng.randrange(len(whole))
-        inserted = rng.choice(['', '{', '}', '"', '\\', ','])
-        replies.find_json(whole[:cut] + inserted + whole[cut + rng.randrange(2):], 'story')
-
-
 def test_near_duplicates():
     rng = random.Random(1)
     words = (PROJECT / 'data/english/nouns.txt').read_text(encoding='utf-8').split()
@@ -297,15 +278,6 @@ def test_a_dry_run_sends_one_prompt_and_writes_nothing(project, chat_server):
     text = project.run(*ASK, f'--base_url={server.url}', '--dry_run=3')
     assert text.count('Write a short story in Hindi') == 3 and 'passes; missing seed words: none' in text
     assert server.counts()['requests'] == 1 and not (project.path / 'out').exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('language, text', [
-    ('marathi', MARATHI), ('bangla', BANGLA), ('english', ENGLISH), ('french', FRENCH)], ids=lambda text: text[:7])
-def test_the_script_is_that_of_the_word_lists(project, chat_server, language, text):
-    server = chat_server(reply=json.dumps({'story': text}, ensure_ascii=False))
-    command = ('generate_data.py', f'config/generate_{language}.py', f'--base_url={server.url}')
-    assert '--- passes' in project.run(*command, '--dry_run=1', '--min_words=3')
 
 
 @pytest.mark.slow
