@@ -788,6 +788,12 @@ def check_resume(path, checkpoint, config, meta, vocab):
         fail(f'{path} was trained with {"; ".join(changed)}; resume with its settings, or use another --out_dir')
 
 
+def merge_adapters(path):
+    """Merge the LoRA adapters of a checkpoint into the weights of its base model."""
+    import hub
+    hub.merge_lora(path)
+
+
 # -----------------------------------------------------------------------------
 # devices and processes
 

@@ -90,7 +90,6 @@ import time
 from dataclasses import asdict, fields
 from functools import partial
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
@@ -100,16 +99,16 @@ from tqdm import tqdm
 from files import (TokenStream, append_rows, at_end, check, draw_loss, fail, find, load_dataset, lock, open_log)
 from model import (GPT, GPTConfig, LossGuard, can_compile, check_resume, cpu_kernels, generate, init_processes,
                    learn_bigrams, load_checkpoint, load_training_state, matmul_rate, model_from, peak_memory,
-                   save_checkpoint, sum_over_ranks, training_state)
+                   merge_adapters, save_checkpoint, sum_over_ranks, training_state)
 
 start_time = time.time()
 for key, value in config.items():
-    if isinstance(value, (int, float)):
-        check(0 <= value < math.inf, f'{key} is {value}; it must be a number of at least 0')
+    check(isinstance(value, str | None) or 0 <= value < math.inf, f'{key} is {value}; it must be at least 0')
 for key in ('batch_size', 'gradient_accumulation_steps', 'block_size', 'eval_interval', 'log_interval', 'max_iters'):
     check(config[key] >= 1, f'{key} is 0; it must be at least 1')
 for key in ('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'):
     check(config[key] < 1, f'{key} is {config[key]}; it must be below 1')
+check(compile in (True, False, None), f'compile is {compile!r}; use True, False or None')
 
 # ------ processes: one, or those that torchrun started
 rank, world_size, device, dtype = init_processes(device, dtype, backend)
@@ -143,7 +142,7 @@ config.update(max_iters=max_iters, warmup_iters=warmup_iters, lr_decay_iters=lr_
 
 def inputs_and_targets(tokens, n):
     """Split n * T + 1 consecutive tokens into inputs and targets, (n, T) each, on the device."""
-    tokens = torch.from_numpy(tokens.astype(np.int64))
+    tokens = torch.from_numpy(tokens.astype('int64'))
     x, y = tokens[:-1].view(n, -1), tokens[1:].view(n, -1)
     if device_type == 'cuda':  # pinned memory is copied while the GPU computes
         x, y = x.pin_memory(), y.pin_memory()
@@ -161,13 +160,24 @@ ckpt_path = os.path.join(out_dir, 'ckpt.pt')
 model_args = {field.name: config[field.name] for field in fields(GPTConfig) if field.name in config}
 step, best_val_loss = 0, math.inf
 stop_reason = ''  # why the run ends before max_iters
-lora = saved = None  # settings of the adapters; checkpoint of a resumed run
+lora = {'base': init_from, 'rank': lora_rank, 'alpha': lora_alpha, 'dropout': lora_dropout} if lora_rank else None
+saved = None  # the checkpoint of a resumed run
 if is_master and not eval_only:
     lock(ckpt_path)  # fails if another run uses this out_dir
 if os.path.exists(ckpt_path) and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
     init_from = 'resume'  # torchrun --max-restarts runs the same command again after a process died
 if os.path.exists(ckpt_path) and init_from != 'resume' and not eval_only:
     fail(f'{ckpt_path} exists already; continue it with --init_from=resume, or use another --out_dir')
+
+def start_from(name):
+    """Another model, cut to block_size, with adapters if lora_rank says so."""
+    import hub
+    check(not bigram_steps, 'bigram_steps would overwrite the embedding of another model; use --bigram_steps=0')
+    check(not lora_rank or not embedding_lr, 'lora_rank does not train the embedding; use --embedding_lr=0.0')
+    model = hub.load_for_training(name, tokenizer, meta['vocab_size'], block_size, dropout)
+    if lora_rank:
+        hub.add_lora(model, lora_rank, lora_alpha, lora_dropout)
+    return model
 
 if init_from == 'scratch':
     check(not lora_rank and not eval_only, 'lora_rank and eval_only need a model, such as --init_from=resume')
@@ -182,13 +192,7 @@ elif init_from == 'resume':
     model = model_from(saved, ckpt_path)
     step, best_val_loss, lora = saved['step'], saved['best_val_loss'], saved.get('lora')
 else:
-    import hub
-    check(not bigram_steps, 'bigram_steps would overwrite the embedding of another model; use --bigram_steps=0')
-    model = hub.load_for_training(init_from, tokenizer, meta['vocab_size'], block_size, dropout)
-    if lora_rank:
-        check(not embedding_lr, 'embedding_lr has no effect with lora_rank, which does not train the embedding')
-        lora = {'base': init_from, 'rank': lora_rank, 'alpha': lora_alpha, 'dropout': lora_dropout}
-        hub.add_lora(model, lora_rank, lora_alpha, lora_dropout)
+    model = start_from(init_from)
 model.to(device).train()
 trainable = [p for p in model.parameters() if p.requires_grad]
 
@@ -270,7 +274,6 @@ def save(improved):
 
 # ------ the training loop
 stop_signal = ''  # the signal that asked this process to stop
-
 def request_stop(number, frame):
     global stop_signal
     stop_signal = signal.Signals(number).name
@@ -281,8 +284,6 @@ for number in (signal.SIGINT, signal.SIGTERM):
     at_end(partial(signal.signal, number, previous_handler))  # a notebook lives on
 if sum_over_ranks([step], device) != [step * world_size]:
     fail(f'the processes start at different steps; all nodes must see the same {out_dir}')
-if eval_only:
-    max_iters = step  # skip the loop
 if is_master:
     if wandb_log:
         import wandb
@@ -292,11 +293,10 @@ if is_master:
     n_trainable = sum(p.numel() for p in trainable)
     print(f'{n_trainable:,} trainable parameters on {world_size} × {device}, {dtype}; {max_iters:,} steps of '
           f'{step_tokens:,} tokens, {max_iters * step_tokens / len(stream):.2f} epochs')
-
 bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not is_master, smoothing=0.05, dynamic_ncols=True)
 batch, peak_flops = get_batch(step * micro_steps), 0.0
 last_time, last_step = time.time(), step  # of the last log row
-while step < max_iters and not stop_reason:
+while step < max_iters and not stop_reason and not eval_only:
     # 1) set the learning rate
     for opt in optimizers:
         for group in opt.param_groups:
@@ -388,8 +388,7 @@ if eval_only:
 elif is_master:
     log.close()
     if lora and merge_lora:
-        import hub
-        hub.merge_lora(os.path.join(out_dir, 'best.pt'))
+        merge_adapters(os.path.join(out_dir, 'best.pt'))
     ending = f'stopped by {stop_reason}' if stop_reason else 'done'
     print(f'{ending} at step {step:,}, {guard.n_skipped} steps skipped; checkpoints and loss curve are in {out_dir}')
 if ddp:
