@@ -46,7 +46,7 @@ import hub
 from files import check, fail, lock, on_hub, write_text
 from model import GPT, generate
 from replies import CODES
-from tokenizer import WORDS
+from tokenizer import WORDS, byte_characters, word_pattern
 
 MAIN_FILES = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf'}
 PREFIXES = {'llama': 'model.', 'qwen3': 'model.', 'gpt2': 'transformer.'}
@@ -106,7 +106,8 @@ def named_weights(interleaved=False):
             weights[prefix + hf_name] = part.float().contiguous()
     if gpt.mlp == 'relu2':  # relu(x)² = relu(x) · x: the gate equals what it gates
         for name, weight in list(weights.items()):
-            weights[name.replace('up_proj', 'gate_proj')] = weight.clone()
+            if 'up_proj' in name:
+                weights[name.replace('up_proj', 'gate_proj')] = weight.clone()
     return weights
 
 
@@ -117,11 +118,10 @@ def read_bpe():
         fail(f'the tokenizer is a {bpe["type"]} model and {format} needs BPE; --format=hf takes any')
     vocab = {i: token for token, i in tok.backend.get_vocab(with_added_tokens=True).items()}
     tokens = [vocab.get(i) for i in range(gpt.vocab_size)]
-    merges = [merge.split(' ') if isinstance(merge, str) else merge for merge in bpe['merges']]
     scores = {}
-    for rank, (left, right) in enumerate(merges):
+    for rank, (left, right) in enumerate(bpe['merges']):
         scores.setdefault(left + right, -float(rank))
-    return tokens, merges, scores
+    return tokens, bpe['merges'], scores
 
 
 def write_json(path, data):
@@ -129,7 +129,8 @@ def write_json(path, data):
 
 
 # -----------------------------------------------------------------------------
-# Transformers
+# Transformers. Each of the functions write_hf, write_llama2c and write_gguf fills a folder and returns a note for the
+# user, or ''.
 
 
 def write_hf(folder):
@@ -180,9 +181,8 @@ def write_llama2c(folder):
     becomes "bos and a space": run.c merges these two first of all. It is embedded like bos. The head is not changed,
     so it is written as a separate matrix.
     """
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
     tokens, _, scores = read_bpe()
-    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    byte_of = byte_characters()
     byte_tokens = [f'<0x{byte:02X}>' for byte in range(256)]
     if is_byte_level:
         byte_tokens = sorted(byte_of, key=byte_of.get)
@@ -260,15 +260,6 @@ def write_run_c_model(path, order):
 # -----------------------------------------------------------------------------
 # llama.cpp and Ollama
 
-GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# llama.cpp names a pattern that splits text into words after a model that has it. Qwen3.5's pattern differs a little
-# from ours, but none of our merges reaches across a place where it splits, so the tokens are the same.
-PRE_TOKENIZERS = {
-    WORDS: 'qwen35',
-    GPT2_WORDS: 'gpt-2',
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": 'gpt-2',
-}
-
 
 def write_gguf(folder):
     """Write model.gguf, with llama.cpp's names, and a Modelfile for Ollama."""
@@ -339,15 +330,13 @@ def add_gguf_tokenizer(writer):
         writer.add_token_scores([scores.get(token, -1e6) for token in tokens])
         writer.add_add_space_prefix(adds_space)
         return
-    pattern = GPT2_WORDS
-    for step in spec['pre_tokenizer'].get('pretokenizers', []):
-        if step['type'] == 'Split':
-            pattern = step['pattern'].get('Regex')
-    if pattern not in PRE_TOKENIZERS:
-        fail(f'llama.cpp does not know the pattern by which this tokenizer finds words, {pattern}; '
-             'it knows those of tokenizers trained here and of GPT-2')
+    pattern = word_pattern(tok)
+    if not pattern:
+        fail('llama.cpp does not know how this tokenizer splits words; it knows tokenizers trained here and GPT-2\'s')
+    # llama.cpp names a pattern after a model that has it. Qwen3.5's pattern differs a little from ours, but no merge of
+    # ours reaches across a place where it splits, so the tokens are the same.
     writer.add_tokenizer_model('gpt2')
-    writer.add_tokenizer_pre(PRE_TOKENIZERS[pattern])
+    writer.add_tokenizer_pre('qwen35' if pattern == WORDS else 'gpt-2')
     writer.add_token_merges([' '.join(merge) for merge in merges])
 
 

@@ -123,8 +123,9 @@ def check_checkpoint(checkpoint, path):
     """Fail unless a checkpoint has the parts that train.py or nanoGPT writes."""
     if not isinstance(checkpoint, dict):
         fail(f'{path} is a checkpoint of neither train.py nor nanoGPT')
-    parts = {'config': {}, 'meta': {}, 'tokenizer': {}} | checkpoint
-    check_types(parts, {'model_args': dict, 'model': dict, 'config': dict, 'meta': dict, 'tokenizer': dict}, path)
+    parts = {'config': {}, 'meta': {}, 'tokenizer': {}, 'lora': {}} | checkpoint
+    for key in ('model_args', 'model', 'config', 'meta', 'tokenizer', 'lora'):
+        check_types(parts, {key: dict}, path)
     check_types({'dataset': ''} | parts['config'], {'dataset': str}, path)
     check_types(parts['model'], dict.fromkeys(parts['model'], torch.Tensor), path)
 
@@ -139,12 +140,13 @@ def restore(checkpoint, path, merge=False):
     weights = {str(name).removeprefix('_orig_mod.'): tensor for name, tensor in checkpoint['model'].items()}
     if checkpoint.get('lora'):
         return restore_lora(checkpoint['lora'], gpt_config(args, path), weights, path, merge)
-    if 'transformer.wte.weight' in weights:  # nanoGPT
+    is_nanogpt = 'transformer.wte.weight' in weights
+    if is_nanogpt:
         args = args | {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu'}
-        model = GPT(gpt_config(args, path))
+    model = GPT(gpt_config(args, path))
+    if is_nanogpt:
         load_hf_weights(model, weights, path)
     else:
-        model = GPT(gpt_config(args, path))
         load_weights(model, weights, path)
     return model
 
@@ -170,11 +172,39 @@ def load_weights(model, weights, path, strict=True):
 
 
 # -----------------------------------------------------------------------------
-# LoRA: low-rank adapters (Hu et al. 2021)
+# fine-tuning, with LoRA: low-rank adapters (Hu et al. 2021)
+
+
+def load_for_training(name, tokenizer, vocab_size, block_size, dropout):
+    """Load a model to fine-tune, as a GPT with this block_size and dropout.
+
+    tokenizer: the tokenizers.Tokenizer of the training data. vocab_size: the one in its meta.json.
+    """
+    model, own_tokenizer, _ = load(name)
+    if not isinstance(model, GPT):
+        fail(f'{name} can generate here but not be trained: it is not a plain Llama, Qwen3 or GPT-2')
+    if own_tokenizer.backend.get_vocab() != tokenizer.get_vocab() or vocab_size > model.config.vocab_size:
+        fail(f'{name} has another tokenizer than the data; prepare the data with --tokenizer={name} --trim=False')
+    if block_size > model.config.block_size:
+        fail(f'{name} reads at most {model.config.block_size} tokens and block_size is {block_size}')
+    return resized(model, block_size, dropout)
+
+
+def resized(model, block_size, dropout):
+    """A copy of a GPT with another dropout and another block_size, which must not be larger."""
+    weights = model.state_dict()
+    if 'wpe.weight' in weights:
+        weights['wpe.weight'] = weights['wpe.weight'][:block_size]
+    model = GPT(dataclasses.replace(model.config, block_size=block_size, dropout=dropout))
+    model.load_state_dict(weights)
+    return model
 
 
 def add_lora(model, rank, alpha, dropout):
-    """Add LoRA adapters to the linear layers of a GPT's blocks; only they stay trainable -> peft's LoraModel of it."""
+    """Add LoRA adapters to the linear layers of a GPT's blocks -> peft's LoraModel, which wraps the GPT.
+
+    Only the adapters stay trainable.
+    """
     import peft
     layers = ['qkv', 'proj', 'gate', 'up', 'down']
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers)
@@ -206,35 +236,10 @@ def merge_lora(path):
     save_checkpoint(path, checkpoint)
 
 
-def load_for_training(name, tokenizer, vocab_size, block_size, dropout):
-    """Load a model to fine-tune -> a GPT with this block_size and dropout.
-
-    tokenizer, vocab_size: of the data; the former is a tokenizers.Tokenizer.
-    """
-    model, own_tokenizer, _ = load(name)
-    if not isinstance(model, GPT):
-        fail(f'{name} can generate here but not be trained: it is not a plain Llama, Qwen3 or GPT-2')
-    if own_tokenizer.backend.get_vocab() != tokenizer.get_vocab() or vocab_size > model.config.vocab_size:
-        fail(f'{name} has another tokenizer than the data; prepare the data with --tokenizer={name} --trim=False')
-    if block_size > model.config.block_size:
-        fail(f'{name} reads at most {model.config.block_size} tokens and block_size is {block_size}')
-    return resized(model, block_size, dropout)
-
-
-def resized(model, block_size, dropout):
-    """A GPT with the same weights, and another dropout and block_size. The latter cannot be more than before."""
-    weights = model.state_dict()
-    if 'wpe.weight' in weights:
-        weights['wpe.weight'] = weights['wpe.weight'][:block_size]
-    model = GPT(dataclasses.replace(model.config, block_size=block_size, dropout=dropout))
-    model.load_state_dict(weights)
-    return model
-
-
 # -----------------------------------------------------------------------------
 # Hugging Face folders
 
-# Keys of config.json -> fields of GPTConfig, and the values of other fields that each class implies.
+# Keys of config.json -> fields of GPTConfig.
 GPT2_KEYS = {
     'vocab_size': 'vocab_size', 'n_positions': 'block_size', 'n_layer': 'n_layer', 'n_head': 'n_head',
     'n_embd': 'n_embd', 'n_inner': 'n_inner', 'activation_function': 'mlp', 'layer_norm_epsilon': 'norm_eps',
@@ -247,12 +252,13 @@ LLAMA_KEYS = {
     'tie_word_embeddings': 'tie_weights',
 }
 KEYS = {'gpt2': GPT2_KEYS, 'llama': LLAMA_KEYS, 'qwen3': LLAMA_KEYS}
+# Fields that each class implies, and defaults for keys that config.json may omit.
 DEFAULTS = {
     'gpt2': {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu_new', 'bias': True},
     'llama': {'tie_weights': False, 'norm_eps': 1e-6},
     'qwen3': {'tie_weights': False, 'norm_eps': 1e-6, 'qk_norm': True},
 }
-# Other keys of config.json, and the values for which our GPT computes the same.
+# Optional keys of config.json, with the values that our GPT can compute. (`type` is an older name of rope_type.)
 SUPPORTED = {
     'activation_function': ('gelu_new', 'gelu'), 'hidden_act': ('silu',),
     'rope_type': ('default',), 'type': ('default',), 'use_sliding_window': (False,),
@@ -272,10 +278,10 @@ def load_hf(folder):
     if isinstance(rope, dict):
         settings |= rope
     kind = settings.get('model_type')
-    supported = kind in KEYS
     for key, values in SUPPORTED.items():
-        supported &= settings.get(key) in (None, *values)
-    if not supported:
+        if settings.get(key) not in (None, *values):
+            kind = None
+    if kind not in KEYS:
         return TransformersModel(folder)
 
     values = DEFAULTS[kind].copy()
@@ -397,7 +403,7 @@ OPEN_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, Runt
 
 
 def from_pretrained(auto_class, folder, **options):
-    """auto_class.from_pretrained(folder), for a class of Transformers; fails in one line. No code of the folder runs."""
+    """auto_class.from_pretrained(folder) for a class of Transformers. No code of the folder runs."""
     import transformers
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -452,7 +458,7 @@ class TransformersCache:
         self.parameters = inspect.signature(model.forward).parameters
 
     def prefill(self, slots, sequences):
-        """Read sequences, lists of ids, into the first slots -> logits after the last tokens, (len(slots), vocab_size)."""
+        """Read sequences, lists of ids, into the first slots -> logits after each, (len(slots), vocab_size)."""
         import transformers
         assert slots == list(range(len(slots)))
         sequences = [torch.tensor(ids, device=self.model.device) for ids in sequences]

@@ -62,7 +62,7 @@ def normalize(text):
 
 
 def read_prompts():
-    """The prompts that `start` is or names."""
+    """The prompt in `start`, or the prompts in the file that it names."""
     if not start.startswith('FILE:'):
         return [normalize(start)]
     path = find(start.removeprefix('FILE:'))
@@ -77,17 +77,22 @@ def read_prompts():
 
 
 def load_model():
-    """The model, on the device, and its tokenizer. A checkpoint of train.py without LoRA does not need hub.py."""
+    """The model on its device, and its tokenizer. A checkpoint of train.py without LoRA does not need hub.py."""
     path = init_from
     if init_from == 'resume':
         path = checkpoint_path(out_dir) or out_dir
+    checkpoint = {}
     if path.endswith('.pt') and os.path.exists(path) and not tokenizer:
         checkpoint = load_checkpoint(path)
-        if 'tokenizer' in checkpoint and not checkpoint.get('lora'):
-            return model_from(checkpoint).to(device), Tokenizer(**checkpoint['tokenizer'])
-    import hub
-    model, tok, _ = hub.load(path, device, tokenizer)
-    return model, tok
+    if 'tokenizer' in checkpoint and 'lora' not in checkpoint:
+        model, tok = model_from(checkpoint), Tokenizer(**checkpoint['tokenizer'])
+    else:
+        import hub
+        model, tok, _ = hub.load(path, tokenizer=tokenizer)
+    if quantize:
+        from cpu_kernels import quantize_int8
+        return quantize_int8(model), tok
+    return model.to(device, getattr(torch, dtype)), tok
 
 
 def generate_stories(stories):
@@ -132,7 +137,7 @@ def gather_stories(stories):
 
 
 def write_stories(stories):
-    """Write the stories in the format that the ending of `out` names, or print them."""
+    """Print the stories, or write them to `out` in the format of its ending."""
     texts = [story['story'] for story in stories]
     if not out:
         print('\n\n---\n\n'.join(texts))
@@ -150,9 +155,11 @@ def write_stories(stories):
 
 # -----------------------------------------------------------------------------
 million = 1_000_000
-limits = {'num_samples': (1, million), 'max_new_tokens': (1, million), 'batch_size': (1, million), 'seed': (0, 2**62),
-          'temperature': (0, million), 'top_k': (0, million), 'top_p': (1e-9, 1), 'min_p': (0, 1),
-          'repetition_penalty': (1e-9, million), 'no_repeat_ngram': (0, million)}
+limits = {
+    'num_samples': (1, million), 'max_new_tokens': (1, million), 'batch_size': (1, million), 'seed': (0, 2**62),
+    'temperature': (0, million), 'top_k': (0, million), 'top_p': (1e-9, 1), 'min_p': (0, 1),
+    'repetition_penalty': (1e-9, million), 'no_repeat_ngram': (0, million),
+}
 for key, (low, high) in limits.items():
     check(low <= config[key] <= high, f'{key} is {config[key]}; it must be from {low} to {high}')
 check(all(isinstance(word, str) for word in bad_words), f'bad_words is {bad_words}; it must be a list of texts')
@@ -164,11 +171,11 @@ check(init_from != 'resume' or os.path.isdir(out_dir), f'{out_dir} is no folder;
 # torchrun starts several processes and numbers them
 rank = int(os.environ.get('RANK', 0))
 world_size = int(os.environ.get('WORLD_SIZE', 1))
-device, fast_dtype = choose_device(device, dtype)
+device, fastest_dtype = choose_device(device, dtype)
 if device == 'cuda':
     device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
-if device == 'cpu' and not dtype:
-    fast_dtype = 'float32'
+if not dtype:
+    dtype = 'float32' if device == 'cpu' else fastest_dtype
 check(quantize in ('', 'int8'), f"quantize is {quantize!r}; use 'int8'")
 check(not quantize or device == 'cpu', 'quantize needs --device=cpu')
 
@@ -176,29 +183,23 @@ prompts = read_prompts()
 if out and rank == 0:
     lock(out)
 model, tok = load_model()
-if quantize:
-    from cpu_kernels import quantize_int8
-    quantize_int8(model)
-else:
-    model.to(getattr(torch, fast_dtype))
-
-stories = []
-for i in range(len(prompts) * num_samples):
-    stories.append({'id': i, 'prompt': prompts[i // num_samples], 'story': '', 'seed': seed + i, 'ended': 'length'})
 bad_ids = []
 for word in bad_words:
     word = normalize(word)
     bad_ids += [ids for ids in tok.encode_batch([word, f' {word}']) if ids]
+stories = []
+for i in range(len(prompts) * num_samples):
+    stories.append({'id': i, 'prompt': prompts[i // num_samples], 'story': '', 'seed': seed + i, 'ended': 'length'})
 
 if len(stories) == 1 and not out and world_size == 1:
     stream_story(stories[0])
 else:
-    my_stories = sorted(stories, key=lambda story: len(story['prompt']))  # for little padding
-    my_stories = my_stories[rank::world_size]
-    with tqdm(total=len(my_stories), unit=' stories', desc=out, smoothing=0.1, disable=rank > 0) as bar:
-        for n_complete in generate_stories(my_stories):
+    by_length = sorted(stories, key=lambda story: len(story['prompt']))  # prompts in a batch are padded to the longest
+    rank_stories = by_length[rank::world_size]  # the stories of this process
+    with tqdm(total=len(rank_stories), unit=' stories', desc=out, smoothing=0.1, disable=rank > 0) as bar:
+        for n_complete in generate_stories(rank_stories):
             bar.update(n_complete)
     if world_size > 1:
-        stories = gather_stories(my_stories)
+        stories = gather_stories(rank_stories)
     if rank == 0:
         write_stories(stories)

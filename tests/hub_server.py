@@ -1,7 +1,7 @@
 """
-The part of the Hugging Face hub that an upload speaks to, on loopback: prints its port and keeps what is committed.
+The part of the Hugging Face hub that an upload needs, on loopback. It prints its port and keeps what is uploaded.
 
-GET / shows the repositories and the files: the text of a small one, the number of bytes of one that went by LFS.
+GET / returns the repositories and the files: the text of a small file, the number of bytes of a large one (LFS).
 """
 
 import base64
@@ -9,7 +9,9 @@ import hashlib
 import http.server
 import json
 
-files, repos, blobs = {}, [], {}  # blobs: bytes by their SHA-256, until a commit names them
+TOKEN = 'hf_test'
+files, repos = {}, []
+sizes = {}  # of uploaded bytes by their SHA-256, until a commit names their file
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -26,38 +28,47 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get('Content-Length', 0)))
 
     def do_GET(self):
-        known = self.path == '/'
-        self.answer(200 if known else 401, {'files': files, 'repos': repos} if known else {'error': 'Invalid username or password.'})
+        if self.path == '/':
+            self.answer(200, {'files': files, 'repos': repos})
+        else:
+            self.answer(401, {'error': 'Invalid username or password.'})
 
     def do_PUT(self):
         data = self.body()
-        blobs[hashlib.sha256(data).hexdigest()] = len(data)
+        sizes[hashlib.sha256(data).hexdigest()] = len(data)
         self.answer(200, {})
 
     def do_POST(self):
-        body, path, here = self.body(), self.path.split('?')[0], f'http://{self.headers["Host"]}'
-        if self.headers.get('Authorization') != 'Bearer hf_test':
-            return self.answer(401, {'error': 'Invalid username or password.'})
-        if path == '/api/repos/create':
-            repos.append(json.loads(body))
-            kind = 'datasets/' if repos[-1].get('type') == 'dataset' else ''
-            return self.answer(200, {'url': f'{here}/{kind}{repos[-1]["organization"]}/{repos[-1]["name"]}'})
-        if '/preupload/' in path:
-            return self.answer(200, {'files': [{'path': file['path'], 'uploadMode': 'lfs' if file['path'].endswith('.safetensors') else 'regular',
-                                                'shouldIgnore': False} for file in json.loads(body)['files']]})
-        if path.endswith('/info/lfs/objects/batch'):
-            return self.answer(200, {'transfer': 'basic', 'objects': [
-                {**wanted, 'actions': {'upload': {'href': f'{here}/blob/{wanted["oid"]}'}}} for wanted in json.loads(body)['objects']]})
-        if '/commit/' in path:
+        body, path, url = self.body(), self.path.split('?')[0], f'http://{self.headers["Host"]}'
+        if self.headers.get('Authorization') != f'Bearer {TOKEN}':
+            self.answer(401, {'error': 'Invalid username or password.'})
+        elif path == '/api/repos/create':
+            repo = json.loads(body)
+            repos.append(repo)
+            kind = 'datasets/' if repo.get('type') == 'dataset' else ''
+            self.answer(200, {'url': f'{url}/{kind}{repo["organization"]}/{repo["name"]}'})
+        elif '/preupload/' in path:
+            modes = []
+            for file in json.loads(body)['files']:
+                mode = 'lfs' if file['path'].endswith('.safetensors') else 'regular'
+                modes.append({'path': file['path'], 'uploadMode': mode, 'shouldIgnore': False})
+            self.answer(200, {'files': modes})
+        elif path.endswith('/info/lfs/objects/batch'):
+            objects = json.loads(body)['objects']
+            for blob in objects:
+                blob['actions'] = {'upload': {'href': f'{url}/blob/{blob["oid"]}'}}
+            self.answer(200, {'transfer': 'basic', 'objects': objects})
+        elif '/commit/' in path:
             for line in body.splitlines():
                 part = json.loads(line)
                 if part['key'] == 'file':
                     files[part['value']['path']] = base64.b64decode(part['value']['content']).decode()
                 elif part['key'] == 'lfsFile':
-                    files[part['value']['path']] = blobs[part['value']['oid']]
+                    files[part['value']['path']] = sizes[part['value']['oid']]
             repo = path.removeprefix('/api/').removeprefix('models/').split('/commit/')[0]
-            return self.answer(200, {'commitUrl': f'{here}/{repo}/commit/1', 'commitOid': '1', 'success': True})
-        self.answer(200, {'errors': [], 'warnings': []})
+            self.answer(200, {'commitUrl': f'{url}/{repo}/commit/1', 'commitOid': '1', 'success': True})
+        else:
+            self.answer(200, {'errors': [], 'warnings': []})
 
     def log_message(self, *_):
         pass
