@@ -120,26 +120,9 @@ def read_folder(folder):
     return found
 
 
-def write_translation_model(folder):
-    """A small model of NLLB's classes with random weights."""
-    import torch
-    from tokenizers import Tokenizer, models, trainers
-    from transformers import M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
-    bpe = Tokenizer(models.BPE(unk_token='<unk>'))
-    special_tokens = ['<s>', '<pad>', '</s>', '<unk>']
-    bpe.train_from_iterator(['Once there was a hen.'], trainers.BpeTrainer(special_tokens=special_tokens, show_progress=False))
-    state = json.loads(bpe.to_str())['model']
-    tokenizer = NllbTokenizer(vocab=state['vocab'], merges=[tuple(merge) for merge in state['merges']])
-    torch.manual_seed(1)
-    config = M2M100Config(
-        vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=66, decoder_start_token_id=2)
-    M2M100ForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def make_stages(path, size, servers):
     """A project in an empty folder with data and a model -> {name: Stage}. `size`: the amount of work, from 1."""
+    from test_translate import make_nllb
     project = Project(path)
     project.run('generate_data.py', '--language=hindi', '--total=600', '--out=data/tiny/stories.jsonl')
     project.run('prepare.py', '--source=data/tiny/stories.jsonl', '--dataset=tiny', '--vocab_size=1024')
@@ -148,7 +131,7 @@ def make_stages(path, size, servers):
     sample = ['sample.py', '--out_dir=out/model', '--start=FILE:prompts.txt', f'--num_samples={10 * size}',
               '--max_new_tokens=60', '--batch_size=4']
     project.run(*sample, '--out=samples.jsonl')
-    write_translation_model(path / 'translator')
+    make_nllb(path / 'translator', random.Random(1))
     with open(path / 'english.jsonl', 'w', encoding='utf-8') as f:
         for i in range(40 * size):
             f.write(json.dumps({'id': i, 'text': f'Once there was a hen {i}. It sang {i * i} songs!'}) + '\n')

@@ -24,9 +24,9 @@ def stages(tmp_path_factory):
 # `make chaos` runs every fault for every script; kills of the scripts that are missing here are in their own tests
 @pytest.mark.slow
 @pytest.mark.parametrize('fault, name', [
-    (chaos.kill, 'prepare'), (chaos.kill, 'train'), (chaos.kill, 'sample'), (chaos.kill, 'export'), (chaos.kill, 'evaluate'),
+    (chaos.kill, 'prepare'), (chaos.kill, 'sample'), (chaos.kill, 'export'), (chaos.kill, 'evaluate'),
+    (chaos.kill_worker, 'train, torchrun with restarts'),
     (chaos.terminate, 'generate, grammar'), (chaos.terminate, 'sample'),
-    (chaos.kill_worker, 'train, torchrun'), (chaos.kill_worker, 'train, torchrun with restarts'),
     (chaos.fill_disk, 'generate, chat API'), (chaos.fill_disk, 'train'),
     (chaos.make_read_only, 'generate, grammar'), (chaos.make_read_only, 'prepare'),
     (chaos.run_twice, 'generate, grammar'), (chaos.run_twice, 'train'), (chaos.run_twice, 'sample')])
