@@ -100,6 +100,7 @@ def split_sentences(text):
 
 
 def is_sentence_end(before, after):
+    """Whether a sentence ends between these characters before and after white space."""
     before = before.rstrip(CLOSING + "'")
     after = after.lstrip('—–- ')[:1]
     if before.endswith(('..', '…')):  # a pause, unless a capital or a quotation mark follows
@@ -146,7 +147,7 @@ def split_story(text):
 
 
 def load_model():
-    """-> (tokenizer, model of Transformers, options of its generate())."""
+    """Load the translation model -> (tokenizer, model, options of its generate())."""
     import torch
     import transformers
 
@@ -220,7 +221,7 @@ def translate_rows(rows):
     return new_rows
 
 
-def run_model():
+def translate_with_model():
     """Translate the missing stories, or print a dry run."""
     rows = missing_rows()
     if dry_run:
@@ -232,7 +233,7 @@ def run_model():
     with tqdm(total=total, initial=n_done, desc=out, unit=' stories', smoothing=0.1) as bar:
         while group := list(itertools.islice(rows, batch_size)):
             new_rows = translate_rows(group)
-            append_rows(f, *new_rows)
+            append_rows(out_file, *new_rows)
             n_unfinished += sum(row['unfinished'] > 0 for row in new_rows)
             bar.update(len(group))
     print(f'{total:,} stories in {out}')
@@ -244,7 +245,7 @@ def run_model():
 # -----------------------------------------------------------------------------
 # a chat API
 
-in_flight = {}  # id -> row of the source
+in_flight = {}  # id -> row of the source, for each story that was sent
 
 
 def write_prompt(i):
@@ -277,7 +278,7 @@ def read_reply(i, reply):
     return [in_flight.pop(i) | {'text': ''.join(parts), 'language': target_language}]
 
 
-def run_chat():
+def translate_with_chat():
     """Translate the missing stories, or print a dry run."""
     otherwise = 'or translate with a model here, without --provider'
     api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out, otherwise)
@@ -295,8 +296,8 @@ def run_chat():
             except chat.Rejected as e:
                 print(f'does not pass: {e}\n')
     elif not chat.collect(
-            api, missing_ids(), write_prompt, read_reply, f, total=total, n_done=n_done, spent=spent, unit='stories',
-            num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost):
+            api, missing_ids(), write_prompt, read_reply, out_file, total=total, n_done=n_done, spent=spent,
+            unit='stories', num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost):
         print('the same command goes on')
 
 
@@ -319,6 +320,7 @@ def read_source():
 
 
 def missing_rows():
+    """The rows of the source that are not translated yet."""
     return (row for row in read_source() if row['id'] not in done)
 
 
@@ -373,22 +375,22 @@ check(source_language != target_language, f'source_language and target_language 
 check(min(num_beams, batch_size) >= 1, 'num_beams and batch_size must be at least 1')
 check(max_new_tokens >= 32, 'max_new_tokens must be at least 32')
 check(0 <= min_ratio <= max_ratio, 'min_ratio must be from 0 to max_ratio')
-
 check(not use_chat or '{text}' in template, 'the template must contain the slot {text}')
 
 if use_chat:
     import chat
     import replies
 
-f = None
-done = set()
+# what is there already
+out_file = None
+done = set()  # ids
 spent = [0, 0, 0]  # prompt tokens, completion tokens and US dollars of earlier runs
 n_failed = 0
-first = None
+first_row = None  # the first translation
 if not dry_run:
-    f = open_append(out)  # locks it, so that no other process translates the same stories
-    done, n_failed, first = read_done(chat.finished(out, spent) if use_chat else read_jsonl(out))
-total = check_source(first)
+    out_file = open_append(out)  # locks it, so that no other process translates the same stories
+    done, n_failed, first_row = read_done(chat.finished(out, spent) if use_chat else read_jsonl(out))
+total = check_source(first_row)
 n_done = len(done)
 
 if n_done == total:
@@ -397,7 +399,7 @@ if n_done == total:
         summary += f', but {n_failed:,} of them failed: see failed.jsonl beside it, and delete it to try them again'
     print(summary)
 elif use_chat:
-    run_chat()
+    translate_with_chat()
 else:
     from model import choose_device
     model = model or 'facebook/nllb-200-distilled-600M'
@@ -408,4 +410,4 @@ else:
     max_length = getattr(translator.config, 'max_position_embeddings', 512)
     max_new_tokens = min(max_new_tokens, max_length - 2, tokenizer.model_max_length - 2)
     max_sentence_tokens = max_new_tokens // 2  # a translation may be twice as long
-    run_model()
+    translate_with_model()
