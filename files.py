@@ -49,6 +49,9 @@ def script_name():
 
 def fail(message):
     """End the script with one line on stderr and exit status 1: for bad data, network and disk."""
+    if 'tqdm' in sys.modules:
+        for bar in list(sys.modules['tqdm'].tqdm._instances):
+            bar.close()  # ends its line, so that the message has its own
     raise SystemExit(script_name() + message)
 
 

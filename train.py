@@ -333,7 +333,6 @@ while step < max_iters and not stop_reason and not eval_only:
     # 5) update the weights, unless the loss or the gradient is bad
     problem = guard.reason_to_skip(loss, grad_norm, scaler)  # NaN, infinite, or far above the last losses
     if problem and (not skip_nan or guard.skipped_in_a_row > 100):
-        bar.close()
         fail(f'{problem} at step {step}; the last checkpoint in {out_dir} is good. Lower learning_rate, '
              'set grad_clip=1.0, or skip such steps with --skip_nan=True')
     for opt in optimizers:
