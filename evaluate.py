@@ -396,7 +396,7 @@ def grade_stories(groups, api, grades_path):
     file = open_append(grades_path)  # it is locked from now on, so no other run adds grades
     spent = [0, 0, 0]  # input tokens, output tokens, US dollars: `finished` adds what earlier runs spent
     done = set(read_grades(groups, grades_path))
-    done |= {row['id'] for row in chat.finished(grades_path, spent)}
+    done |= {row['id'] for row in chat.finished(grades_path, spent)}  # also those that were given up
     # first grades before second ones, else in random order: if max_cost ends the run, the grades are a fair sample
     missing = sorted(tasks.keys() - done, key=lambda id: (tasks[id][2], id))
     if not missing:

@@ -147,17 +147,6 @@ def test_a_grade_stays_valid_when_files_move_but_not_when_the_story_changes(proj
 
 
 @pytest.mark.slow
-def test_max_cost_ends_the_run_and_the_same_command_continues(project, judge):
-    write(project, 's.jsonl', some_samples(prompts=20))
-    prices = ['--price_in=100', '--price_out=1000', '--max_tokens=200', '--max_cost=2']  # 0.1 dollars per grade
-    out = project.run(*GRADE, judge(), *prices)
-    n = len(project.jsonl('grades.jsonl'))
-    assert 15 <= n <= 20 and 'the same command continues' in out and f'{n} of 60' in out
-    project.run(*GRADE, judge())
-    assert sorted(row['sample'] for row in project.jsonl('grades.jsonl')) == list(range(60))
-
-
-@pytest.mark.slow
 def test_rejected_replies_are_given_up_and_counted(project, judge):
     write(project, 's.jsonl', some_samples())
     command = [*GRADE, judge(bad=0.5), '--max_tries=1']
