@@ -1,13 +1,13 @@
 """
-Measures the speed of each stage on this machine and, if they are there, of other programs that do the same.
+Measures the speed of each stage on this machine, optionally beside nanoGPT, llama2.c and Transformers.
 
     python bench.py
-    python bench.py --peers=../peers          a folder with git checkouts of nanoGPT or llama2.c; Transformers is measured too
-    python bench.py --source=stories.jsonl --tokenizer=llama2.model --n_layer=6 --n_head=6 --n_embd=288 --stages="['generate']"
+    python bench.py --peers=../peers          peers contains git checkouts of nanoGPT, llama2.c, or both
+    python bench.py --n_layer=6 --n_head=6 --n_embd=288 --tokenizer=llama2.model --stages="['generate']"
     python bench.py --stages="['grow']"       speed and memory against width, depth, block, batch and story length
 
-A rate is the best of `repetitions`. Our code and the others take turns, so that other load on the machine affects all of
-them. Tables and the plot are written to out_dir, the tokens to data/bench.
+Each rate is the best of `repetitions`. Our code and the other programs take turns, so that other load on the machine
+affects all of them. The tables and the plot are written to out_dir, the tokens to data/bench.
 """
 
 import functools
@@ -29,7 +29,7 @@ repetitions = 3
 peers = ''  # folder with checkouts of karpathy/nanoGPT, karpathy/llama2.c, or both
 out_dir = 'out/bench'
 source = ''  # stories for prepare.py; '' = 5,000 English stories of the grammar
-num_workers = 64  # of the stage chat: requests in flight to a local server that answers after one second
+num_workers = 64  # in the stage chat: requests in flight to a local server that answers after one second
 # model
 vocab_size = 4096  # with tokenizer = 'train'
 tokenizer = 'train'  # any of prepare.py's
@@ -39,19 +39,19 @@ n_embd = 256
 block_size = 256
 batch_size = 32
 train_options = {}  # more keys of train.py
-steps = 20  # of a training; the rate is that of the second half
+steps = 20  # training steps; the rate is that of the second half
 # generation
 new_tokens = 200  # per story
 batches = [1, 16, 64]  # batch sizes
-n_prompts = 1000  # of the stage many: generate three stories for each prompt, until eos
-model_dir = ''  # of the stage many; '' = the model of this benchmark, which is too young to write eos
-# the stage grow changes one of these sizes at a time
-sizes = {'n_embd': [64, 128, 256, 512], 'n_layer': [1, 2, 4, 8, 16], 'block_size': [64, 128, 256, 512, 1024], 'batch_size': [1, 4, 16, 64]}
+n_prompts = 1000  # in the stage many: three stories are generated for each prompt
+model_dir = ''  # in the stage many: a trained model; '' = the one of this benchmark, which seldom ends a story
+# growth: the stage grow changes one of these sizes at a time
+sizes = {'n_embd': [64, 128, 256, 512], 'n_layer': [1, 2, 4, 8], 'block_size': [64, 256, 1024], 'batch_size': [1, 64]}
 # hardware
-device = ''  # cpu, cuda, mps; '' = the best one
-dtype = ''  # '' = bfloat16 if the device has it
+device = ''  # 'cpu', 'cuda' or 'mps'; '' = the fastest here
+dtype = ''  # 'float32', 'bfloat16' or 'float16'; '' = the fastest on the device
 # -----------------------------------------------------------------------------
-here = os.path.dirname(os.path.abspath(globals().get('__file__', 'bench.py')))  # in a notebook cell: the working directory
+here = os.path.dirname(os.path.abspath(globals().get('__file__', 'bench.py')))  # in a notebook: the working directory
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 import tokenizers
@@ -66,6 +66,7 @@ data_dir = 'data/bench'
 nanogpt = f'{peers}/nanoGPT'
 llama2c = f'{peers}/llama2.c'
 shape = {'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size}
+FIRST_TOKEN = 1  # of every story; which one does not matter for the speed
 rows = []  # of the table: stage, here, others
 
 # -----------------------------------------------------------------------------
@@ -74,7 +75,8 @@ rows = []  # of the table: stage, here, others
 
 def run(*command, **options):
     """Run a command and return its output with its errors. If it fails, so does the benchmark."""
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', **options)
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8', **options)
     if result.returncode:
         fail(f'{" ".join(command)} failed: {result.stdout[-500:]}')
     return result.stdout
@@ -90,6 +92,7 @@ def run_script(script, *config_files, launcher=(), **options):
 
 
 def seconds(function, *arguments, **options):
+    """Seconds that a call takes."""
     started = time.perf_counter()
     function(*arguments, **options)
     if device.startswith('cuda'):
@@ -97,9 +100,12 @@ def seconds(function, *arguments, **options):
     return time.perf_counter() - started
 
 
-def measure(stage, unit, ours, others={}):
-    """Add a row to the table. ours, others: {name: function that returns a rate}; the fastest of ours is compared with the rest."""
-    functions = ours | others
+def measure(stage, unit, ours, others=None):
+    """Measure rates, print them and add them to the table as a row.
+
+    ours, others: {name: function that returns a rate}. The fastest of ours is compared with all the rest.
+    """
+    functions = ours | (others or {})
     best = dict.fromkeys(functions, 0.0)
     for _ in range(repetitions):
         for name, function in functions.items():
@@ -109,6 +115,12 @@ def measure(stage, unit, ours, others={}):
     slower = [f'{name} {other:,.0f} ({rate / other:.1f} ×)' for name, other in best.items()]
     rows.append([stage, f'{rate:,.0f} {unit} ({fastest})', ', '.join(slower)])
     print(*rows[-1], sep=' | ', flush=True)
+
+
+def write_table(name, head, lines):
+    text = report.as_markdown([report.table('Speed', head, lines)])
+    write_text(f'{out_dir}/{name}', text)
+    print(text)
 
 
 # -----------------------------------------------------------------------------
@@ -122,17 +134,26 @@ def write_stories(*config_files, **options):
 
 
 def bench_compose():
-    measure('write stories with the grammar', 'stories/s',
-            {'generate_data.py': lambda: 5000 / write_stories(language='english', total=5000)})
+    def rate():
+        return 5000 / write_stories(language='english', total=5000)
+
+    measure('write stories with the grammar', 'stories/s', {'generate_data.py': rate})
 
 
 def bench_chat():
-    server = subprocess.Popen([sys.executable, f'{here}/tests/chat_server.py', '{"latency": 1}'], stdout=subprocess.PIPE)
-    options = {'base_url': f'http://127.0.0.1:{int(server.stdout.readline())}', 'model': 'x'}
-    options |= {'num_workers': num_workers, 'total': 10 * num_workers}
+    command = [sys.executable, f'{here}/tests/chat_server.py', '{"latency": 1}']
+    server = subprocess.Popen(command, stdout=subprocess.PIPE)
+    port = int(server.stdout.readline())
+    total = 10 * num_workers
+
+    def rate():
+        taken = write_stories(find('config/generate_hindi.py'), base_url=f'http://127.0.0.1:{port}', model='x',
+                              num_workers=num_workers, total=total)
+        return 60 * total / taken
+
     try:
-        measure(f'write stories with a chat API, at most {60 * num_workers:,}', 'stories/min',
-                {'generate_data.py': lambda: 600 * num_workers / write_stories(find('config/generate_hindi.py'), **options)})
+        at_most = 60 * num_workers
+        measure(f'write stories with a chat API, at most {at_most:,}', 'stories/min', {'generate_data.py': rate})
     finally:
         server.kill()
 
@@ -148,8 +169,9 @@ def load_tokenizer():
 def bench_prepare():
     texts = list(read_texts(source))
     kilobytes = sum(len(text.encode()) for text in texts) / 1000
-    measure('prepare tokens', 'kB/s', {'prepare.py': lambda: kilobytes / seconds(prepare)},
-            {'tokenizers, encoding only': lambda: kilobytes / seconds(load_tokenizer().encode_batch_fast, texts)})
+    ours = {'prepare.py': lambda: kilobytes / seconds(prepare)}
+    others = {'tokenizers, encoding only': lambda: kilobytes / seconds(load_tokenizer().encode_batch_fast, texts)}
+    measure('prepare tokens', 'kB/s', ours, others)
 
 
 # -----------------------------------------------------------------------------
@@ -157,8 +179,9 @@ def bench_prepare():
 
 
 def shared_train_options():
-    """Keys that train.py and nanoGPT's have in common."""
-    return shape | {'dataset': 'bench', 'batch_size': batch_size, 'max_iters': steps, 'eval_iters': 1, 'device': device, 'dtype': dtype}
+    """Settings that train.py and nanoGPT's train.py have in common."""
+    return shape | {'dataset': 'bench', 'batch_size': batch_size, 'max_iters': steps, 'eval_iters': 1,
+                    'device': device, 'dtype': dtype}
 
 
 def train(folder, **changed):
@@ -177,7 +200,8 @@ def train_nanogpt(compile):
         shutil.copytree(data_dir, f'{folder}/data/bench')
         with open(f'{folder}/data/bench/meta.pkl', 'wb') as f:
             pickle.dump({'vocab_size': load_tokenizer().get_vocab_size()}, f)
-        options = shared_train_options() | {'gradient_accumulation_steps': 1, 'log_interval': 1, 'eval_interval': 10**9, 'compile': compile}
+        options = shared_train_options() | {
+            'gradient_accumulation_steps': 1, 'log_interval': 1, 'eval_interval': 10**9, 'compile': compile}
         output = run(sys.executable, 'train.py', *command_line(options), cwd=folder)
     step_times = [float(ms) for ms in re.findall(r'iter \d+: .*time ([\d.]+)ms', output)]
     return 1000 * batch_size * block_size / statistics.median(step_times[steps // 2:])
@@ -204,7 +228,9 @@ def bench_train():
 
 def generate_ours(model, n):
     """Tokens per second of a batch of n stories."""
-    return n * new_tokens / seconds(list, generate(model, [[1]] * n, new_tokens, seeds=range(n), temperature=0.8))
+    prompts = [[FIRST_TOKEN]] * n
+    steps = generate(model, prompts, new_tokens, seeds=range(n), temperature=0.8)
+    return n * new_tokens / seconds(list, steps)
 
 
 def generate_nanogpt():
@@ -212,30 +238,35 @@ def generate_nanogpt():
     spec = importlib.util.spec_from_file_location('nanogpt_model', f'{nanogpt}/model.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    model = module.GPT(module.GPTConfig(**shape, vocab_size=load_tokenizer().get_vocab_size())).to(device).eval()
-    return new_tokens / seconds(model.generate, torch.ones(1, 1, dtype=torch.int64, device=device), new_tokens, 0.8)
+    config = module.GPTConfig(**shape, vocab_size=load_tokenizer().get_vocab_size(), bias=False)
+    model = module.GPT(config).to(device).eval()
+    ids = torch.full((1, 1), FIRST_TOKEN, device=device)
+    return new_tokens / seconds(model.generate, ids, new_tokens, 0.8)
 
 
-def generate_transformers(dtype, n):
+def generate_transformers(kind, n):
+    """Tokens per second of a batch of n stories with our model in Transformers; kind: its dtype."""
     import transformers
-    model = transformers.AutoModelForCausalLM.from_pretrained(f'{run_dir}/hf', dtype=dtype).to(device).eval()
-    ids = torch.ones(n, 1, dtype=torch.int64, device=device)
-    return n * new_tokens / seconds(model.generate, ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_k=0,
-                                    min_new_tokens=new_tokens, max_new_tokens=new_tokens, max_length=None)
+    model = transformers.AutoModelForCausalLM.from_pretrained(f'{run_dir}/hf', dtype=kind).to(device).eval()
+    ids = torch.full((n, 1), FIRST_TOKEN, device=device)
+    taken = seconds(model.generate, ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_k=0,
+                    min_new_tokens=new_tokens, max_new_tokens=new_tokens, max_length=None)
+    return n * new_tokens / taken
 
 
 def generate_llama2c():
     """Tokens per second of one story by run.c on all cores; it prints the rate itself."""
     run('cc', '-Ofast', '-march=native', '-fopenmp', '-o', f'{out_dir}/run_c', f'{llama2c}/run.c', '-lm')
     folder = f'{run_dir}/llama2c'
-    output = run(f'{out_dir}/run_c', f'{folder}/model.bin', '-z', f'{folder}/tokenizer.bin', '-t', '0.8', '-n', f'{new_tokens}')
-    return float(re.search(r'achieved tok/s: ([\d.]+)', output)[1])
+    output = run(
+        f'{out_dir}/run_c', f'{folder}/model.bin', '-z', f'{folder}/tokenizer.bin', '-t', '0.8', '-n', f'{new_tokens}')
+    return float(re.search(r'achieved tok/s: (\S+)', output)[1])
 
 
 def bench_generate():
     checkpoint = load_checkpoint(checkpoint_path(run_dir))
     models = {}
-    for kind in dict.fromkeys(['float32', dtype]):
+    for kind in {'float32', dtype}:
         models[kind] = model_from(checkpoint).to(device, getattr(torch, kind))
     if device == 'cpu':
         import cpu_kernels
@@ -248,7 +279,8 @@ def bench_generate():
         ours = {kind: functools.partial(generate_ours, model, n) for kind, model in models.items()}
         others = {}
         if peers:
-            others = {f'Transformers, {kind}': functools.partial(generate_transformers, kind, n) for kind in ('float32', dtype)}
+            for kind in ('float32', dtype):
+                others[f'Transformers, {kind}'] = functools.partial(generate_transformers, kind, n)
         if os.path.exists(nanogpt) and n == 1:
             others['nanoGPT'] = generate_nanogpt
         if os.path.exists(llama2c) and n == 1:
@@ -257,7 +289,7 @@ def bench_generate():
 
 
 def bench_many():
-    """Rate of sample.py with its start: three stories for each of the first words of some stories."""
+    """Measure sample.py from its start to its end. A prompt is the first four words of a story."""
     prompts = [' '.join(text.split()[:4]) for text in itertools.islice(read_texts(source), n_prompts)]
     write_text(f'{out_dir}/prompts.txt', '\n'.join(prompts))
 
@@ -265,15 +297,19 @@ def bench_many():
         return sum(len(encoding.ids) for encoding in load_tokenizer().encode_batch(texts))
 
     def rate(kind, processes):
-        launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', '--'] if processes > 1 else []
-        taken = seconds(run_script, 'sample.py', launcher=launcher, init_from=model_dir or run_dir, start=f'FILE:{out_dir}/prompts.txt',
-                        num_samples=3, max_new_tokens=block_size - 16, batch_size=max(batches), device=device, dtype=kind,
-                        out=f'{out_dir}/many.jsonl')
+        options = {'init_from': model_dir or run_dir, 'start': f'FILE:{out_dir}/prompts.txt', 'num_samples': 3,
+                   'max_new_tokens': block_size - 16, 'batch_size': max(batches), 'device': device, 'dtype': kind,
+                   'out': f'{out_dir}/many.jsonl'}
+        if processes > 1:
+            options['launcher'] = [
+                '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', '--']
+        taken = seconds(run_script, 'sample.py', **options)
         stories = [row['story'] for row in read_jsonl(f'{out_dir}/many.jsonl')]
         return (count_tokens(stories) - 3 * count_tokens(prompts)) / taken
 
     ours = {}
-    for processes in (1, torch.get_num_threads() if device == 'cpu' else torch.cuda.device_count()):
+    n_processors = torch.get_num_threads() if device == 'cpu' else torch.cuda.device_count()
+    for processes in (1, n_processors):
         for kind in ('float32', dtype):
             ours[f'{kind}, processes: {processes}'] = functools.partial(rate, kind, processes)
     measure(f'generate {3 * len(prompts):,} stories', 'tokens/s', ours)
@@ -284,9 +320,9 @@ def bench_many():
 
 
 def grow_training(axes, key):
-    """Train with each value of sizes[key], plot speed and memory -> rows of the table"""
+    """Train with each value of sizes[key] and plot speed and memory -> rows of the table."""
     rates = []
-    memory = []
+    memory = []  # GB
     lines = []
     for value in sizes[key]:
         changed = {key: value}
@@ -306,17 +342,19 @@ def grow_training(axes, key):
 
 
 def grow_generation(axis, n):
-    """Generate a batch of n stories of 1,000 tokens, plot the speed -> a row of the table"""
+    """Generate a batch of n stories of 1,000 tokens and plot the speed -> a row of the table."""
     model = GPT(GPTConfig(**shape | {'block_size': 1024}, vocab_size=vocab_size)).to(device).eval()
     times = [time.perf_counter()]
-    for _ in generate(model, [[1]] * n, 1000, seeds=range(n)):
+    for _ in generate(model, [[FIRST_TOKEN]] * n, 1000, seeds=range(n)):
         times.append(time.perf_counter())
     rates = [100 * n / (times[i + 100] - times[i]) for i in range(0, 1000, 100)]
     axis.loglog(range(100, 1001, 100), rates, marker='o', label=f'batch of {n}')
-    return [f'generation, batch of {n}, the first and the tenth 100 tokens', f'{rates[0]:,.0f} and {rates[-1]:,.0f}', '', '']
+    name = f'generation, batch of {n}, the first and the tenth 100 tokens'
+    return [name, f'{rates[0]:,.0f} and {rates[-1]:,.0f}', '', '']
 
 
 def bench_grow():
+    """Measure training against each size, and generation against the length of a story: a table and a plot."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(3 * len(sizes) + 3, 5), dpi=80, layout='tight')
     axes = figure.subplots(2, len(sizes) + 1, sharey='row')
@@ -332,23 +370,17 @@ def bench_grow():
     axes[1, -1].remove()  # an empty panel
     with replacing(f'{out_dir}/growth.png') as temporary:
         figure.savefig(temporary)
-    write_table('growth.md', ['of this model', 'tokens/s in training', 'of the matrix products', 'peak memory, GB'], lines)
+    head = ['of this model', 'tokens/s in training', 'of the matrix products', 'peak memory, GB']
+    write_table('growth.md', head, lines)
 
 
 # -----------------------------------------------------------------------------
 # main
 
-
-def write_table(name, head, lines):
-    text = report.as_markdown([report.table('Speed', head, lines)])
-    write_text(f'{out_dir}/{name}', text)
-    print(text)
-
-
 STAGES = {'compose': bench_compose, 'chat': bench_chat, 'prepare': bench_prepare, 'train': bench_train,
           'generate': bench_generate, 'many': bench_many, 'grow': bench_grow}
 check(set(stages) <= set(STAGES), f'stages can be {", ".join(STAGES)}')
-check(not peers or os.path.exists(peers), f'there is no folder {peers!r}; peers contains checkouts of nanoGPT or llama2.c')
+check(not peers or os.path.exists(peers), f'peers: there is no folder {peers!r}')
 device, dtype = choose_device(device, dtype)
 print(f'{device}, {dtype}, {torch.get_num_threads()} threads')
 if not source:

@@ -5,12 +5,12 @@ Trains, samples and evaluates a list of settings, one after the other, and write
     python sweep.py config/sweep_hindi.py --nproc_per_node=4
     python sweep.py config/sweep_hindi.py --evaluate_options="{'provider': 'mistral', 'max_cost': 5.0}"
 
-Each setting has its own folder in out_dir with the files of train.py, sample.py and evaluate.py, and done.json, which
-records the finished commands. results.json, results.md and results.png in out_dir are updated after each setting.
+Each setting has its own folder in out_dir with the files of train.py, sample.py and evaluate.py. The table and the plot
+are results.json, results.md and results.png in out_dir. They are updated after each setting.
 
-If the sweep stops, the same command continues it. A finished command runs again only if its options change; the content
-of config files is not compared. A training with other options is never overwritten. When a setting fails, the sweep goes
-on with the next one, lists the failure at the end, and the same command tries it again.
+If the sweep stops, the same command continues it. done.json in the folder of a setting records the finished commands.
+They run again only if their options change; the content of config files is not compared. A training with other options
+is never overwritten. If a setting fails, the sweep continues with the next one and lists the failure at the end.
 """
 
 import json
@@ -27,10 +27,10 @@ start = 'FILE:data/hindi/prompts.txt'  # prompts; see sample.py
 num_samples = 1  # stories per prompt
 sample_options = {}  # more keys of sample.py
 evaluate_config = 'config/evaluate_stories.py'  # rubric
-evaluate_options = {}  # more keys of evaluate.py, such as {'train_stories': 'data/hindi/stories.jsonl', 'provider': 'mistral'}
+evaluate_options = {}  # more keys of evaluate.py, such as {'provider': 'mistral', 'max_cost': 5.0}
 nproc_per_node = 1  # GPUs per training, used by torchrun
 # -----------------------------------------------------------------------------
-here = os.path.dirname(os.path.abspath(globals().get('__file__', 'sweep.py')))  # in a notebook cell: the working directory
+here = os.path.dirname(os.path.abspath(globals().get('__file__', 'sweep.py')))  # in a notebook: the working directory
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 import report
@@ -111,7 +111,7 @@ def read_results(setting, folder):
     """A row of results.json: the results of evaluate.py for a setting, with the tokens and seconds of its training."""
     with open(f'{folder}/results.json', encoding='utf-8') as f:
         models = json.load(f)['models']
-    model = [model for model in models.values() if not model['reference']][0]
+    model = next(model for model in models.values() if not model['reference'])
     *_, last = read_jsonl(f'{folder}/log.jsonl')
     row = {'setting': setting, 'text': model['text'], 'grades': model['grades']}
     row |= model['checkpoint'] | (model['loss'] or {})  # n_layer, n_embd, n_params; val_loss, perplexity, bits_per_byte
@@ -129,7 +129,8 @@ def list_grades(row):
 
 def format_row(row):
     """{column: text} of a row."""
-    cells = {'width': str(row['n_embd']), 'layers': str(row['n_layer']), 'parameters': report.format_size(row['n_params'])}
+    cells = {'width': str(row['n_embd']), 'layers': str(row['n_layer'])}
+    cells['parameters'] = report.format_size(row['n_params'])
     for key in ('val_loss', 'perplexity', 'bits_per_byte'):
         cells[key] = f'{row[key]:.3f}' if key in row else ''
     cells['ended'] = report.format_value(row['text'].get('ended'), 'ended')

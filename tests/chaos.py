@@ -1,11 +1,11 @@
 """
-Kills every script at random moments, fills its disk, runs it twice at once, and compares the results with an undisturbed run.
+Kills every script, fills its disk, runs it twice at once, and compares the results with those of an undisturbed run.
 
     python tests/chaos.py                            20 kills per script, some 30 minutes
     python tests/chaos.py --kills=100 --only=train,sample --seed=2
 
-A killed run is started again by the same command (train.py with --init_from=resume once there is a checkpoint). The printed
-table is the one of docs/RELIABILITY.md:
+A killed run is started again by the same command (train.py with --init_from=resume once there is a checkpoint).
+docs/RELIABILITY.md has the printed figures:
 
     tried   how often the fault happened
     lost    rows or files of the undisturbed run that are missing
@@ -29,8 +29,8 @@ from conftest import Project, Server
 
 SMALL = [
     '--dataset=tiny', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64', '--batch_size=4',
-    '--gradient_accumulation_steps=2', '--learning_rate=1e-2', '--max_iters=40', '--warmup_iters=2', '--eval_interval=5',
-    '--eval_iters=8', '--log_interval=1', '--dropout=0.1', '--dtype=float32', '--device=cpu']  # fmt: skip
+    '--gradient_accumulation_steps=2', '--learning_rate=1e-2', '--warmup_iters=2', '--max_iters=40', '--eval_interval=5', '--eval_iters=8',
+    '--log_interval=1', '--dropout=0.1', '--dtype=float32', '--device=cpu']
 TIMES = ('seconds', 'tokens_per_s', 'utilization', 'memory')  # fields of log.jsonl that differ between equal runs
 
 
@@ -138,17 +138,19 @@ def make_stages(path, size, servers):
     servers['story'] = Server('chat_server.py', latency=0.02)
     servers['translation'] = Server('chat_server.py', latency=0.02, reply='```{"translation": "X {prompt}"}```')
     servers['judge'] = Server('judge_server.py', latency=0.02)
+    base_url = {name: f'--base_url={server.url}' for name, server in servers.items()}
 
     prepare = ['prepare.py', '--source=data/tiny/stories.jsonl', '--dataset=other', '--vocab_size=1024']
     train = ['train.py', *SMALL, f'--max_iters={20 * size}', f'--lr_decay_iters={20 * size}']
     grammar = ['generate_data.py', '--language=hindi', f'--total={3000 * size}', '--out=out/grammar/s.jsonl']
-    chat = ['generate_data.py', 'config/generate_hindi.py', f'--base_url={servers["story"].url}', f'--total={100 * size}',
+    chat = ['generate_data.py', 'config/generate_hindi.py', base_url['story'], f'--total={100 * size}',
             '--num_workers=4', '--out=out/chat/s.jsonl']
     translate = ['translate.py', '--source_language=english', '--target_language=french', '--source=english.jsonl']
-    by_chat = [f'--base_url={servers["translation"].url}', '--num_workers=2', '--template={text}', '--out=out/translated/s.jsonl']
+    by_chat = [base_url['translation'], '--num_workers=2', '--template={text}', '--out=out/translated/s.jsonl']
     by_model = ['--model=translator', '--batch_size=2', '--out=out/local/s.jsonl']
-    evaluate = ['evaluate.py', 'config/evaluate_stories.py', '--samples=samples.jsonl', f'--base_url={servers["judge"].url}',
+    evaluate = ['evaluate.py', 'config/evaluate_stories.py', '--samples=samples.jsonl', base_url['judge'],
                 '--out_dir=out/graded', '--num_workers=4', '--repeat=0.0']
+    export = ['export.py', '--out_dir=out/model', '--out=out/exported/hf', '--examples=1']
     torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', '--max-restarts=1']
     return {
         'generate, grammar': Stage(project, 'out/grammar', *grammar),
@@ -160,7 +162,7 @@ def make_stages(path, size, servers):
         'train, torchrun': Stage(project, 'out/two', *train, '--out_dir=out/two', launcher=torchrun[:-1]),
         'train, torchrun with restarts': Stage(project, 'out/three', *train, '--out_dir=out/three', launcher=torchrun),
         'sample': Stage(project, 'out/sampled', *sample, '--out=out/sampled/s.jsonl'),
-        'export': Stage(project, 'out/exported', 'export.py', '--out_dir=out/model', '--out=out/exported/hf', '--examples=1'),
+        'export': Stage(project, 'out/exported', *export),
         'evaluate': Stage(project, 'out/graded', *evaluate, random_replies=True),
     }
 
@@ -343,8 +345,9 @@ def main():
     parser.add_argument('--size', type=int, default=2, help='amount of work of a run')
     options = parser.parse_args()
     some = max(2, options.kills // 5)
-    faults = [('SIGKILL', kill, options.kills), ('SIGTERM', terminate, some), ('a process dies', kill_worker, some),
-              ('full disk', fill_disk, some), ('read-only folder', make_read_only, 1), ('two runs at once', run_twice, 1)]
+    faults = [
+        ('SIGKILL', kill, options.kills), ('SIGTERM', terminate, some), ('a process dies', kill_worker, some),
+        ('full disk', fill_disk, some), ('read-only folder', make_read_only, 1), ('two runs at once', run_twice, 1)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit('stopped'))
     servers = {}
     bad = 0

@@ -6,8 +6,8 @@ import pytest
 from conftest import PROJECT
 
 SMALL = [
-    '--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch_size=4', '--vocab_size=600', '--new_tokens=10',
-    '--steps=2', '--num_workers=4', '--repetitions=1', '--n_prompts=3', '--device=cpu']
+    '--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch_size=4', '--vocab_size=600', '--steps=2',
+    '--new_tokens=10', '--num_workers=4', '--repetitions=1', '--n_prompts=3', '--device=cpu']
 
 
 def rows_of(path):
@@ -26,7 +26,8 @@ def test_generation(project):
 def test_every_stage_has_its_row(project):
     (project.path / 'tests').mkdir()
     shutil.copy(PROJECT / 'tests/chat_server.py', project.path / 'tests')
-    project.run('bench.py', *SMALL, '--batches=[1, 4]', "--stages=['compose', 'chat', 'prepare', 'train', 'generate', 'many']")
+    stages = ['compose', 'chat', 'prepare', 'train', 'generate', 'many']
+    project.run('bench.py', *SMALL, '--batches=[1, 4]', f'--stages={stages}')
     assert [stage for stage, _ in rows_of(project.path / 'out/bench/bench.md')] == [
         'write stories with the grammar', 'write stories with a chat API, at most 240', 'prepare tokens', 'train',
         'generate, batch of 1', 'generate, batch of 4', 'generate 9 stories']
@@ -35,7 +36,8 @@ def test_every_stage_has_its_row(project):
 
 @pytest.mark.slow
 def test_growth(project):
-    project.run('bench.py', *SMALL, '--batches=[1]', "--stages=['grow']", "--sizes={'n_layer': [1, 2], 'block_size': [16, 32]}")
+    sizes = {'n_layer': [1, 2], 'block_size': [16, 32]}
+    project.run('bench.py', *SMALL, '--batches=[1]', "--stages=['grow']", f'--sizes={sizes}')
     assert [size for size, _ in rows_of(project.path / 'out/bench/growth.md')] == [
         'n_layer = 1', 'n_layer = 2', 'block_size = 16', 'block_size = 32',
         'generation, batch of 1, the first and the tenth 100 tokens']

@@ -17,15 +17,16 @@ def walk_the_whole_path(project, name, **env):
         return project.run(*command, **env)
 
     train = [
-        'train.py', f'--dataset={name}', f'--out_dir=out/{name}', '--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=64',
-        '--batch_size=4', '--eval_interval=5', '--device=cpu']
+        'train.py', f'--dataset={name}', f'--out_dir=out/{name}', '--n_layer=1', '--n_head=2', '--n_embd=32',
+        '--block_size=64', '--batch_size=4', '--eval_interval=5', '--device=cpu']
     run('generate_data.py', '--language=hindi', '--total=300', f'--out=data/{name}/stories.jsonl')
     run('prepare.py', f'--source=data/{name}/stories.jsonl', f'--dataset={name}', '--vocab_size=800')
     assert re.search('[क-ह]', run(*train, '--max_iters=10'))  # a sample story
     assert 'done at step 12' in run(*train, '--max_iters=12', '--init_from=resume')
     assert run('sample.py', f'--out_dir=out/{name}', '--start=एक दिन', '--max_new_tokens=20').startswith('एक दिन')
-    run('sample.py', f'--out_dir=out/{name}', '--num_samples=8', '--max_new_tokens=60', f'--out=out/{name}/samples.jsonl')
-    run('evaluate.py', f'--samples=out/{name}/samples.jsonl', f'--train_stories=data/{name}/stories.jsonl')
+    samples = f'out/{name}/samples.jsonl'
+    run('sample.py', f'--out_dir=out/{name}', '--num_samples=8', '--max_new_tokens=60', f'--out={samples}')
+    run('evaluate.py', f'--samples={samples}', f'--train_stories=data/{name}/stories.jsonl')
     assert (project.path / f'out/{name}/report.html').stat().st_size > 10_000
     run('export.py', f'--out_dir=out/{name}')
 
@@ -47,7 +48,7 @@ def test_c_locale(project):
 
 @pytest.mark.parametrize('name', SOURCES)
 def test_nothing_that_windows_lacks(name):
-    """No fork, links or Unix signals; Unix modules are imported only behind a check; every text file has an encoding."""
+    """No fork, links or Unix signals; Unix modules are imported only in functions; every text file has an encoding."""
     assert not UNIX_ONLY.search(SOURCES[name])
     for call in re.findall(r'(?<![\w.])open\([^)].*', SOURCES[name]):
         assert 'encoding=' in call or re.search(r"'[rwax+]*b[rwax+]*'", call), call

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-TRAIN = {'dataset': 'tiny', 'max_iters': 6, 'eval_interval': 3, 'batch_size': 4, 'block_size': 64, 'warmup_iters': 1, 'device': 'cpu'}
+TRAIN = {'dataset': 'tiny', 'max_iters': 6, 'eval_interval': 3, 'batch_size': 4, 'block_size': 64, 'device': 'cpu'}
 SMALL = {'n_embd': 16, 'n_layer': 2, 'n_head': 2}
 LARGE = {'n_embd': 32, 'n_layer': 1, 'n_head': 2}
 
