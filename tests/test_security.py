@@ -145,7 +145,8 @@ def test_no_script_trusts_code_from_elsewhere():
     sources = [*PROJECT.glob('*.py'), *PROJECT.glob('*.ipynb'), *PROJECT.glob('config/*')]
     assert len(sources) > 20
     for path in sources:
-        assert not re.search(unsafe, path.read_text(encoding='utf-8')), path
+        code = re.sub(r'\s# .*', '', path.read_text(encoding='utf-8'))  # without comments
+        assert not re.search(unsafe, code), path
 
 
 # -----------------------------------------------------------------------------
