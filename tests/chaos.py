@@ -29,8 +29,8 @@ from conftest import Project, Server
 
 SMALL = [
     '--dataset=tiny', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64', '--batch_size=4',
-    '--gradient_accumulation_steps=2', '--learning_rate=1e-2', '--warmup_iters=2', '--max_iters=40', '--eval_interval=5', '--eval_iters=8',
-    '--log_interval=1', '--dropout=0.1', '--dtype=float32', '--device=cpu']
+    '--gradient_accumulation_steps=2', '--learning_rate=1e-2', '--warmup_iters=2', '--max_iters=40',
+    '--eval_interval=5', '--eval_iters=8', '--log_interval=1', '--dropout=0.1', '--dtype=float32', '--device=cpu']
 TIMES = ('seconds', 'tokens_per_s', 'utilization', 'memory')  # fields of log.jsonl that differ between equal runs
 
 
