@@ -44,6 +44,7 @@ def test_growth(project):
     assert (project.path / 'out/bench/growth.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow
 def test_wrong_settings(project):
     assert "there is no folder 'nowhere'" in project.refuses('bench.py', '--peers=nowhere', status=2)
     assert 'stages can be compose' in project.refuses('bench.py', "--stages=['trian']", status=2)

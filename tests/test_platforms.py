@@ -31,6 +31,7 @@ def walk_the_whole_path(project, name, **env):
     run('export.py', f'--out_dir=out/{name}')
 
 
+@pytest.mark.slow
 def test_spaces_and_unicode_in_names(tmp_path):
     folder = tmp_path / 'मेरी कहानी (ü), 1'
     folder.mkdir()
