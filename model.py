@@ -496,7 +496,7 @@ class KVCache:
         self.head = model.head
         self.lengths = [0] * n_slots
         if cpu_kernels and weight.is_cpu:
-            self.head = cpu_kernels.fast_head(model.head)
+            self.head = cpu_kernels.fast_lm_head(model.head)
         if cpu_kernels and weight.is_cpu and cpu_kernels.has_faster_kv(n_slots):
             self.kv = cpu_kernels.PagedKV(model.config, n_slots, length, weight.dtype)
         else:
@@ -601,12 +601,16 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
             batch = running
             logits = cache.decode([sequence.ids[-1] for sequence in batch])
 
-        # 2) sample
-        logits = logits.float()
+        # 2) sample; on a CPU in chunks of rows whose probabilities fit in its cache
         histories = [sequence.ids for sequence in batch]
-        penalize(logits, histories, repetition_penalty, no_repeat_ngram, bad_words)
         uniforms = torch.tensor([next(sequence.uniforms) for sequence in batch], device=logits.device)
-        tokens = sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p).tolist()
+        n_rows = max(1, 2**18 // logits.size(1)) if logits.is_cpu else len(batch)
+        tokens = []
+        for start in range(0, len(batch), n_rows):
+            rows = slice(start, start + n_rows)
+            chunk = logits[rows].float()
+            penalize(chunk, histories[rows], repetition_penalty, no_repeat_ngram, bad_words)
+            tokens += sample_tokens(chunk, uniforms[rows], temperature, top_k, top_p, min_p).tolist()
         for sequence, token in zip(batch, tokens):
             sequence.ids.append(token)
             sequence.n_left -= 1
