@@ -14,6 +14,7 @@ Generates children's stories: word lists -> prompts -> a grammar or a chat API -
 """
 
 import collections
+import functools
 import hashlib
 import math
 import os
@@ -81,21 +82,16 @@ if not use_grammar:
 # word lists
 
 
-def read_lines(name, optional=False):
-    """The lines of data/<language>/<name>, without comments and surrounding white space."""
+def read_lines(name):
+    """The lines of data/<language>/<name> without comments and surrounding white space; [] if there is no such file."""
     path = find(os.path.join('data', language, name))
     try:
         with open(path, encoding='utf-8-sig') as f:
-            text = f.read()
+            return [line.strip() for line in f if not line.startswith('#')]
     except FileNotFoundError:
-        if optional:
-            return []
-        fail(f'{path} is missing; a language is a folder with word lists, such as data/hindi')
+        return []
     except (OSError, UnicodeDecodeError) as e:
-        fail(f'{path} could not be read: {e}')
-    if '\0' in text:
-        fail(f'{path} could not be read: it is in UTF-16 and must be in UTF-8')
-    return [line.strip() for line in text.split('\n') if not line.startswith('#')]
+        fail(f'{path} could not be read as UTF-8: {e}')
 
 
 def read_words(name):
@@ -107,17 +103,14 @@ def read_words(name):
     columns = ['word']
     if lines and lines[0].startswith('word\t'):
         columns = lines.pop(0).split('\t')
-    rows = {}
+    rows = []
     for line in lines:
         fields = dict(zip(columns, line.split('\t')))
-        word = fields['word']
-        if word in rows:
-            fail(f'data/{language}/{name} has a word twice: {word}')
-        rows[word] = {column: fields.get(column) or word for column in columns}
-        rows[word]['tags'] = fields.get('tags', '').split()
+        row = {column: fields.get(column) or fields['word'] for column in columns}
+        rows.append(row | {'tags': fields.get('tags', '').split()})
     if not rows:
-        fail(f'data/{language}/{name} holds no word')
-    return list(rows.values())
+        fail(f'data/{language}/{name} is missing or empty; a language is a folder with word lists, such as data/hindi')
+    return rows
 
 
 def spread(rows, n, start=0):
@@ -137,14 +130,13 @@ def permute(i, n, key):
     "Ciphers with arbitrary finite domains").
     """
     half_bits = (max(2, (n - 1).bit_length()) + 1) // 2
-    mask = (1 << half_bits) - 1
+    size = 2 ** half_bits
     while True:
-        left = i >> half_bits
-        right = i & mask
+        left, right = divmod(i, size)
         for turn in range(4):
             digest = hashlib.blake2b(b'%d %d %d' % (key, turn, right), digest_size=8).digest()
-            left, right = right, left ^ (int.from_bytes(digest, 'little') & mask)
-        i = left << half_bits | right
+            left, right = right, left ^ (int.from_bytes(digest, 'little') % size)
+        i = left * size + right
         if i < n:
             return i
 
@@ -153,128 +145,123 @@ def seed_words(i):
     """Prompt i -> {'noun': row, 'verb': row, …}. Each epoch contains every combination once, in an order of its own."""
     epoch, place = divmod(i, n_combinations)
     number = permute(place, n_combinations, seed + (epoch << 32))
-    seeds = {}
+    word_rows = {}
     for kind, rows in word_lists.items():
         number, index = divmod(number, len(rows))
-        seeds[kind] = rows[index]
-    return seeds
+        word_rows[kind] = rows[index]
+    return word_rows
 
 
-def word_columns(seeds):
+def word_columns(word_rows):
     """{'noun': 'cat', …}, as in a row of the output."""
-    return {kind: row['word'] for kind, row in seeds.items()}
+    return {kind: row['word'] for kind, row in word_rows.items()}
 
 
 # -----------------------------------------------------------------------------
 # the grammar
 
-BRACKET = re.compile(r'\(([^(){}]*)\)|\{([^(){}]*)\}')  # (options) or {slot} without brackets inside
+# plots.txt has plots, "== plot name | role=tag", and fragments, "== name" with one alternative per line. In both,
+# - (a|b) stands for one of these at random
+# - {noun} is a seed word, {noun.plural} another column of its list, {hero} a character, {hero:he|she} agrees with it
+# - {name} is a random line of the fragment; {name@noun} of the one for a tag of the noun, "== name@tag"
+# - {^name} begins with a capital
+# BRACKET finds the innermost brackets: (options) or, in five groups with the options, {^ name .@: detail}
+BRACKET = re.compile(r'\(([^(){}]*)\)|\{(\^?)([^(){}.@:]+)([.@:]?)([^(){}]*)\}')
 
 
-class Grammar:
-    """Composes stories from the plots.txt and characters.txt of a language.
+def read_plots():
+    """plots.txt -> genders, plots [(name, cast, text)] and fragments {name: lines}. A cast is {role: characters}."""
+    text = '\n'.join(read_lines('plots.txt'))
+    if '== plot ' not in text:
+        fail(f'data/{language}/plots.txt holds no plot; the grammar needs one')
+    head, *blocks = re.split(r'^== *', text, flags=re.M)
+    settings = collections.defaultdict(str, re.findall(r'^(\w+):(.*)', head, flags=re.M))
+    characters = read_words('characters.txt')
+    plots = []
+    fragments = {}
+    for block in blocks:
+        title, _, body = block.partition('\n')
+        if title.startswith('plot '):
+            name, _, roles = title.removeprefix('plot ').partition('|')
+            cast = read_cast(f'{settings["cast"]} {roles}', characters)
+            plots.append((name.strip(), cast, body))
+        else:
+            fragments[title.strip()] = [line for line in body.split('\n') if line]
+    return settings['genders'].split(), plots, fragments
 
-    plots.txt has plots, "== plot name | role=tag", and fragments, "== name" with one alternative per line. In both,
-    - (a|b) stands for one of these at random
-    - {noun} is a seed word, {noun.plural} another column of its list, {hero} a character, {hero:he|she} agrees with it
-    - {name} is a random line of the fragment; {name@noun} of the one for a tag of the noun, "== name@tag"
-    - {^name} begins with a capital
-    """
 
-    def __init__(self):
-        head, *blocks = re.split(r'^== *', '\n'.join(read_lines('plots.txt')), flags=re.M)
-        settings = dict(line.split(':', 1) for line in head.split('\n') if ':' in line)
-        genders = settings.get('genders', '').split()
-        self.n_genders = len(genders)
-        self.form_tags = genders + [gender + 'p' for gender in genders]  # m f mp fp: singular, then plural
-        self.characters = read_words('characters.txt')
-        self.plots = []  # (name, {role: candidates}, text)
-        self.fragments = {}  # name -> lines
-        for block in blocks:
-            title, _, body = block.partition('\n')
-            if title.startswith('plot '):
-                name, _, roles = title.removeprefix('plot ').partition('|')
-                cast = self.read_cast(settings.get('cast', '') + ' ' + roles)
-                self.plots.append((name.strip(), cast, body.strip()))
-            else:
-                self.fragments[title.strip()] = [line for line in body.split('\n') if line]
-        if not self.plots:
-            fail(f'data/{language}/plots.txt holds no plot')
+def read_cast(roles, characters):
+    """'hero=child elder=family+old' -> {role: the characters that have all these tags}."""
+    cast = {}
+    for role, tags in dict(re.findall(r'(\w+)=(\S+)', roles)).items():
+        candidates = [row for row in characters if set(tags.split('+')) <= set(row['tags'])]
+        cast[role] = spread(candidates, n_characters, start=len(cast))  # another start, so that roles differ
+    return cast
 
-    def read_cast(self, roles):
-        """'hero=child elder=family+old' -> {role: the characters that have all these tags}."""
-        tags_of = {}
-        for pair in roles.split():
-            role, _, tags = pair.partition('=')
-            tags_of[role] = set(tags.split('+'))
-        cast = {}
-        for role, tags in tags_of.items():
-            candidates = [row for row in self.characters if tags <= set(row['tags'])]
-            cast[role] = spread(candidates, n_characters, start=len(cast))  # two roles start with two people
-        return cast
 
-    def compose(self, seeds, rng):
-        """Seed words -> (name of the plot, story)."""
-        name, cast, text = pick(self.plots, rng)
-        slots = dict(seeds)
-        try:
-            for role, candidates in cast.items():
-                slots[role] = pick([row for row in candidates if row not in slots.values()], rng)
-            text = self.expand(text, slots, rng)
-        except (LookupError, RecursionError) as e:
-            fail(f'plots.txt: plot {name}: no such slot, form, character or == block, or a block in itself: {e}')
+def compose(word_rows):
+    """Seed words -> (name of the plot, story)."""
+    name, cast, text = pick(plots)
+    slots = dict(word_rows)
+    try:
+        for role, candidates in cast.items():
+            slots[role] = pick([row for row in candidates if row not in slots.values()])
+        text = expand(text, slots)
         if re.search(r'[(){}|]', text):
-            fail(f'plots.txt: plot {name}: a bracket without its partner, here or in a == block')
-        paragraphs = re.split(r'\n\n+', text)
-        return name, '\n\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)
-
-    def expand(self, text, slots, rng):
-        """Replace all brackets, the innermost ones first."""
-
-        def replace(match):
-            options, slot = match.groups()
-            if slot is None:  # (a|b|c)
-                return pick(options.split('|'), rng)
-            text = self.fill(slot.removeprefix('^'), slots, rng)
-            if slot.startswith('^'):
-                text = text[:1].upper() + text[1:]
-            return text
-
-        n_replaced = 1
-        while n_replaced:
-            text, n_replaced = BRACKET.subn(replace, text)
-        return text
-
-    def fill(self, slot, slots, rng):
-        """The text for noun, noun.plural, hero:he|she, fragment or fragment@noun."""
-        slot, _, forms = slot.partition(':')
-        name, _, detail = slot.replace('@', '.').partition('.')
-        if forms:
-            return self.form_for(slots[name], forms.split('|'))
-        if name in slots:
-            return slots[name][detail or 'word']
-        for tag in slots[detail]['tags'] if detail else []:
-            if f'{name}@{tag}' in self.fragments:
-                name = f'{name}@{tag}'
-                break
-        return self.expand(pick(self.fragments[name], rng), slots, rng)
-
-    def form_for(self, row, forms):
-        """The form that agrees with a word in gender: he|she, or with the plural: he|she|they|they."""
-        for tag in row['tags']:
-            if tag in self.form_tags and len(forms) in (self.n_genders, 2 * self.n_genders):
-                return forms[self.form_tags.index(tag) % len(forms)]
-        raise LookupError(f'{len(forms)} forms for {row["word"]}')
+            raise ValueError('a bracket without its partner')
+    except (LookupError, ValueError, RecursionError) as e:
+        fail(f'plots.txt: plot {name} or one of its fragments is broken ({type(e).__name__}: {e})')
+    paragraphs = re.split(r'\n\n+', text.strip())
+    return name, '\n\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)
 
 
-def pick(options, rng):
+def expand(text, slots):
+    """Replace all brackets, the innermost ones first."""
+
+    def replace(match):
+        options, capital, name, mark, detail = match.groups()
+        if options is not None:
+            return pick(options.split('|'))
+        text = text_for(name, mark, detail, slots)
+        return text[:1].upper() + text[1:] if capital else text
+
+    while BRACKET.search(text):
+        text = BRACKET.sub(replace, text)
+    return text
+
+
+def text_for(name, mark, detail, slots):
+    """The text for noun, noun.plural, hero:he|she, fragment or fragment@noun; mark is one of . : @ or empty."""
+    if mark == ':':
+        return agree(slots[name], detail.split('|'))
+    if name in slots:
+        return slots[name][detail or 'word']
+    for tag in slots[detail]['tags'] if detail else []:
+        if f'{name}@{tag}' in fragments:
+            name = f'{name}@{tag}'
+            break
+    return expand(pick(fragments[name]), slots)
+
+
+def agree(row, forms):
+    """The form for the gender of a word. forms: one for each of `genders`, such as ['he', 'she']."""
+    form_of = dict(zip(genders, forms, strict=True))
+    for tag in row['tags']:
+        gender = tag.removesuffix('p')  # mp, fp: the respectful plural of Hindi
+        if gender in form_of:
+            return form_of[gender]
+    raise LookupError(f'{row["word"]} has no gender')
+
+
+def pick(options):
     return options[int(rng.random() * len(options))]
 
 
 def grammar_row(i):
-    seeds = seed_words(i)
-    plot, text = grammar.compose(seeds, random.Random(seed << 40 | i))
-    row = {'id': i, **word_columns(seeds), 'text': text, 'plot': plot}
+    rng.seed(seed << 40 | i)
+    word_rows = seed_words(i)
+    plot, text = compose(word_rows)
+    row = {'id': i, **word_columns(word_rows), 'text': text, 'plot': plot}
     return row | {'model': 'grammar', 'prompt_tokens': 0, 'completion_tokens': 0}
 
 
@@ -284,11 +271,11 @@ def grammar_row(i):
 
 def write_prompt(i):
     """Prompt i as the messages of a chat request."""
-    rng = random.Random(seed << 40 | i)
+    rng.seed(seed << 40 | i)
     slots = word_columns(seed_words(i))
     slots |= {'language': language.capitalize(), 'items': str(items), 'books': books}
     if themes:
-        slots['theme'] = rng.choice(themes)
+        slots['theme'] = str(rng.choice(themes))
     if examples:
         slots['examples'] = '\n'.join(rng.sample(example_lines, examples))
     return [{'role': 'user', 'content': chat.fill(prompt_template, slots)}]
@@ -296,46 +283,42 @@ def write_prompt(i):
 
 def read_reply(i, reply):
     """A reply to prompt i -> the rows of its stories that pass; raises chat.Rejected if none passes."""
-    seeds = seed_words(i)
+    word_rows = seed_words(i)
     rows = []
-    reasons = collections.Counter()
+    reasons = []
     for headline, text in replies.stories_in(reply, reply_format)[:items]:
         try:
             text = check_story(headline, text)
         except chat.Rejected as e:
-            reasons[str(e)] += 1
+            reasons.append(e)
             continue
         # with several stories per reply, the ids of prompt i begin at i * items
-        row = {'id': i * items + len(rows), **word_columns(seeds), 'text': text}
-        row['missing'] = replies.missing(seeds, text)
+        row = {'id': i * items + len(rows), **word_columns(word_rows), 'text': text}
+        row['missing'] = replies.missing(word_rows, text)
         if levels:
             row['complexity'] = complexity
         rows.append(row)
-        counts['with all seed words'] += not row['missing']
     if not rows:
-        raise chat.Rejected(reasons.most_common(1)[0][0])
-    counts['stories'] += len(rows)
-    counts['rejected parts'] += reasons.total()
+        raise reasons[0]
     return rows
 
 
 def check_story(headline, text):
     """The story as it is written to `out`, or chat.Rejected."""
+    text = replies.check(clean(text), min_words, max_words, proper_nouns)
     if headline:
-        headline = replies.clean(headline, script, min_script, refuses)
-        headline = replies.check_headline(headline, proper_nouns) + '</h> '
-    text = replies.clean(text, script, min_script, refuses)
-    text = headline + replies.check(text, min_words, max_words, proper_nouns)
-    similarity = seen.add(text)
-    if similarity > 0:
-        raise chat.Rejected('duplicate' if similarity == 1 else 'near duplicate')
+        headline = replies.check(clean(headline), 2, 30, proper_nouns, is_headline=True)
+        text = f'{headline}</h> {text}'
+    if seen.add(text):
+        raise chat.Rejected('duplicate')
     return text
 
 
 def connect():
     otherwise = 'or generate stories without a key: --provider=grammar and no config file'
+    name = '' if provider == 'grammar' else provider  # with --base_url
     return chat.connect(
-        provider, base_url, model, temperature, max_tokens, extra, price_in, price_out, otherwise)
+        name, base_url, model, temperature, max_tokens, extra, price_in, price_out, otherwise)
 
 
 # -----------------------------------------------------------------------------
@@ -345,34 +328,30 @@ def connect():
 def print_prompts():
     """The dry run."""
     for i in ids[:dry_run]:
-        print(f'--- {i}: {", ".join(word_columns(seed_words(i)).values())}')
-        print(grammar_row(i)['text'] if use_grammar else write_prompt(i)[0]['content'], end='\n\n')
+        text = grammar_row(i)['text'] if use_grammar else write_prompt(i)[0]['content']
+        print(f'--- {i}: {", ".join(word_columns(seed_words(i)).values())}\n{text}\n')
     if use_grammar:
         return
     reply = chat.ask(connect(), write_prompt(ids[0]))
     print(f'--- the reply to {ids[0]}\n{reply}\n')
     try:
-        rows = read_reply(ids[0], reply)
+        for row in read_reply(ids[0], reply):
+            print(f'--- passes; missing seed words: {", ".join(row["missing"]) or "none"}')
     except chat.Rejected as e:
         print(f'--- does not pass: {e}')
-        return
-    for row in rows:
-        missing = ', '.join(row['missing']) or 'none'
-        print(f'--- passes; missing seed words: {missing}')
 
 
 def prompt_of(row):
     """The prompt of a row of `out` or failed.jsonl. Ends the script if this run would not write such a row."""
     i = row.get('id') if isinstance(row, dict) else None
-    is_known = type(i) is int and 0 <= i < n_prompts * items
-    if is_known and 'reason' not in row:
-        i //= items  # in failed.jsonl the id is the prompt's number already
-        is_known = row.get(words[0]) == word_columns(seed_words(i))[words[0]]
-    if not is_known:
-        fail(f'{out} holds another story than this seed and these word lists give (id {i}); use another --out')
-    if 'reason' not in row and (row.get('model') == 'grammar') != use_grammar:
-        fail(f'{out} holds stories by {row.get("model")}; use another --out for this provider')
-    return i
+    if type(i) is int:
+        if 'reason' in row:
+            return i  # in failed.jsonl the id is the prompt's number
+        i //= items
+        word = word_columns(seed_words(i))[words[0]]
+        if row.get(words[0]) == word and (row.get('model') == 'grammar') == use_grammar:
+            return i
+    fail(f'{out} holds stories of another provider, seed or word list, such as {row!r:.80}; use another --out')
 
 
 def generate():
@@ -386,7 +365,6 @@ def generate():
         if not use_grammar and 'text' in row:
             seen.add(str(row['text']))
     n_done = sum(i in done for i in ids)
-    n_failed = sum(done.get(i, False) for i in ids)
     missing_ids = (i for i in ids if i not in done)
 
     if use_grammar:
@@ -395,22 +373,13 @@ def generate():
         print(f'{len(ids):,} stories in {out}')
         return True
     if n_done == len(ids):
-        summary = f'all {len(ids):,} prompts are done in {out}'
-        if n_failed:
-            summary += f', but {n_failed:,} of them failed: see failed.jsonl beside it, and delete it to try them again'
-        print(summary)
+        n_failed = sum(done[i] for i in ids)
+        print(f'all {len(ids):,} prompts are done in {out}; {n_failed:,} of them failed (see failed.jsonl beside it)')
         return True
-    is_complete = chat.collect(
+    return chat.collect(
         connect(), missing_ids, write_prompt, read_reply, f, total=len(ids), n_done=n_done, spent=spent, unit='stories',
         num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch,
-        whole=reply_format == 'json', is_done=done.__contains__)
-    if counts['stories']:
-        print(f'{counts["with all seed words"] / counts["stories"]:.1%} of them with all seed words')
-    if counts['rejected parts']:
-        print(f'{counts["rejected parts"]:,} parts of replies left out')
-    if not is_complete:
-        print('the same command goes on')
-    return is_complete
+        whole=reply_format == 'json', is_done=lambda i: i in done)
 
 
 def upload():
@@ -430,13 +399,11 @@ configs: [{{config_name: default, data_files: stories.jsonl}}]
 {writers.total():,} short texts in {language.capitalize()}, written by {", ".join(writers)} for training
 small language models. Each has a `text` and the seed words of its prompt ({", ".join(words)}).
 '''
-    if template:
-        card += f'\nThe prompt:\n\n```\n{prompt_template.strip()}\n```\n'
     api = huggingface_hub.HfApi()
     try:
         api.create_repo(push, repo_type='dataset', exist_ok=True)
-        api.upload_file(path_or_fileobj=out, path_in_repo='stories.jsonl', repo_id=push, repo_type='dataset')
-        api.upload_file(path_or_fileobj=card.encode(), path_in_repo='README.md', repo_id=push, repo_type='dataset')
+        for name, content in (('stories.jsonl', out), ('README.md', card.encode())):
+            api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=push, repo_type='dataset')
     except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:
         reason = ' '.join(str(e).split())
         fail(f'{push} was not uploaded: {reason:.300}; the same command tries again')
@@ -446,44 +413,38 @@ small language models. Each has a `text` and the seed words of its prompt ({", "
 # -----------------------------------------------------------------------------
 # settings
 
-part, n_parts = parse_shard(shard) or (0, 0)
-check(part, f'shard is {shard!r}; it must be a part and the number of parts, such as 2/8')
-check(not out or out.endswith('.jsonl'), f'out is {out!r}; it must end in .jsonl')
-check(items >= 1, 'items must be at least 1')
-for text in [*words, *themes, *levels, *levels.values()]:
-    check(isinstance(text, str), f'words, themes and levels must contain strings, not {text!r}')
-check(words, 'words must name at least one word list')
-check(0 <= min_words <= max_words, 'min_words must be from 0 to max_words')
-check(0 <= min_script <= 1, 'min_script must be from 0 to 1')
+check(parse_shard(shard), f'shard is {shard!r}; it must be a part and the number of parts, such as 2/8')
+check(words and items >= 1, 'words must name a word list, and items must be at least 1')
+check(0 <= min_words <= max_words and 0 <= min_script <= 1, 'min_words must be from 0 to max_words, min_script to 1')
 if push:
     on_hub(push)  # ends the script if the upload would not be encrypted
 
 out = out or os.path.join('data', language, 'stories.jsonl')
 word_lists = {kind: spread(read_words(f'{kind}s.txt'), n_words) for kind in words}
 n_combinations = math.prod(len(rows) for rows in word_lists.values())
-n_prompts = n_combinations * epochs
-check(0 < total <= n_prompts, f'total is {total:,}; these word lists and epochs give from 1 to {n_prompts:,} prompts')
+check(use_grammar != bool(template),
+      f'provider is {provider!r}; a chat API needs a config file with a prompt template, such as '
+      'config/generate_hindi.py, and the grammar takes none')
+check(0 < total <= n_combinations * epochs,
+      f'total is {total:,}; these word lists and epochs give from 1 to {n_combinations * epochs:,} prompts')
+part, n_parts = parse_shard(shard)
 ids = range(part - 1, total, n_parts)
+rng = random.Random()  # seeded for each prompt
 
 if use_grammar:
-    check(not template, 'a prompt template is for a chat API: set --provider=mistral or another, or use no config file')
     items = 1
-    grammar = Grammar()
+    genders, plots, fragments = read_plots()
 else:
-    known = ', '.join(['grammar', *chat.PROVIDERS])
-    check(base_url or provider in chat.PROVIDERS, f'no provider {provider!r}; use --base_url, or one of {known}')
-    check(template, f'a chat API needs a prompt template: use config/generate_{language}.py, or a config file like it')
-    check(not levels or complexity in levels, f'complexity is {complexity!r}; it must be one of {", ".join(levels)}')
+    check(not levels or complexity in levels, f'complexity is {complexity!r}; it must be one of {list(levels)}')
     check(reply_format in ('json', 'html'), "reply_format must be 'json' or 'html'")
-    check(items == 1 or reply_format == 'html', "more than one item per reply needs reply_format='html'")
     prompt_template = template.replace('{level}', levels.get(complexity, ''))
-    letters = replies.scripts_in(' '.join(row['word'] for row in word_lists[words[0]]))
-    script = max(letters, key=letters.get, default='')
-    refuses = replies.compile_refusals(read_lines('refusals.txt', optional=True))
-    example_lines = [line for line in read_lines('examples.txt') if line] if examples else []
+    n_letters = replies.scripts_in(' '.join(row['word'] for row in word_lists[words[0]]))
+    script = max(n_letters, key=n_letters.get, default='')
+    refuses = replies.compile_refusals(read_lines('refusals.txt'))
+    clean = functools.partial(replies.clean, script=script, min_script=min_script, refuses=refuses)
+    example_lines = [line for line in read_lines('examples.txt') if line]
     check(examples <= len(example_lines), f'examples.txt has {len(example_lines)} lines, and examples is {examples}')
     seen = replies.Seen()
-    counts = collections.Counter()  # of the stories of this run
 
 # -----------------------------------------------------------------------------
 # main part

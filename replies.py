@@ -6,15 +6,15 @@ Reads the replies of a chat API: finds the stories or the grades in a reply, and
     for headline, text in replies.stories_in(reply, 'json'):
         text = replies.clean(text, 'DEVANAGARI', min_script=0.9, refuses=refuses)
         text = replies.check(text, min_words=40, max_words=600, proper_nouns=True)
-        print(text, seen.add(text), replies.missing(seed_words, text))
+        print(text, 'is a duplicate:', seen.add(text), 'has no:', replies.missing(seed_words, text))
     scores, notes = replies.read_grades(reply, {'grammar': (1, 10)}, {})
 
 A reply or story that is not good enough raises chat.Rejected with the reason.
 """
 
 import collections
-import functools
 import html
+import itertools
 import json
 import re
 import unicodedata
@@ -34,9 +34,7 @@ CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'frenc
 MARKS = ''.join(char for char in map(chr, range(0x10000)) if unicodedata.category(char)[0] == 'M')
 VIRAMAS = ''.join(char for char in MARKS if unicodedata.combining(char) == 9)  # they join two consonants
 LETTER = rf'[\w{MARKS}]'
-# scripts without spaces between words, such as Thai and Chinese
-UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff'
-WORD = re.compile(rf'[{UNSPACED}][{MARKS}]*|[\w{MARKS}\u200c\u200d]+')
+WORD = re.compile(rf'[\w{MARKS}\u200c\u200d]+')  # with zero-width joiners
 
 
 def scripts_in(text):
@@ -49,51 +47,27 @@ def scripts_in(text):
 # JSON in a reply
 
 TRAILING_COMMA = re.compile(r',(?=\s*[}\]])')
-# a quotation mark before the next key or the end of the object
-VALUE_END = re.compile(r'"\s*(?:,\s*(?:"\w+"\s*:|\})|\})')
 
 
-def objects_in(text, nested=False):
-    """Yield the JSON objects (dicts) in a text with anything around them. Line breaks inside strings are allowed.
+def objects_in(text):
+    """Yield the JSON objects (dicts) in a text with anything around them, and the objects inside these.
 
-    nested: also the objects inside objects. The first 200 opening braces are tried.
+    Line breaks in strings, trailing commas and \\' for an apostrophe are allowed. The first 200 braces are tried.
     """
+    text = TRAILING_COMMA.sub('', text.replace("\\'", "'"))
     decoder = json.JSONDecoder(strict=False)
-    position = 0
-    for _ in range(200):
-        position = text.find('{', position)
-        if position < 0:
-            return
+    for brace in itertools.islice(re.finditer('{', text), 200):
         try:
-            found, end = decoder.raw_decode(text, position)
+            yield decoder.raw_decode(text, brace.start())[0]
         except (ValueError, RecursionError):
-            position += 1
             continue
-        yield found
-        position = position + 1 if nested else end
 
 
 def find_json(text, key):
-    """The first JSON object in a text that has `key`, or None.
-
-    It may have trailing commas, \\' for an apostrophe, and quotation marks inside the string at `key`.
-    """
-    corrected = TRAILING_COMMA.sub('', text.replace("\\'", "'"))
-    for candidate in (text, corrected):
-        for found in objects_in(candidate, nested=True):
-            if key in found:
-                return found
-    # no valid JSON: take what stands between `"key": "` and the end of the value
-    start = re.search(rf'"{re.escape(key)}"\s*:\s*"', corrected)
-    end = start and VALUE_END.search(corrected, start.end())
-    if not end:
-        return None
-    value = corrected[start.end():end.start()]
-    value = re.sub(r'(?<!\\)"', r'\\"', value)  # escape the quotation marks inside
-    try:
-        return {key: json.loads(f'"{value}"', strict=False)}
-    except ValueError:
-        return None
+    """The first JSON object in a text that has `key`, or None."""
+    for found in objects_in(text):
+        if key in found:
+            return found
 
 
 # -----------------------------------------------------------------------------
@@ -107,24 +81,20 @@ def stories_in(reply, reply_format):
     """
     if reply_format == 'html':
         return html_stories(reply)
-    story = (find_json(reply, 'story') or {}).get('story')
-    if isinstance(story, list) and all(isinstance(paragraph, str) for paragraph in story):
-        story = '\n\n'.join(story)
-    if not isinstance(story, str):
+    found = find_json(reply, 'story')
+    if not found or not isinstance(found['story'], str):
         raise Rejected('no JSON with a story')
-    return [('', story)]
+    return [('', found['story'])]
 
 
 def html_stories(reply):
-    reply = reply.partition('<think>')[0]  # some models think again after the answer
     stories = []
-    for item in re.split(r'<h1\b[^<>]*>', reply, flags=re.I)[1:]:
-        headline, *body = re.split(r'</h1\s*>|(?=<p\b)', item, maxsplit=1, flags=re.I)
-        *paragraphs, rest = re.split(r'</p\s*>', ''.join(body), flags=re.I)
-        is_cut = '<p' in rest.lower()
-        headline = strip_tags(headline)
-        text = strip_tags(' '.join(paragraphs))
-        if headline and text and not is_cut:
+    for item in re.split('<h1[^<>]*>', reply)[1:]:
+        headline, *paragraphs = re.split('<p[^<>]*>', item)
+        is_whole = all('</p>' in paragraph for paragraph in paragraphs)
+        text = ' '.join(paragraph.partition('</p>')[0] for paragraph in paragraphs)
+        headline, text = strip_tags(headline), strip_tags(text)
+        if headline and text and is_whole:
             stories.append((headline, text))
     if not stories:
         raise Rejected('no <h1> and <p>')
@@ -141,47 +111,35 @@ SENTENCE_START = r'(?:^|(?<=[.!?।॥…:\n])|(?<=[.!?।॥…:)"”»] ))\(?'
 SENTENCE_END = r'[.!?।॥…](?: ?[»)]|["\'”’])*$'
 
 
+WORD_END = f'(?:(?<!{LETTER})|(?!{LETTER}))'
+
+
 def compile_refusals(lines):
     """The lines of a refusals.txt -> a function that says whether a text contains one of its phrases.
 
     ^phrase: at the start of a sentence in the first 100 characters. phrase$: of one in the last 200 characters.
     """
-    at_start, at_end, anywhere = [], [], []
-    for line in lines:
-        phrase = plain_quotes(line.strip('^$'))
-        if not phrase:
-            continue
-        pattern = re.escape(phrase)
-        if re.match(LETTER, phrase[-1]):
-            pattern += f'(?!{LETTER})'  # whole words only
-        if line.startswith('^'):
-            at_start.append(pattern)
-        elif line.endswith('$'):
-            at_end.append(pattern)
-        else:
-            anywhere.append(pattern)
-
-    at_start = any_of(at_start, SENTENCE_START)
-    at_end = any_of(at_end, SENTENCE_START)
-    anywhere = any_of(anywhere, f'(?<!{LETTER})')
+    phrases = [straight_quotes(line) for line in lines if line]
+    at_start = any_of([phrase[1:] for phrase in phrases if phrase[0] == '^'], SENTENCE_START)
+    at_end = any_of([phrase[:-1] for phrase in phrases if phrase[-1] == '$'], SENTENCE_START)
+    anywhere = any_of([phrase for phrase in phrases if phrase[0] != '^' and phrase[-1] != '$'], f'(?<!{LETTER})')
 
     def refuses(text):
-        text = plain_quotes(text)
-        if anywhere.search(text) or at_start.search(text[:100]):
-            return True
-        return any(match.start() >= len(text) - 200 for match in at_end.finditer(text))
+        text = straight_quotes(text)
+        return anywhere.search(text) or at_start.search(text[:100]) or at_end.search(text, len(text) - 200)
 
     return refuses
 
 
-def plain_quotes(text):
-    return text.replace('’', "'").replace('‘', "'").replace(' :', ':')
+def straight_quotes(text):
+    """For comparisons: ’ equals ', and " :" equals ":"."""
+    return re.sub(' (?=:)', '', re.sub('[’‘]', "'", text))
 
 
-def any_of(patterns, before):
-    """One compiled pattern for any of these after `before`; it matches nothing if there are none."""
-    alternatives = '|'.join(patterns) or '(?!)'
-    return re.compile(f'{before}(?:{alternatives})', re.I)
+def any_of(phrases, before):
+    """One compiled pattern for any of these after `before`, in whole words; it matches nothing if there are none."""
+    alternatives = '|'.join(map(re.escape, phrases)) or '(?!)'
+    return re.compile(f'{before}(?:{alternatives}){WORD_END}', re.I)
 
 
 # soft hyphens, marks of text direction and the like
@@ -249,29 +207,17 @@ PROPER_NOUN = re.compile(
     r'|(?<=\s)["“][A-Z][\w’\'-]*["”]')
 
 
-def check(text, min_words, max_words, proper_nouns):
-    """Return a cleaned story that is good enough, or raise Rejected.
+def check(text, min_words, max_words, proper_nouns, is_headline=False):
+    """Return a cleaned story or headline that is good enough, or raise Rejected.
 
-    proper_nouns: False rejects a story with names. They are found by their capitals.
+    proper_nouns: False rejects a text with names. They are found by their capitals.
     """
     n_words = len(text.split())
     if not min_words <= n_words <= max_words:
         raise Rejected('too short' if n_words < min_words else 'too long')
-    if not re.search(SENTENCE_END + '|["”’»]$', text):
+    if not is_headline and not re.search(SENTENCE_END + '|["”’»]$', text):
         raise Rejected('no end of a sentence')
     if not proper_nouns and PROPER_NOUN.search(text):
-        raise Rejected('proper noun')
-    return text
-
-
-def check_headline(text, proper_nouns):
-    """Return a cleaned headline that is good enough, or raise Rejected. In Title Case, capitals do not show names."""
-    if not 2 <= len(text.split()) <= 30:
-        raise Rejected('broken headline')
-    long_words = [word for word in re.findall(r'\w+', text)[1:] if len(word) > 3]
-    n_capitals = sum(word[0].isupper() for word in long_words)
-    is_title_case = len(long_words) > 1 and n_capitals > len(long_words) * 2 / 3
-    if not proper_nouns and not is_title_case and PROPER_NOUN.search(text):
         raise Rejected('proper noun')
     return text
 
@@ -295,18 +241,19 @@ class Seen:
         self.tables = np.zeros((6, 2**22), np.uint32)
 
     def add(self, text):
-        """Add a story -> the fraction of bands in which an earlier story agrees: 0.0 if it is new, 1.0 for a copy."""
+        """Add a story -> whether an earlier story agrees with it in a band."""
         words = text.lower().split()
         shingles = [' '.join(words[i:i + 3]) for i in range(max(1, len(words) - 2))]
         # crc32 is the same in every process; hash() of a str is not
         hashes = [zlib.crc32(shingle.encode('utf-8', 'replace')) for shingle in shingles]
         min_hashes = (np.array(hashes, np.uint64) * self.factors).min(axis=2)  # (6, 5)
-        n_agree = 0
+        is_duplicate = False
         for table, band in zip(self.tables, min_hashes.tolist()):
             mark, place = divmod(hash(tuple(band)) % 2**54, len(table))  # 32 and 22 bits of a hash of integers
-            n_agree += int(table[place] == mark)
+            if table[place] == mark:
+                is_duplicate = True
             table[place] = mark
-        return n_agree / len(self.tables)
+        return is_duplicate
 
 
 # -----------------------------------------------------------------------------
@@ -315,15 +262,14 @@ class Seen:
 VERB_ENDING = re.compile('(?<=..)(ना|णे|নো|া|er|ir|re)$')  # of infinitives in Hindi, Marathi, Bangla and French
 
 
-@functools.lru_cache(2**16)
 def words_in(text):
     """The words of a text, in lower case and without accents, which inflection may change (léger, légère)."""
     text = re.sub('[\u0300-\u036f]', '', unicodedata.normalize('NFD', text.lower()))
     return WORD.findall(unicodedata.normalize('NFC', text))
 
 
-# irregular verbs that say little after a noun: मदद करना, "to do help"
-LIGHT_VERBS = words_in('करना देना लेना होना जाना करणे देणे घेणे होणे जाणे করা দেওয়া নেওয়া হওয়া যাওয়া পাওয়া')
+# words of a phrase that the text may inflect beyond recognition or leave out: मदद करना, "to do help"; s'endormir
+LIGHT_WORDS = words_in('करना देना लेना होना जाना करणे देणे घेणे होणे जाणे করা দেওয়া নেওয়া হওয়া যাওয়া পাওয়া s se')
 
 
 def missing(seed_words, text):
@@ -344,10 +290,9 @@ def missing(seed_words, text):
 
 def has_form(text_words, form, is_verb):
     """Whether each word of a seed word, which may be a phrase, is in the text."""
-    parts = [part for part in words_in(form) if part not in ('s', 'se')]  # se cacher: il s'est caché
-    if len(parts) > 1 and parts[-1] in LIGHT_VERBS:  # मदद करना: मदद की
-        parts.pop()
-    return all(has_word(text_words, part, is_verb) for part in parts)
+    words = words_in(form)
+    main_words = [word for word in words if word not in LIGHT_WORDS] or words
+    return all(has_word(text_words, word, is_verb) for word in main_words)
 
 
 def has_word(text_words, word, is_verb):
@@ -357,20 +302,14 @@ def has_word(text_words, word, is_verb):
     if stem == word and has_case and len(word) > 4:
         stem = word[:-1]
     max_length = len(word) * 3 // 2 if has_case else len(word) + 5  # cats, but not caterpillars
-    for other in text_words:
-        if other == word:
-            return True
-        if other.startswith(stem) and len(other) <= max_length:
-            if is_verb or other != stem:  # कल (yesterday) is not कली (bud)
-                return True
-    return False
+    return any(other.startswith(stem) and len(other) <= max_length for other in text_words)
 
 
 # -----------------------------------------------------------------------------
 # grades
 
 
-def plain(name):
+def letters_of(name):
     """'Context Awareness' and 'context_awareness' -> 'contextawareness'"""
     return re.sub(r'[\W_]+', '', str(name).lower())
 
@@ -379,97 +318,61 @@ def read_grades(reply, scales, choices):
     """A judge's reply -> ({criterion: float}, notes), or Rejected.
 
     The reply contains a JSON object, perhaps in prose or code fences, or else lines such as 'Grammar: 8/10'.
-    Nothing is guessed: a reply with two different gradings is rejected.
-    scales: {criterion: (lowest, highest)}. choices: {criterion: {letter: number}} for grades that are letters.
+    Nothing is guessed: a reply with two different grades for a criterion is rejected.
+    scales: {criterion: (lowest, highest)}. choices: {criterion: {letter: number}} for grades that are capital letters.
     """
-    gradings = []
-    notes = ''
-    problem = None
-    for found in objects_in(TRAILING_COMMA.sub('', reply), nested=True):
-        values = {plain(key): value for key, value in found.items()}
-        notes = notes or values.get('notes')
-        if not any(plain(name) in values for name in scales):
-            continue
-        try:
-            gradings.append(read_object(values, scales, choices))
-        except Rejected as e:
-            problem = e
-    if not gradings and problem:
-        raise problem
-    if not gradings:
-        gradings.append(read_lines(reply, scales, choices))
-    if any(scores != gradings[0] for scores in gradings):
-        raise Rejected('several gradings')
-    return gradings[0], notes.strip()[:2000] if isinstance(notes, str) else ''
-
-
-def read_object(values, scales, choices):
+    objects = []
+    for found in objects_in(reply):
+        objects.append({letters_of(key): value for key, value in found.items()})
+    values = {}  # criterion -> all values that the reply gives for it
+    for name in scales:
+        values[name] = [found[letters_of(name)] for found in objects if letters_of(name) in found]
+    if not any(values.values()):
+        if reply.rfind('{') > reply.rfind('}'):
+            raise Rejected('cut off')
+        values = {name: values_in_lines(reply, name) for name in scales}
     scores = {}
     for name, scale in scales.items():
-        if plain(name) not in values:
-            raise Rejected(f'no {name}')
-        scores[name] = read_grade(values[plain(name)], name, scale, choices.get(name))
-    return scores
-
-
-def read_lines(reply, scales, choices):
-    if reply.rfind('{') > reply.rfind('}'):
-        raise Rejected('cut off')
-    scores = {}
-    for name, scale in scales.items():
-        pattern = re.sub(r'[\W_]+', r'[\\W_]*', name)
-        pattern = rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)'
-        values = re.findall(pattern, reply, flags=re.I)
-        grades = {read_grade(value, name, scale, choices.get(name)) for value in values}
-        if not grades:
-            raise Rejected(f'no {name}')
-        if len(grades) > 1:
-            raise Rejected(f'several gradings of {name}')
+        grades = {read_grade(value, name, scale, choices.get(name)) for value in values[name]}
+        if len(grades) != 1:
+            raise Rejected(f'several grades for {name}' if grades else f'no {name}')
         scores[name] = grades.pop()
-    return scores
+    notes = [found['notes'] for found in objects if isinstance(found.get('notes'), str)]
+    return scores, notes[0].strip()[:2000] if notes else ''
+
+
+def values_in_lines(reply, name):
+    """What stands after the name: 'Grammar: 8/10', '| grammar | 8 |' or 'the grammar is 8'. -> ['8/10', …]"""
+    pattern = re.sub(r'[\W_]+', r'[\\W_]*', name)
+    pattern = rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)'
+    return re.findall(pattern, reply, flags=re.I)
 
 
 def read_grade(value, criterion, scale, letters=None):
-    """A judge's grade for one criterion -> float, or Rejected: 8, 8.5, '8', '8/10', '८', 'B: 4-5', [8], {'score': 8}.
+    """A judge's grade for one criterion -> float, or Rejected: 8, 8.5, '8', '8/10', '८', 'B: 4-5', {'score': 8}.
 
     scale: (lowest, highest). letters: {letter: number} if the grade is a letter.
     """
-    low, high = scale
     if isinstance(value, dict):
         value = value.get('score')
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, str) and letters:
-        return read_letter(value, criterion, letters)
     if isinstance(value, str):
-        value = read_number(value, criterion, high)
+        value = read_letter(value, letters) if letters else read_number(value, scale[1])
     if type(value) not in (int, float):
         raise Rejected(f'no grade for {criterion}')
-    if not low <= value <= high:  # true for nan, too
+    if not scale[0] <= value <= scale[1]:  # true for nan, too
         raise Rejected(f'{criterion} out of range')
     return float(value)
 
 
-def read_letter(text, criterion, letters):
-    """'B', 'b: 4-5' or 'Group B' -> the number for B."""
-    numbers = {letter.upper(): number for letter, number in letters.items()}
-    names = '|'.join(map(re.escape, numbers))
-    match = re.match(rf'[\W_]*(?:(?:AGE )?GROUP )?({names})(?=$|\s*[^\w\s]|\s+\d)', text.upper())
-    if not match:
-        raise Rejected(f'{criterion} is none of its letters')
-    return float(numbers[match[1]])
+def read_letter(text, letters):
+    """'B', 'b: 4-5' or 'Group B' -> the number for B; None for any other text, such as 'A child of four'."""
+    match = re.match(r'[\W_]*(?:(?:age )?group )?(\w+)(?=$|\s*[^\w\s]|\s+\d)', text, flags=re.I)
+    return letters.get(match[1].upper()) if match else None
 
 
-def read_number(text, criterion, high):
-    """'8', '8,5', '8/10' or '8 out of 10' -> float; None if there is no number.
-
-    Rejected: '8th', '80 %', '7-8', '4/5' on a scale of ten.
-    """
-    match = re.match(r'[\W_]*?([-−]?\d+(?:[.,]\d+)?)(.*)', text, flags=re.S)
-    if not match:
-        return None
-    number, rest = match.groups()
-    rest = re.sub(rf'^\s*(?:/|out of|of|von|sur)\s*{high:g}(?:\.0+)?(?!\d|\.\d)', '', rest, flags=re.I)
-    if re.match(r'\w|\s*[%/+]|\s*(?:[-–−]|to|or|bis|à)\s*\d', rest):
-        raise Rejected(f'unclear grade for {criterion}')
-    return float(number.replace(',', '.').replace('−', '-'))
+def read_number(text, high):
+    """'8', '8,5', '8/10' or '8 out of 10' -> float; None for any other text, such as '8th', '80 %', '7-8', '4/5'."""
+    of_high = rf'(?:\s*(?:/|out of|of|von|sur)\s*{high:g}\b)?'
+    unclear = r'\w|[.,]\d|\s*[%/+]|\s*(?:[-–]|to|or|bis|à)\s*\d'
+    match = re.match(rf'[\W_]*?(-?\d+(?:[.,]\d+)?){of_high}(?!{unclear})', text)
+    return float(match[1].replace(',', '.')) if match else None

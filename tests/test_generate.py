@@ -123,7 +123,7 @@ def test_another_seed_for_the_same_file_is_refused(project):
     project.run(*GENERATE, '--total=30')
     before = (project.path / 's.jsonl').read_bytes()
     for option in ('--seed=1', '--language=english'):
-        assert 'holds another story' in project.refuses(*GENERATE, '--total=30', option)
+        assert 'holds stories of another provider, seed' in project.refuses(*GENERATE, '--total=30', option)
     assert (project.path / 's.jsonl').read_bytes() == before
 
 
@@ -131,8 +131,8 @@ def test_another_seed_for_the_same_file_is_refused(project):
 @pytest.mark.parametrize('option, message', [
     ('--total=0', 'total is 0'), ('--total=10_000_000_000', 'total is 10,000,000,000'), ('--shard=3/2', "'3/2'"),
     ('--shard=0/2', "'0/2'"), ('--shard=2', "'2'"), ('--shard=1/2/3', "'1/2/3'"), ('--language=klingon', 'klingon'),
-    ('--provider=granmar', "no provider 'granmar'"),
-    ('config/generate_hindi.py', 'a prompt template is for a chat API')])
+    ('--provider=granmar', "provider is 'granmar'"),
+    ('config/generate_hindi.py', 'the grammar takes none')])
 def test_a_wrong_setting_is_one_line(project, option, message):
     line = project.refuses(*GENERATE, option)
     assert line.startswith('generate_data.py: ') and message in line
@@ -168,7 +168,7 @@ def test_the_word_lists(language):
 
 
 @pytest.mark.slow
-def test_words_without_columns_with_comments_and_a_word_twice(project):
+def test_words_without_columns_and_with_comments(project):
     toy_language(project, nouns='# things\ncat\n\n# more\nsmall dog\n', sizes=(2, 1, 1, 1))
     project.run(*TOY, '--total=2')
     rows = project.jsonl('s.jsonl')
@@ -177,9 +177,6 @@ def test_words_without_columns_with_comments_and_a_word_twice(project):
         assert re.fullmatch(f'The adjective0 (Mia|Tom) saw a {row["noun"]} and began to verb0.', row['text'])
     toy_language(project, plots='genders: m f\n')
     assert 'holds no plot' in project.refuses(*TOY, '--out=other.jsonl', '--total=2')
-    toy_language(project, nouns='cat\ndog\ncat\n')
-    line = project.refuses(*TOY, '--total=2')
-    assert 'nouns.txt' in line and line.endswith('cat')
 
 
 def test_what_plots_can_contain(project):
@@ -220,7 +217,7 @@ four
     'A {noum} here.', 'A {noun.plural} here.', 'A {friend} here.', 'A {noun here.', 'A noun} here.', 'A b|c) here.',
     'A {hero:a|b|c} here.', 'A {noun:a|b} here.', 'A {noun@zzz} here.', 'A {loop} here.\n\n== loop\n{loop}',
     'A {empty} here.\n\n== empty\n',
-    '{hero}\n\n== plot two | hero=dragon\n{hero}', '{hero}\n\n== plot two | hero\n{hero}'])
+    '{hero}\n\n== plot two | hero=dragon\n{hero}'])
 def test_a_broken_plot_is_one_line(project, plot):
     toy_language(project, plot=plot)
     assert 'plots.txt: plot ' in project.refuses(*TOY, '--total=20')
@@ -254,8 +251,8 @@ def test_stories_of_the_grammar_and_of_a_chat_api_are_not_mixed(project, chat_se
     project.run(*GENERATE, '--total=20')
     command = ('generate_data.py', 'config/generate_hindi.py', f'--base_url={chat_server().url}', '--total=20')
     assert '20 stories added to chat.jsonl' in project.run(*command, '--out=chat.jsonl')
-    assert 'holds stories by grammar' in project.refuses(*command, '--out=s.jsonl')
-    assert 'holds stories by tiny' in project.refuses(*GENERATE, '--out=chat.jsonl', '--total=20')
+    assert 'holds stories of another provider' in project.refuses(*command, '--out=s.jsonl')
+    assert 'holds stories of another provider' in project.refuses(*GENERATE, '--out=chat.jsonl', '--total=20')
 
 
 @pytest.mark.slow
@@ -263,7 +260,7 @@ def test_the_last_line_says_what_failed(project, chat_server):
     server = chat_server(reply=json.dumps({'story': 'Too short.'}))
     command = (*GENERATE, 'config/generate_english.py', f'--base_url={server.url}', '--total=7', '--max_tries=1')
     project.run(*command)
-    assert 'all 7 prompts are done in s.jsonl, but 7 of them failed: see failed.jsonl' in project.run(*command)
+    assert 'all 7 prompts are done in s.jsonl; 7 of them failed (see failed.jsonl' in project.run(*command)
 
 
 @pytest.mark.slow

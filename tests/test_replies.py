@@ -34,7 +34,6 @@ FRENCH = 'Léa donna du lait au chat. « Bon chat ! » dit-elle.'
 def test_a_story_is_found(reply):
     for story in (HINDI, HINDI.replace('। ', '।\n\n', 1)):  # with raw line breaks inside a JSON string
         assert replies.stories_in(reply % story, 'json') == [('', story)]
-    assert replies.stories_in(json.dumps({'story': ['One.', 'Two.']}), 'json') == [('', 'One.\n\nTwo.')]
 
 
 @pytest.mark.parametrize('language, text, says', [
@@ -154,10 +153,10 @@ def test_names_in_news(text, says):
 
 
 @pytest.mark.parametrize('headline, says', [
-    ('Mayor opens bridge', ''), ('Mayor Opens New Bridge after Long Delay', ''), ('“We won,” says coach', ''),
-    ('Mayor visits Paris', 'proper noun'), ('Fire in London', 'proper noun'), ('Bridge', 'broken headline')])
+    ('Mayor opens bridge', ''), ('“We won,” says coach', ''), ('Mayor visits Paris', 'proper noun'),
+    ('Fire in London', 'proper noun'), ('Bridge', 'too short')])
 def test_headlines(headline, says):
-    assert problem(lambda text: replies.check_headline(text, False), headline) == says
+    assert problem(lambda text: replies.check(text, 2, 30, False, is_headline=True), headline) == says
 
 
 def bulletin(n, end='</p>'):
@@ -168,7 +167,7 @@ def bulletin(n, end='</p>'):
     (bulletin(1) + '\n2. ' + bulletin(2) + '\n\n3) ' + bulletin(3), [1, 2, 3]),
     ('```html\n' + bulletin(1) + '\n' + bulletin(2) + '\n```', [1, 2]),
     (bulletin(1) + bulletin(2) + '\nI hope that these will do. Shall I write more?', [1, 2]),
-    (bulletin(1) + '<think>' + bulletin(2), [1]), (bulletin(1) + bulletin(2, ''), [1]),
+    (bulletin(1) + bulletin(2, ''), [1]),
     (bulletin(1) + bulletin(2, '') + '\n3. ' + bulletin(3), [1, 3]), (bulletin(1) + bulletin(2) + '<p>and the', [1]),
     (bulletin(1) + '<h1>Half a', [1])])
 def test_bulletins_of_a_reply(reply, kept):
@@ -181,7 +180,6 @@ def test_bulletins_of_a_reply(reply, kept):
     ('verb', 'मदद करना', 'उसने माँ की मदद की।', True), ('verb', 'कूदना', 'बंदर कूदा।', True),
     ('verb', 'कूदना', 'बंदर सोया।', False),
     ('noun', 'कान', 'वह मकान में था।', False), ('noun', 'घोड़ा', 'घोड़ों ने घास खाई।', True),
-    ('noun', 'कली', 'वह कल आया।', False),
     ('noun', 'cat', 'The caterpillar ate.', False), ('noun', 'cat', 'Two cats ate.', True),
     ('adjective', 'heart-shaped', 'A heart shaped box.', True), ('verb', 'मदत करणे', 'तिने मदत केली.', True),
     ('noun', 'घर', 'ती घराच्या मागे गेली.', True), ('verb', 'রান্না করা', 'মা রান্না করলেন।', True),
@@ -234,10 +232,10 @@ def test_near_duplicates():
         return ' '.join(story)
 
     seen = replies.Seen()
-    assert all(seen.add(' '.join(story)) == 0 for story in stories)
-    assert sum(seen.add(altered(story, 4)) > 0 for story in stories) > 285  # these share some 0.9 of their shingles
-    assert sum(seen.add(altered(story, 100)) > 0 for story in stories) < 30  # some 0.06
-    assert sum(seen.add(' '.join(story)) == 1 for story in stories) >= 297  # copies
+    assert not any(seen.add(' '.join(story)) for story in stories)
+    assert sum(seen.add(altered(story, 4)) for story in stories) > 285  # these share some 0.9 of their shingles
+    assert sum(seen.add(altered(story, 100)) for story in stories) < 30  # some 0.06
+    assert sum(seen.add(' '.join(story)) for story in stories) >= 297  # copies
 
 
 def test_near_duplicates_are_the_same_in_every_process():
@@ -250,8 +248,8 @@ print([seen.add(' '.join(str(n + (n == i)) for n in range(40))) for i in range(4
     for hash_seed in '12':
         env = os.environ | {'PYTHONHASHSEED': hash_seed, 'PYTHONPATH': str(PROJECT), 'PYTHONIOENCODING': 'utf-8'}
         outputs.add(subprocess.check_output([sys.executable, '-c', code], env=env, text=True))
-    similarities = json.loads(outputs.pop())
-    assert not outputs and any(0 < similarity < 1 for similarity in similarities)
+    output = outputs.pop()
+    assert not outputs and 'True' in output and 'False' in output
 
 
 # -----------------------------------------------------------------------------
@@ -264,8 +262,8 @@ def test_replies_become_stories(project, chat_server):
     rows = project.jsonl('out/stories.jsonl')
     failed = project.jsonl('out/failed.jsonl')
     assert sorted(row['id'] for row in rows + failed) == list(range(200))
-    for reason in ('not in devanagari script', 'duplicate', 'near duplicate', 'no JSON with a story', 'too short',
-                   'no end of a sentence', 'HTTP 500'):
+    for reason in ('not in devanagari script', 'duplicate', 'no JSON with a story', 'too short', 'no end of a sentence',
+                   'HTTP 500'):
         assert f' {reason}' in out
     for row in rows:
         assert re.fullmatch(r'[\u0900-\u097f\s!-]+[।!]', row['text']) and row['complexity'] == '2+'
@@ -300,7 +298,7 @@ def test_news_ten_a_reply(project, chat_server):
     nouns = re.findall(r'^[a-z]+\b', (project.path / 'data/english/nouns.txt').read_text(encoding='utf-8'), flags=re.M)
     text = [' '.join(rng.choice(nouns) for _ in range(30)) for _ in range(9)]
     server = chat_server(reply='\n'.join([
-        'Here are ten:', f'<h1>Good one</h1><p>{text[0]}.</p>', f'<H1 class="x">Good two</H1>\n<p>{text[1]}.</P>',
+        'Here are ten:', f'<h1>Good one</h1><p>{text[0]}.</p>', f'<h1 class="x">Good two</h1>\n<p>{text[1]}.</p>',
         f'<h1>Good &amp; three<p>{text[2]}.</p></h1>', '<h1>No text</h1>', f'<h1></h1><p>{text[3]}.</p>',
         f'<h1>A name in it</h1><p>{text[4]} in Paris {text[5]}.</p>',
         f'<h1>Good four</h1><p><b>{text[6]}</b>.</p><p>I {text[7]}.</p>', f'<h1>No end</h1><p>{text[8]}</p>']))
@@ -312,7 +310,7 @@ def test_news_ten_a_reply(project, chat_server):
     assert [row['text'].split('</h> ')[0] for row in rows] == headlines and [row['id'] for row in rows] == [0, 1, 2, 3]
     assert all('<' not in row['text'].replace('</h>', '') for row in rows)
     assert [row['completion_tokens'] for row in rows] == [300, 0, 0, 0] and len(rows[0]['group'].split(', ')) == 4
-    assert '4 stories added' in out and '2 parts of replies left out' in out  # a name, no end
+    assert '4 stories added' in out
     assert '0 stories added' in project.run(*command, '--total=2')
     assert [(row['id'], row['reason']) for row in project.jsonl('out/failed.jsonl')] == [(1, 'duplicate')]
 
