@@ -220,20 +220,19 @@ def replacing(path):
     If the block raises an error, `path` stays as it was.
     """
     root, ending = os.path.splitext(path)
-    temporary = f'{root}.tmp{secrets.token_hex(4)}{ending}'  # the same ending: matplotlib picks the format by it
+    temporary = f'{root}.tmp{secrets.token_hex(8)}{ending}'  # the same ending: matplotlib picks the format by it
     try:
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         open(temporary, 'xb').close()
-        try:
-            yield temporary
-            with open(temporary, 'rb+') as f:
-                os.fsync(f.fileno())  # else a power cut may leave the new name on an empty file
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+        yield temporary
+        with open(temporary, 'rb+') as f:
+            os.fsync(f.fileno())  # else a power cut may leave the new name on an empty file
+        os.replace(temporary, path)
     except OSError as e:
         fail(f'{path} could not be written: {e}')
+    finally:
+        with contextlib.suppress(OSError):  # replaced, or the folder cannot be written
+            os.remove(temporary)
 
 
 def write_text(path, text):
@@ -258,19 +257,11 @@ def parse_shard(text):
         return int(match[1]), int(match[2])
 
 
-def read_rows(source):
-    """Yield every row of a source: a dict, or a str from text files and plain JSON lists.
-
-    source: a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of them, or
-    hf:user/dataset[@revision][:split].
-    """
-    for _, rows in open_source(source):
-        yield from rows
-
-
 def read_texts(source, text_column=''):
     """Yield the stories of a source as text, '' where there is none.
 
+    source: a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of them, or
+        hf:user/dataset[@revision][:split]. A row is an object with a text column, or a plain text.
     text_column: the column with the story; when empty, the first of TEXT_COLUMNS that the rows have.
     """
     for name, rows in open_source(source):

@@ -223,29 +223,29 @@ def test_shards():
         assert files.parse_shard(text) is None
 
 
-@pytest.mark.parametrize('name, content, rows', [
-    ('a.jsonl', '{"text": "x"}\n"y"\n', [{'text': 'x'}, 'y']),
-    ('a.json', '{"meta": [1], "stories": [{"text": "x"}, {"text": "y"}]}', [{'text': 'x'}, {'text': 'y'}]),
-    ('a.csv', 'text,n\n"x,\ny",1\n', [{'text': 'x,\ny', 'n': '1'}]),
-    ('a.tsv', '\ufefftext\tn\nx\t1\n', [{'text': 'x', 'n': '1'}]),
+@pytest.mark.parametrize('name, content, texts', [
+    ('a.jsonl', '{"text": "x"}\n"y"\n', ['x', 'y']),
+    ('a.json', '{"meta": [1], "stories": [{"text": "x"}, {"text": "y"}]}', ['x', 'y']),
+    ('a.csv', 'text,n\n"x,\ny",1\n', ['x,\ny']),
+    ('a.tsv', '\ufefftext\tn\nx\t1\n', ['x']),
     ('a.txt', 'x<|endoftext|>\ny\n\ny<|endoftext|>', ['x', '\ny\n\ny', '']),
     ('a.txt', 'x\nx\n  \ny', ['x\nx', 'y']),
     ('a.txt', 'x\ny', ['x', 'y']),
 ])
-def test_rows_of_every_kind_of_file(tmp_path, name, content, rows):
+def test_stories_in_every_kind_of_file(tmp_path, name, content, texts):
     data = content.encode()
     write(tmp_path / name, data)
-    assert list(files.read_rows(str(tmp_path / name))) == rows
+    assert list(files.read_texts(str(tmp_path / name))) == texts
     write(tmp_path / f'{name}.gz', gzip.compress(data))
-    assert list(files.read_rows(str(tmp_path / f'{name}.gz'))) == rows
+    assert list(files.read_texts(str(tmp_path / f'{name}.gz'))) == texts
 
 
 def test_a_folder_and_a_glob(tmp_path):
     for name in ('nouns.txt', 'meta.json', 'stories.jsonl', 'sub/more.jsonl', 'notes.md'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write(tmp_path / name, json.dumps(name).encode())
-    assert set(files.read_rows(str(tmp_path))) == {'stories.jsonl', 'sub/more.jsonl'}
-    assert list(files.read_rows(str(tmp_path / '*.jsonl'))) == ['stories.jsonl']
+    assert set(files.read_texts(str(tmp_path))) == {'stories.jsonl', 'sub/more.jsonl'}
+    assert list(files.read_texts(str(tmp_path / '*.jsonl'))) == ['stories.jsonl']
 
 
 @pytest.mark.parametrize('row, text_column, text', [
