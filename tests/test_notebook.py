@@ -145,6 +145,7 @@ def paste(script, **settings):
     return block + here + rest
 
 
+@pytest.mark.slow
 def test_pasted_scripts_run_again_and_again_in_one_kernel(project):
     train = {'dataset': 'tiny', 'out_dir': 'out/tiny', 'device': 'cpu', 'n_layer': 1, 'n_head': 2, 'n_embd': 16,
              'block_size': 32, 'batch_size': 4, 'eval_iters': 1, 'max_iters': 2}
