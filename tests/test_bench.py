@@ -36,11 +36,10 @@ def test_every_stage_has_its_row(project):
 
 @pytest.mark.slow
 def test_growth(project):
-    sizes = {'n_layer': [1, 2], 'block_size': [16, 32]}
+    sizes = {'n_embd': [32, 64]}
     project.run('bench.py', *SMALL, '--batches=[1]', "--stages=['grow']", f'--sizes={sizes}')
     assert [size for size, _ in rows_of(project.path / 'out/bench/growth.md')] == [
-        'n_layer = 1', 'n_layer = 2', 'block_size = 16', 'block_size = 32',
-        'generation, batch of 1, the first and the tenth 100 tokens']
+        'n_embd = 32', 'n_embd = 64', 'generation, batch of 1, the first and the tenth 100 tokens']
     assert (project.path / 'out/bench/growth.png').read_bytes().startswith(b'\x89PNG')
 
 
