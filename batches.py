@@ -6,7 +6,9 @@ The file stories.batches.json, beside stories.jsonl, lists the open batches and 
 is created, so a run that was killed finds its batches again and pays for none of them twice.
 """
 
+import itertools
 import json
+import math
 import os
 import re
 import time
@@ -23,83 +25,80 @@ ENDPOINT = '/v1/chat/completions'
 ENDED = ('completed', 'success', 'failed', 'expired', 'timeout_exceeded', 'cancelled')  # a batch's status
 
 
-def read_state(path, api, batch):
-    """Read the .batches.json file -> {'open': batches, 'retry': jobs for a later batch, 'model': …, 'size': …}.
+class Batches:
+    """Sends the prompts of all ids in batches, as chat.send_all does one by one.
 
     A batch is {'file': id of the uploaded file, 'batch': its id or None if not created yet, 'jobs': [Job, …]}.
-    size: the number of requests in the next batch.
     """
-    model = f'{api["provider"]} {api["model"]}'
-    state = {'open': [], 'retry': [], 'model': model, 'size': BATCH_SIZE}
-    if os.path.exists(path):
-        try:
-            with open(path, encoding='utf-8') as f:
-                state = json.load(f)
-        except (OSError, ValueError) as e:
-            fail(f'{path}, which lists the open batches, could not be read: {e}')
-    check(batch or not state['open'],
-          f'{path}: {len(state["open"])} batches are open and paid for; --batch=True fetches them')
-    check(not batch or api['provider'] in (*PROVIDERS, api['url']),
-          f'{api["provider"]} has no Batch API; these have one: {", ".join(PROVIDERS)}')
-    check(not state['open'] or state['model'] == model,
-          f'{path} contains open batches of {state["model"]}; fetch these first, with that --provider and --model')
-    state['model'] = model
-    state['retry'] = [Job(**job) for job in state['retry']]
-    for entry in state['open']:
-        entry['jobs'] = [Job(**job) for job in entry['jobs']]
-    return state
 
-
-class Batches:
-    """Sends the prompts of all ids in batches, as chat.send_all does one by one."""
-
-    def __init__(self, run, ids, is_done, state, state_path):
-        self.run = run
-        self.model = state['model']
-        self.size = state['size']
+    def __init__(self, path, api, ids, is_done):
+        """path: of the .batches.json file, which may not exist yet."""
+        check(api['provider'] in (*PROVIDERS, api['url']),
+              f'{api["provider"]} has no Batch API; these have one: {", ".join(PROVIDERS)}')
+        self.path = path
+        self.api = api
+        self.url = '/batch/jobs' if api['provider'] == 'mistral' else '/batches'
+        self.model = f'{api["provider"]} {api["model"]}'
+        self.size = BATCH_SIZE  # requests in the next batch
         self.max_open = MAX_OPEN
-        self.state_path = state_path
-        self.url = '/batch/jobs' if run.api['provider'] == 'mistral' else '/batches'
-        # a run that was killed may have written rows of jobs that are still in the state
-        self.retry = [job for job in state['retry'] if not is_done(job.id)]
-        self.open = state['open']
-        known = list(self.retry)
-        for batch in self.open:
-            batch['jobs'] = [job for job in batch['jobs'] if not is_done(job.id)]
-            known += batch['jobs']
-        for job in known:
-            run.add_cost(job.tokens)
-        known_ids = {job.id for job in known}
+        self.open = []  # batches
+        self.retry = []  # jobs for a later batch
+        if os.path.exists(path):
+            self.load(is_done)
+        known_ids = {job.id for job in self.jobs()}
         self.new_jobs = (Job(i) for i in ids if i not in known_ids)
+
+    def load(self, is_done):
+        with open(self.path, encoding='utf-8') as f:
+            state = json.load(f)
+        check(not state['open'] or state['model'] == self.model,
+              f'{self.path} contains open batches of {state["model"]}; '
+              'fetch these first, with that --provider and --model')
+
+        def read_jobs(rows):
+            # a run that was killed may have written rows of jobs that are still in the state
+            return [Job(**row) for row in rows if not is_done(row['id'])]
+
+        self.size = state['size']
+        self.retry = read_jobs(state['retry'])
+        self.open = [batch | {'jobs': read_jobs(batch['jobs'])} for batch in state['open']]
 
     def save(self):
         state = {'open': self.open, 'retry': self.retry, 'model': self.model, 'size': self.size}
-        write_text(self.state_path, json.dumps(state, default=vars))
+        write_text(self.path, json.dumps(state, default=vars))
 
-    def collect(self):
+    def jobs(self):
+        """The jobs in open batches, and those for a later one."""
+        jobs = list(self.retry)
+        for batch in self.open:
+            jobs += batch['jobs']
+        return jobs
+
+    def collect(self, run):
         """Send every id -> True when all are done, False when stopped before."""
-        last_answer = time.monotonic()
-        max_silence = chat.START_TIMEOUT
+        self.run = run
+        for job in self.jobs():
+            run.add_tokens(job.tokens)
+        last_answer = -math.inf  # a server that does not answer at first ends the run
         try:
             while True:
                 try:
                     if not self.advance():
                         break
                     last_answer = time.monotonic()
-                    max_silence = chat.OUTAGE_TIMEOUT
                 except chat.NoAnswer:
-                    if time.monotonic() - last_answer > max_silence:
+                    if time.monotonic() - last_answer > chat.OUTAGE_TIMEOUT:
                         raise
-                self.run.show(f'{len(self.open)} batches open')
+                run.show(f'{len(self.open)} batches open')
                 time.sleep(POLL_INTERVAL)
         except KeyboardInterrupt:
-            self.run.log('the batches continue at the provider; the same command fetches them')
+            run.log('the batches continue at the provider; the same command fetches them')
             return False
         if self.retry or next(self.new_jobs, None):
-            self.run.log_max_cost()
+            run.log('max_cost is reached')
             return False
-        if os.path.exists(self.state_path):
-            os.remove(self.state_path)
+        if os.path.exists(self.path):
+            os.remove(self.path)
         return True
 
     def advance(self):
@@ -115,32 +114,29 @@ class Batches:
 
     def call(self, method, path, key, **options):
         """One call of the API -> the JSON object of its reply, which must have `key`."""
-        text = chat.call(self.run.api, method, path, **options)
-        _, reply = chat.parse_reply(0, text)
+        text = chat.call(self.api, method, path, **options)
+        reply = chat.parse_json(text)
         if not isinstance(reply, dict) or key not in reply:
-            fail(f'{self.run.api["url"]}{path}: no {key!r} in the reply; does the server have a Batch API?')
+            fail(f'{self.api["url"]}{path}: no {key!r} in the reply; does the server have a Batch API?')
         return reply
 
     def upload(self):
         """Upload the next jobs for a batch -> whether there are any that max_cost allows."""
-        while len(self.retry) < self.size:
-            job = next(self.new_jobs, None)
-            if not job:
-                break
-            self.retry.append(job)
+        self.retry += itertools.islice(self.new_jobs, max(0, self.size - len(self.retry)))
         n = min(len(self.retry), self.size)
         n_open = sum(len(batch['jobs']) for batch in self.open)
         while n and not self.run.can_afford(n_open + n):
             n = n * 9 // 10
-        if not n:
+        if n == 0:
             return False
+        jobs = self.retry[:n]
         lines = []
-        for job in self.retry[:n]:
+        for job in jobs:
             request = {'custom_id': str(job.id), 'method': 'POST', 'url': ENDPOINT, 'body': self.run.request_body(job)}
             lines.append(json.dumps(request))
         file = ('requests.jsonl', '\n'.join(lines).encode(), 'application/jsonl')
         uploaded = self.call('POST', '/files', 'id', data={'purpose': 'batch'}, files={'file': file})
-        self.open.append({'file': uploaded['id'], 'batch': None, 'jobs': self.retry[:n]})
+        self.open.append({'file': uploaded['id'], 'batch': None, 'jobs': jobs})
         self.retry = self.retry[n:]
         self.save()
         return True
@@ -153,8 +149,8 @@ class Batches:
                 batch['batch'] = other['id']
         if not batch['batch']:
             fields = {'endpoint': ENDPOINT, 'input_file_id': file_id, 'completion_window': '24h'}
-            if self.run.api['provider'] == 'mistral':
-                fields = {'endpoint': ENDPOINT, 'input_files': [file_id], 'model': self.run.api['model']}
+            if self.api['provider'] == 'mistral':
+                fields = {'endpoint': ENDPOINT, 'input_files': [file_id], 'model': self.api['model']}
             batch['batch'] = self.call('POST', self.url, 'id', json=fields)['id']
         self.save()
 
@@ -167,7 +163,7 @@ class Batches:
         results = []
         for name in ('output_file_id', 'output_file', 'error_file_id', 'error_file'):
             if reply.get(name):
-                results.append(chat.call(self.run.api, 'GET', f'/files/{reply[name]}/content'))
+                results.append(chat.call(self.api, 'GET', f'/files/{reply[name]}/content'))
         self.open.remove(batch)
         if results:
             self.handle_results(batch, '\n'.join(results))
@@ -181,35 +177,30 @@ class Batches:
         self.max_open = max(1, len(self.open))
         if len(batch['jobs']) <= 20 or not re.search(r'limit|too.?(large|big|many)', message):
             self.save()
-            fail(f'{self.run.api["provider"]}: {message}; the same command tries again')
+            fail(f'{self.api["provider"]}: {message}; the same command tries again')
         self.size = len(batch['jobs']) // 2
         self.run.log(f'{message}; continuing with batches of {self.size:,}')
 
     def handle_results(self, batch, results):
         """Write the rows of a batch's results; rejected and missing ones are retried in a later batch."""
-        missing = {str(job.id): job for job in batch['jobs']}
-        replies = []  # (job, status, JSON of the reply)
+        replies = {}  # id: (status, JSON of the reply)
         for line in results.split('\n'):
-            _, result = chat.parse_reply(0, line)
+            result = chat.parse_json(line)
             try:
-                status = result['response']['status_code']
-                body = result['response']['body']
-                job = missing.pop(result['custom_id'])
+                replies[result['custom_id']] = result['response']['status_code'], result['response']['body']
             except (KeyError, TypeError):
-                continue  # a broken line: its job stays in `missing`
-            replies.append((job, status, body))
-        if len(replies) >= 20 and all(status != 200 for _, status, _ in replies):
+                continue  # a broken line
+        if len(replies) >= 20 and all(status != 200 for status, _ in replies.values()):
             self.retry += batch['jobs']
             self.save()
-            fail(chat.refusal(self.run.api, replies[0][1], json.dumps(replies[0][2])))
-        for job, status, body in replies:
+            status, body = next(iter(replies.values()))
+            fail(chat.refusal(self.api, status, json.dumps(body)))
+        for job in batch['jobs']:
+            status, body = replies.get(str(job.id), (0, None))
             job.reply = json.dumps(body, ensure_ascii=False)
             if status == 200:
                 done = self.run.handle_answer(job, body, job.reply)
             else:
-                done = self.run.count_try(job, f'HTTP {status}')
+                done = self.run.count_try(job, f'HTTP {status}' if status else 'no reply in the batch')
             if not done:
-                self.retry.append(job)
-        for job in missing.values():
-            if not self.run.count_try(job, 'no reply in the batch'):
                 self.retry.append(job)

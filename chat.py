@@ -9,15 +9,13 @@ The client for chat APIs: anything that speaks OpenAI's /chat/completions.
 
 Notable choices:
 - Worker threads only send requests. The calling thread does everything else, so no state needs a lock.
-- Errors are retried with exponential backoff and jitter; Retry-After and x-ratelimit headers are obeyed.
+- Errors are retried with exponential backoff and jitter; a Retry-After header is obeyed.
 - The number of requests in flight adapts to the provider's rate limit.
 - A prompt is given up after max_tries tries and goes to failed.jsonl.
 - The key is read from the environment only, and never shown or written.
 """
 
-import bisect
 import collections
-import email.utils
 import json
 import os
 import queue
@@ -50,9 +48,6 @@ PROVIDERS = {  # name: (address, environment variable of the key, default model 
 PRICES = {  # US dollars per million tokens (input, output), from litellm 1.106.2, November 2026
     'gpt-6-luna': (0.10, 0.50),
     'gpt-6-sol': (2.00, 10.00),
-    'gpt-5.4-nano': (0.20, 1.25),
-    'gpt-5.4-mini': (0.75, 4.50),
-    'gpt-4o-mini': (0.15, 0.60),
     'mistral-small-latest': (0.15, 0.60),
     'mistral-large-latest': (0.50, 1.50),
     'ministral-8b-latest': (0.15, 0.15),
@@ -82,64 +77,59 @@ class NoAnswer(SystemExit):
 
 
 def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024, extra=None,
-            price_in=-1.0, price_out=-1.0, otherwise=''):
+            price_in=-1.0, price_out=-1.0, otherwise='or set --base_url=… for a server that needs none'):
     """Check the settings of an API -> a dict for `ask` and `collect`. A bad setting ends the script.
 
-    provider: a name in PROVIDERS. It may be empty with base_url; then the key is in CHAT_API_KEY, if one is needed.
+    provider: a name in PROVIDERS; or any other with base_url: then the key is in CHAT_API_KEY, if one is needed.
     model: if empty, the provider's default model, else the first one that the server lists.
     temperature, max_tokens, extra (a dict): fields of every request.
     price_in, price_out: US dollars per million tokens; negative = from PRICES.
     otherwise: for the message about a missing key: what a user without one can do.
     """
-    names = ', '.join(PROVIDERS)
-    check(base_url or provider in PROVIDERS,
-          f'there is no provider {provider!r}; there is: {names}; set --base_url=http… for any other')
-    url, variable, default_model = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
+    check(provider in PROVIDERS or base_url,
+          f'there is no provider {provider!r}; there is: {", ".join(PROVIDERS)}; set --base_url=http… for any other')
+    url, key_variable, default_model = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
     url = (base_url or url).rstrip('/')
     check(re.fullmatch(r'https?://[^\s/@?#]+(/[^\s@?#]*)?', url),
           'base_url must begin with http:// or https:// and contain no user name, password or ?…; '
           'a key belongs in CHAT_API_KEY')
-    key = os.environ.get(variable, '').strip()
-    instead = otherwise and f', {otherwise}'
-    check(key or base_url or not variable,
-          f'{variable} is not set; export {variable}=… with your key of {provider}{instead}')
-    check(re.fullmatch(r'[!-~]*', key), f'{variable} is not a key: it contains white space or letters outside ASCII')
-    check(0 <= temperature < 1e6 and max_tokens >= 1, 'temperature must be at least 0, max_tokens at least 1')
-    check((price_in < 0) == (price_out < 0) and max(price_in, price_out) < 1e9,
-          'price_in and price_out go together, in US dollars per million tokens')
-    try:
-        json.dumps(extra, allow_nan=False)
-    except (TypeError, ValueError) as e:
-        check(False, f'extra cannot be written as JSON: {e}')
+    key = os.environ.get(key_variable, '').strip()
+    check(key or base_url or not key_variable,
+          f'{key_variable} is not set; export {key_variable}=… with your key of {provider}, {otherwise}')
+    check(re.fullmatch(r'[!-~]*', key),
+          f'{key_variable} is not a key: it contains white space or letters outside ASCII')
+    check(temperature >= 0 and max_tokens >= 1, 'temperature must be at least 0, max_tokens at least 1')
+    check((price_in < 0) == (price_out < 0), 'price_in and price_out go together, in US dollars per million tokens')
 
-    api = {'provider': provider if provider in PROVIDERS else url, 'url': url, 'key': key, 'max_tokens': max_tokens}
+    name = provider if provider in PROVIDERS else url
+    api = {'provider': name, 'url': url, 'key': key, 'max_tokens': max_tokens}
     api['headers'] = {'Authorization': f'Bearer {key}'} if key else {}
     api['model'] = model or default_model or first_model(api)
-    limit = 'max_completion_tokens' if provider == 'openai' else 'max_tokens'
-    api['fields'] = {'model': api['model'], 'temperature': temperature, limit: max_tokens} | (extra or {})
-    is_local = not variable or re.match(r'https?://(localhost|127\.|\[::1\])', url)
-    api['prices'] = PRICES.get(api['model'], (0.0, 0.0) if is_local else None)  # None = unknown
+    length_field = 'max_completion_tokens' if provider == 'openai' else 'max_tokens'
+    api['fields'] = {'model': api['model'], 'temperature': temperature, length_field: max_tokens} | (extra or {})
     if price_in >= 0:
         api['prices'] = (price_in, price_out)
+    else:
+        api['prices'] = PRICES.get(api['model'], None if key else (0.0, 0.0))  # None = unknown; no key = a free server
     return api
 
 
 def first_model(api):
     """The first model that the server lists."""
+    models = parse_json(call(api, 'GET', '/models'))
     try:
-        models = json.loads(call(api, 'GET', '/models'))
-        if isinstance(models, dict):
-            models = models['data']
-        return str(models[0]['id'])
-    except (KeyError, IndexError, TypeError, ValueError):
+        return str(models['data'][0]['id'])
+    except (KeyError, IndexError, TypeError):
         fail(f'{api["url"]} lists no model; set --model=…')
 
 
 def fill(template, slots):
     """A prompt: the template with slots['name'] in place of {name}."""
-    for name in re.findall(r'\{(\w+)\}', template):
+    def value(match):
+        name = match[1]
         check(name in slots, f'the template has a slot {{{name}}}; there is: {", ".join(slots)}')
-    return re.sub(r'\{(\w+)\}', lambda slot: slots[slot[1]], template).strip()
+        return slots[name]
+    return re.sub(r'\{(\w+)\}', value, template).strip()
 
 
 # -----------------------------------------------------------------------------
@@ -164,23 +154,18 @@ def send(session, api, method, path, timeout, max_bytes, **options):
         with session.request(method, api['url'] + path, **options) as reply:
             for chunk in reply.iter_content(64):  # a slow server needs too long for a larger chunk
                 body += chunk
-                if time.monotonic() > deadline or len(body) > max_bytes:
+                if time.monotonic() > deadline:
                     raise requests.Timeout
-    except requests.RequestException as e:
-        if time.monotonic() > deadline:
-            return 0, {}, 'timeout'
-        return 0, {}, 'no connection' if isinstance(e, requests.ConnectionError) else 'connection cut'
-    return reply.status_code, reply.headers, hide_key(api, body.decode('utf-8', 'replace'))
-
-
-def hide_key(api, text):
-    """Remove the key from a text. A shorter key is a mere word, as local servers accept."""
-    return text.replace(api['key'], '***') if len(api['key']) >= 8 else text
-
-
-def reason_for(status, text):
-    """Why there is no answer, in a few words."""
-    return f'HTTP {status}' if status else text
+                if len(body) > max_bytes:
+                    return 0, {}, 'reply too long'
+    except requests.Timeout:
+        return 0, {}, 'timeout'
+    except requests.RequestException:
+        return 0, {}, 'connection failed'
+    text = body.decode('utf-8', 'replace')
+    if len(api['key']) >= 8:  # a shorter one is a mere word, as local servers accept
+        text = text.replace(api['key'], '***')
+    return reply.status_code, reply.headers, text
 
 
 def call(api, method, path, **options):
@@ -189,8 +174,7 @@ def call(api, method, path, **options):
     if is_refused(status, text):
         fail(refusal(api, status, text))
     if not 200 <= status < 300:
-        reason = reason_for(status, text)
-        raise NoAnswer(f'{api["url"]} does not answer ({reason}); is it running, and is base_url right?')
+        raise NoAnswer(f'{api["url"]} does not answer ({status or text}); is it running, and is base_url right?')
     return text
 
 
@@ -198,18 +182,21 @@ def ask(api, messages):
     """One prompt -> the text of the reply. Any error ends the script."""
     text = call(api, 'POST', '/chat/completions', json=api['fields'] | {'messages': messages})
     try:
-        return text_of(parse_reply(200, text)[1])
+        return text_of(parse_json(text))
     except Rejected as e:
         fail(f'{api["provider"]}: {e}')
 
 
-def backoff(n):
-    """Seconds to wait after n errors in a row: exponential, with full jitter."""
-    return random.uniform(0, min(MAX_BACKOFF, 2 ** n))
-
-
 # -----------------------------------------------------------------------------
 # reading replies
+
+
+def parse_json(text):
+    """The value of a JSON text; None if it is broken."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def text_of(data, whole=True):
@@ -219,74 +206,51 @@ def text_of(data, whole=True):
     """
     try:
         choice = data['choices'][0]
-        finish_reason = choice.get('finish_reason')
-        refused = choice['message'].get('refusal')
-        content = choice['message'].get('content')
+        message = choice['message']
+        if message.get('refusal') or choice.get('finish_reason') == 'content_filter':
+            raise Rejected('refused')
+        if whole and choice.get('finish_reason') == 'length':
+            raise Rejected('cut off at max_tokens')
+        content = message.get('content') or ''
+        if isinstance(content, list):  # Mistral's reasoning models send a list of parts
+            content = ''.join(part.get('text', '') for part in content)
+        content = THOUGHTS.sub('', content)
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Rejected('broken reply') from None
-    if refused or finish_reason == 'content_filter':
-        raise Rejected('refused')
-    if whole and finish_reason == 'length':
-        raise Rejected('cut off at max_tokens')
-    if isinstance(content, list):  # some servers send a list of parts
-        content = ''.join(str(part.get('text') or '') for part in content if isinstance(part, dict))
-    content = THOUGHTS.sub('', content) if isinstance(content, str) else ''
     if not content.strip():
         raise Rejected('empty reply')
     return content
 
 
-def parse_reply(status, text):
-    """-> (status, JSON or None). OpenRouter sends some errors with status 200: they get the status inside the error."""
+def status_of(status, data):
+    """The status of a reply. OpenRouter sends some errors with status 200 and the real one in the JSON."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        return status, None
-    error = data.get('error') if isinstance(data, dict) else None
-    if status == 200 and error:
-        code = error.get('code') if isinstance(error, dict) else None
-        status = code if isinstance(code, int) and code >= 400 else 502
-    return status, data
+        return int(data['error']['code']) if status == 200 else status
+    except (KeyError, TypeError, ValueError):
+        return status
 
 
 def is_refused(status, text):
     """Whether the provider refuses the request, so that a retry would not help."""
     if status == 429:
-        return bool(re.search(r'insufficient.(quota|balance|credit|fund)', text, re.I))
-    return 300 <= status < 500 and status not in (408, 409, 425)
+        return bool(re.search('insufficient.quota', text, re.I))
+    return 300 <= status < 500 and status not in (408, 409)
 
 
 def refusal(api, status, text):
     """One line that says why a request was refused."""
-    _, message = parse_reply(status, text)
-    for name in ('error', 'message', 'detail'):
-        if isinstance(message, dict) and message.get(name):
-            message = message[name]
-    message = ' '.join(str(message or text).split())
-    hints = {401: '; is the key right?', 403: '; may this key do that?', 404: '; are base_url and model right?'}
-    return f'{api["provider"]} says {status}: {message:.300}{hints.get(status, "")}'
+    found = re.search(r'"message":\s*"(.*?[^\\])"', text)  # the first one, wherever it is in the JSON
+    message = ' '.join((found[1] if found else text).split())
+    hint = '; are the key, base_url and model right?' if status in (401, 403, 404) else ''
+    return f'{api["provider"]} says {status}: {message:.300}{hint}'
 
 
-def seconds_to_wait(headers):
-    """How long a reply's Retry-After and x-ratelimit headers ask to wait, in seconds; 0 if they do not."""
-    after = headers.get('Retry-After', '').strip()
+def retry_after(headers):
+    """Seconds to wait before the next request, by a reply's Retry-After header; 0 without one."""
     try:
-        waits = [0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time()]
-    except (TypeError, ValueError, OverflowError):  # not a date
-        waits = [0.0, parse_duration(after)]
-    for kind in ('requests', 'tokens'):
-        if headers.get(f'x-ratelimit-remaining-{kind}', '').strip() == '0':
-            waits.append(parse_duration(headers.get(f'x-ratelimit-reset-{kind}', '').strip()))
-    return min(max(waits), OUTAGE_TIMEOUT)
-
-
-def parse_duration(text):
-    """'6m0s', '20ms' or '1.5' -> seconds; 0 for anything else."""
-    units = {'ms': 0.001, 's': 1, '': 1, 'm': 60, 'h': 3600, 'd': 86400}
-    parts = re.findall(r'(\d+(?:\.\d+)?)(ms|[smhd]?)', text)
-    if ''.join(number + unit for number, unit in parts) != text:
+        return min(max(0.0, float(headers['Retry-After'])), OUTAGE_TIMEOUT)
+    except (KeyError, ValueError):
         return 0.0
-    return sum(float(number) * units[unit] for number, unit in parts)
 
 
 # -----------------------------------------------------------------------------
@@ -297,27 +261,27 @@ def failed_path(out):
     return os.path.join(os.path.dirname(out), 'failed.jsonl')
 
 
-def finished(out, spent=None):
+def finished(out, spent):
     """Yield the rows of `out` and, of failed.jsonl beside it, the prompts of `out` that were given up.
 
-    spent: if given, a list [input tokens, output tokens, US dollars], to which the costs of all rows are added.
+    spent: a list [input tokens, output tokens, US dollars], to which the costs of all rows are added.
     """
     for path in (out, failed_path(out)):
         if not os.path.exists(path):
             continue
         for row in read_jsonl(path):
-            fields = row if isinstance(row, dict) else {}
-            if path != out and fields.get('out') != os.path.basename(out):
+            if not isinstance(row, dict):
+                fail(f'{path} contains {row!r:.60}, which this script does not write; use another file')
+            if path != out and row.get('out') != os.path.basename(out):
                 continue
             for i, name in enumerate(('prompt_tokens', 'completion_tokens', 'cost')):
-                if spent and isinstance(fields.get(name), (int, float)):
-                    spent[i] += fields[name]
-            if path == out or 'id' in fields:  # a row without id only keeps account of costs
+                spent[i] += row.get(name) or 0
+            if path == out or 'id' in row:  # a row without id only keeps account of costs
                 yield row
 
 
-def collect(api, ids, prompt, accept, file, *, total, n_done=0, spent=(0, 0, 0), unit='stories', num_workers=16,
-            timeout=120.0, max_tries=5, max_cost=0.0, batch=False, whole=True, is_done=None):
+def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stories', num_workers=16, timeout=120.0,
+            max_tries=5, max_cost=0.0, batch=False, whole=True, is_done=None):
     """Send the prompt of every id and append the accepted replies to `file`, which files.open_append opened.
 
     The rows of an id are written at once, each with the model's name; the first one has prompt_tokens,
@@ -326,7 +290,7 @@ def collect(api, ids, prompt, accept, file, *, total, n_done=0, spent=(0, 0, 0),
     ids: iterable of the ids that are not done, read as needed.
     prompt(id) -> messages. accept(id, text) -> rows (a list of dicts), or raises Rejected.
     total, n_done: the number of all ids, and of those done already.
-    spent: what earlier runs cost, from `finished`.
+    spent: what earlier runs cost: [input tokens, output tokens, US dollars], from `finished`.
     timeout: seconds for a reply. max_tries: tries of an id; an error and a rejected reply are one each.
     max_cost: US dollars for all runs on this file, 0 = no limit. A reply without usage counts as max_tokens.
     batch: use the Batch API. is_done(id) then says which ids of open batches are done already.
@@ -334,23 +298,24 @@ def collect(api, ids, prompt, accept, file, *, total, n_done=0, spent=(0, 0, 0),
     -> True if every id is done; False after Ctrl-C or at max_cost. If the provider refuses, the script ends with one
     line; all replies until then are written.
     """
-    check(1 <= num_workers <= 10_000, 'num_workers must be from 1 to 10,000')
-    check(0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0,
-          'timeout must be more than 0 seconds and at most a day, max_tries at least 1, max_cost at least 0')
+    check(1 <= num_workers <= 10_000 and 0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0,
+          'num_workers must be from 1 to 10,000, timeout more than 0 seconds and at most a day, '
+          'max_tries at least 1, max_cost at least 0')
     check(api['prices'] or not max_cost,
           f'max_cost needs the price of {api["model"]}: --price_in=… --price_out=… in US dollars per million tokens')
     state_path = os.path.splitext(file.name)[0] + '.batches.json'
-    if batch or os.path.exists(state_path):
+    check(batch or not os.path.exists(state_path),
+          f'{state_path} lists batches that are paid for; --batch=True fetches them')
+    if batch:
         import batches
-        state = batches.read_state(state_path, api, batch)
-    if batch and api['prices']:
-        api = api | {'prices': (api['prices'][0] / 2, api['prices'][1] / 2)}
-    bar = tqdm(total=total, initial=n_done, desc=file.name, unit=f' {unit}', bar_format='{l_bar}{bar:10}{r_bar}',
-               dynamic_ncols=True, smoothing=0.1, miniters=0, mininterval=0.5)
-    run = Run(api, prompt, accept, file, bar, unit, whole, max_tries, max_cost, list(spent), spent[2])
+        all_batches = batches.Batches(state_path, api, ids, is_done)
+        if api['prices']:
+            api = api | {'prices': [price / 2 for price in api['prices']]}
+    bar = tqdm(total=total, initial=n_done, desc=file.name, unit=f' {unit}', dynamic_ncols=True, miniters=0)
+    run = Run(api, prompt, accept, file, bar, unit, whole, max_tries, max_cost, spent)
     try:
         if batch:
-            return batches.Batches(run, ids, is_done, state, state_path).collect()
+            return all_batches.collect(run)
         return send_all(run, ids, min(num_workers, total), timeout)
     finally:
         run.close()
@@ -380,12 +345,12 @@ class Run:
     whole: bool
     max_tries: int
     max_cost: float
-    spent: list  # input tokens, output tokens, US dollars, those of earlier runs included
-    spent_before: float  # US dollars, by earlier runs
+    spent: list  # input tokens, output tokens and US dollars of earlier runs
+    tokens: list = field(default_factory=lambda: [0, 0])  # input and output tokens of this run
     n_answers: int = 0
     n_rows: int = 0
     n_failed: int = 0
-    failures: collections.Counter = field(default_factory=collections.Counter)  # of replies: reason and number
+    failures: collections.Counter = field(default_factory=collections.Counter)  # of tries: reason and number
 
     def request_body(self, job):
         """The JSON of a job's request."""
@@ -396,16 +361,19 @@ class Run:
         price_in, price_out = self.api['prices'] or (0, 0)
         return (tokens[0] * price_in + tokens[1] * price_out) / 1e6
 
-    def add_cost(self, tokens):
-        for i, amount in enumerate((*tokens, self.cost(tokens))):
-            self.spent[i] += amount
+    def total_cost(self):
+        """US dollars, earlier runs included."""
+        return self.spent[2] + self.cost(self.tokens)
+
+    def add_tokens(self, tokens):
+        self.tokens = [self.tokens[0] + tokens[0], self.tokens[1] + tokens[1]]
 
     def can_afford(self, n):
         """Whether n requests more, those in flight included, stay below max_cost if each costs the mean so far."""
         mean = self.cost([self.api['max_tokens'], self.api['max_tokens']])
         if self.n_answers:
-            mean = (self.spent[2] - self.spent_before) / self.n_answers
-        return not self.max_cost or self.spent[2] + n * mean <= self.max_cost + 1e-9  # rounding
+            mean = self.cost(self.tokens) / self.n_answers
+        return not self.max_cost or self.total_cost() + n * mean <= self.max_cost + 1e-9  # rounding
 
     def handle_answer(self, job, data, text):
         """Write the rows of a reply with status 200, or count it as rejected -> whether the job is done.
@@ -433,10 +401,10 @@ class Run:
     def count_tokens(self, job, data):
         try:
             tokens = [int(data['usage']['prompt_tokens']), int(data['usage']['completion_tokens'])]
-        except (KeyError, TypeError, ValueError, OverflowError):  # the server does not count
+        except (KeyError, TypeError, ValueError):  # the server does not count
             tokens = [0, self.api['max_tokens'] if self.max_cost else 0]
         job.tokens = [job.tokens[0] + tokens[0], job.tokens[1] + tokens[1]]
-        self.add_cost(tokens)
+        self.add_tokens(tokens)
 
     def usage(self, tokens):
         """Token counts as the fields of a row."""
@@ -445,15 +413,18 @@ class Run:
             fields['cost'] = round(self.cost(tokens), 7)
         return fields
 
-    def count_try(self, job, reason, is_last=False):
+    def count_try(self, job, reason):
         """Count a try that failed -> whether it was the last one, so that the job is given up."""
         job.tries += 1
-        if job.tries < self.max_tries and not is_last:
+        if job.tries < self.max_tries:
             return False
+        self.give_up(job, reason)
+        return True
+
+    def give_up(self, job, reason):
         self.write_failed({'id': job.id, 'reason': reason, 'reply': job.reply[:10_000]}, job.tokens)
         self.n_failed += 1
         self.bar.update()
-        return True
 
     def write_failed(self, row, tokens):
         out = self.file.name
@@ -461,34 +432,27 @@ class Run:
             append_rows(f, row | {'out': os.path.basename(out)} | self.usage(tokens))
 
     def show(self, status):
-        """Refresh the progress bar, at most twice a second."""
-        failures = f'{self.failures.total():,} retries ({self.failure_counts(3)}), ' if self.failures else ''
-        self.bar.set_postfix_str(f'{status}, {failures}{self.costs()}', refresh=False)
+        """Refresh the progress bar; tqdm draws it at most ten times a second."""
+        self.bar.set_postfix_str(f'{status}, {self.summary()}', refresh=False)
         self.bar.update(0)
 
     def log(self, line):
         self.bar.write(line, file=sys.stderr)
 
-    def failure_counts(self, n=None):
-        """The n most common failures: '12 too short, 3 HTTP 500'."""
-        return ', '.join(f'{count:,} {reason}' for reason, count in self.failures.most_common(n))
-
-    def log_max_cost(self):
-        self.log(f'max_cost is reached: ${self.spent[2]:,.2f} of ${self.max_cost:,.2f}')
-
-    def costs(self):
-        cost = f'${self.spent[2]:,.2f}'
-        if not self.api['prices']:
-            cost = f'cost unknown (set --price_in, --price_out for {self.api["model"]})'
-        return f'{self.spent[0]:,} tokens in, {self.spent[1]:,} out: {cost}'
+    def summary(self):
+        """'1,200 tokens in, 3,600 out: $0.12; rejected replies and errors: 12 too short, 3 HTTP 500'"""
+        price = f'${self.total_cost():,.2f}' if self.api['prices'] else 'price unknown, see --price_in'
+        text = f'{self.spent[0] + self.tokens[0]:,} tokens in, {self.spent[1] + self.tokens[1]:,} out: {price}'
+        if self.failures:
+            reasons = [f'{count:,} {reason}' for reason, count in self.failures.most_common()]
+            text += f'; rejected replies and errors: {", ".join(reasons)}'
+        return text
 
     def close(self):
         self.bar.close()
         failed = f', {self.n_failed:,} given up, see failed.jsonl beside it' if self.n_failed else ''
         print(f'{self.n_rows:,} {self.unit} added to {self.file.name}{failed}')
-        if self.failures:
-            print(f'rejected replies and errors: {self.failure_counts()}')
-        print(self.costs())
+        print(self.summary())
 
 
 # -----------------------------------------------------------------------------
@@ -498,44 +462,34 @@ class Run:
 class RateLimit:
     """How many requests may be in flight, and when the next one may go.
 
-    - `limit` grows slowly with each answer and is cut at a 429, as in TCP. The cut is half the fraction of 429s among
-      the latest replies (Alizadeh et al. 2010, "Data Center TCP"), so a rare 429 hardly slows a run down.
-    - While the limit is below the number of workers, requests go at even intervals: a provider that accepts a steady
-      flow may refuse the same number of requests in a burst.
+    - `max_in_flight` grows by 5 % in the time of one reply and shrinks by 2 % at each 429. So some 429s, as of an
+      overloaded provider, do not slow a run down, and many do.
+    - While it is below the number of workers, requests go at even intervals: a provider that accepts a steady flow may
+      refuse the same number of requests in a burst.
     """
 
     def __init__(self, num_workers):
         self.num_workers = num_workers
-        self.limit = num_workers
+        self.max_in_flight = num_workers
+        self.latency = 1.0  # seconds, of the latest answer
         self.next_at = 0.0  # time when the next request may go
-        self.seconds = 0.0  # per answer, a moving average
-        self.refused = 1.0  # fraction of 429s, a moving average; 1 at first, so that the first cuts are deep
-        self.cut_at = 0.0  # time of the last cut
-        self.n_cuts = 0  # since the last answer
 
     def allows(self, in_flight):
-        return in_flight < int(self.limit) and time.monotonic() >= self.next_at
+        return in_flight < int(self.max_in_flight) and time.monotonic() >= self.next_at
 
     def pause(self, seconds):
         self.next_at = max(self.next_at, time.monotonic() + seconds)
 
     def after_sending(self):
-        if self.limit < self.num_workers:
-            self.pause(self.seconds / self.limit)
+        if self.max_in_flight < self.num_workers:
+            self.pause(self.latency / self.max_in_flight)
 
-    def after_answer(self, seconds):
-        self.seconds += (seconds - self.seconds) * (0.1 if self.seconds else 1)
-        self.refused *= 15 / 16
-        self.n_cuts = 0
-        self.limit = min(self.num_workers, self.limit + max(1 / self.limit, 0.05))  # + 1, or 5 %, per round trip
+    def after_answer(self, latency):
+        self.latency = latency
+        self.max_in_flight = min(self.num_workers, self.max_in_flight + 0.05)
 
-    def after_429(self, sent_at):
-        self.refused += (1 - self.refused) / 16
-        if sent_at > self.cut_at:  # else the request was sent before the last cut, and its 429 says nothing new
-            self.cut_at = time.monotonic()
-            self.limit = max(1, self.limit * (1 - self.refused / 2))
-            self.pause(backoff(self.n_cuts) / 8)
-            self.n_cuts += 1
+    def after_429(self):
+        self.max_in_flight = max(1, self.max_in_flight * 0.98)
 
 
 def run_worker(api, timeout, tasks, replies):
@@ -560,16 +514,12 @@ def send_all(run, ids, num_workers, timeout):
     rate_limit = RateLimit(num_workers)
     new_jobs = map(Job, ids)
     all_sent = False  # no new job is left
-    waiting = []  # jobs to retry, sorted by time
+    waiting = []  # jobs to retry
     in_flight = 0
     errors_in_a_row = 0
     last_answer = time.monotonic()
     stopping = False  # send nothing more, but handle the replies to the requests in flight
     end_message = ''  # why the run must end
-
-    def retry(job, seconds=0.0):
-        job.retry_at = time.monotonic() + seconds
-        bisect.insort(waiting, job, key=lambda job: job.retry_at)
 
     def on_signal(*_):
         nonlocal stopping
@@ -578,8 +528,7 @@ def send_all(run, ids, num_workers, timeout):
         stopping = True
         run.log(f'finishing the {in_flight} requests in flight; again to stop at once')
 
-    signals = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.signal(number, on_signal) for number in signals]
+    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     worker_args = (run.api, timeout, tasks, replies)
     for _ in range(num_workers):
         threading.Thread(target=run_worker, args=worker_args, name='chat worker', daemon=True).start()
@@ -588,9 +537,10 @@ def send_all(run, ids, num_workers, timeout):
             # 1) send what may be sent now: retries that are due, then new prompts
             outage = errors_in_a_row > num_workers + 8
             while not stopping and rate_limit.allows(in_flight):
-                if waiting and waiting[0].retry_at <= time.monotonic():
-                    job = waiting.pop(0)
-                elif waiting and outage:
+                job = min(waiting, key=lambda job: job.retry_at, default=None)
+                if job and job.retry_at <= time.monotonic():
+                    waiting.remove(job)
+                elif job and outage:
                     break
                 else:
                     job = next(new_jobs, None)
@@ -598,9 +548,9 @@ def send_all(run, ids, num_workers, timeout):
                         all_sent = True
                         break
                 if not run.can_afford(in_flight + 1):
-                    retry(job)
+                    waiting.append(job)
                     if in_flight == 0:
-                        run.log_max_cost()
+                        run.log('max_cost is reached')
                         stopping = True
                     break
                 job.sent_at = time.monotonic()
@@ -611,8 +561,7 @@ def send_all(run, ids, num_workers, timeout):
                 break
 
             # 2) wait for a reply
-            silence = f', no answer for {time.monotonic() - last_answer:.0f} s' if outage else ''
-            run.show(f'{in_flight} in flight{silence}')
+            run.show(f'{in_flight} in flight')
             pause = rate_limit.next_at - time.monotonic()
             try:
                 job, reply = replies.get(timeout=pause if 0 < pause < 0.1 else 0.1)
@@ -622,51 +571,49 @@ def send_all(run, ids, num_workers, timeout):
             if isinstance(reply, Exception):
                 raise reply
             status, headers, text = reply
-            status, data = parse_reply(status, text)
-            if status == 429:
-                rate_limit.after_429(job.sent_at)
-            rate_limit.pause(seconds_to_wait(headers))
+            data = parse_json(text)
+            status = status_of(status, data)
+            rate_limit.pause(retry_after(headers))
 
-            # 3) an answer: write its rows, or retry the prompt
+            # 3) an answer: write its rows
             if status == 200:
                 last_answer = time.monotonic()
                 errors_in_a_row = job.errors = 0
                 rate_limit.after_answer(last_answer - job.sent_at)
                 if not run.handle_answer(job, data, text):
-                    retry(job)
+                    waiting.append(job)
                 continue
-            job.reply = text
 
-            # 4) a refusal: give the prompt up if other prompts are answered, else end the run
+            # 4) an error: give the prompt up, retry it, or end the run
+            reason = f'HTTP {status}' if status else text
+            run.failures[reason] += 1
+            job.reply = text
+            given_up = False
             if is_refused(status, text):
                 errors_in_a_row += 1
-                prompts_work = run.n_answers + run.bar.initial > 0 and not outage
-                if prompts_work and status not in (401, 402, 404, 429):
-                    run.failures[f'HTTP {status}'] += 1
-                    run.count_try(job, refusal(run.api, status, text), is_last=True)
+                prompts_work = run.bar.n > 0 and not outage
+                if prompts_work and status not in (401, 402, 404, 429):  # these are faults of the key or the model
+                    run.give_up(job, refusal(run.api, status, text))
+                    given_up = True
                 else:
-                    retry(job)
                     stopping = True
                     end_message = refusal(run.api, status, text)
-                continue
-
-            # 5) any other error: retry
-            reason = reason_for(status, text)
-            run.failures[reason] += 1
-            if status == 429:
-                retry(job)
+            elif status == 429:
+                rate_limit.after_429()
             else:
                 errors_in_a_row += 1
                 job.errors += 1
+                job.retry_at = time.monotonic() + random.uniform(0, min(MAX_BACKOFF, 2 ** job.errors))
                 server_is_up = (status or run.n_answers) and not outage  # else the prompt is not the cause
-                if not (server_is_up and run.count_try(job, reason)):
-                    retry(job, backoff(job.errors))
+                given_up = server_is_up and run.count_try(job, reason)
+            if not given_up:
+                waiting.append(job)
             max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
-            if time.monotonic() - last_answer > max_silence:
+            if not stopping and time.monotonic() - last_answer > max_silence:
                 stopping = True
                 end_message = f'{run.api["url"]} gives no answer ({reason}); the same command continues when it does'
     finally:
-        for number, handler in zip(signals, handlers):
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         for _ in range(num_workers):
             tasks.put(None)

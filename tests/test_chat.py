@@ -4,7 +4,6 @@ Most tests run chat_client.py, a minimal script around chat.collect.
 """
 
 import collections
-import email.utils
 import json
 import re
 import signal
@@ -106,7 +105,7 @@ def test_shards_share_a_failed_file(client, server):
 REASONS = {
     'no choices': 'broken reply', 'null': 'empty reply', 'broken JSON': 'broken reply', 'html': 'broken reply',
     'refusal': 'refused', 'length': 'cut off at max_tokens', 'latin': 'no story', 'error in 200': 'HTTP 502',
-    '500': 'HTTP 500', 'cut': 'connection cut', 'reset': 'no connection', 'stall': 'timeout'}
+    '500': 'HTTP 500', 'cut': 'connection failed', 'reset': 'connection failed', 'stall': 'timeout'}
 
 
 def test_failed_prompts_have_their_reason(client, server):
@@ -169,7 +168,7 @@ def test_a_rate_limit_is_not_hammered(client, server, retry_after):
 def test_an_outage_costs_no_prompt(client, server):
     api = server(latency=0.05, down=[100, 3])
     out = client.run('--total=600', '--num_workers=8', '--max_backoff=1')
-    assert 'no connection' in out and api.counts()['down'] > 8
+    assert 'connection failed' in out and api.counts()['down'] > 8
     assert sorted(client.ids()) == list(range(600))
 
 
@@ -193,7 +192,7 @@ def test_a_prompt_that_always_fails_is_given_up(client, server):
 
 def test_a_server_that_never_answers_ends_the_run(client):
     line = client.refuses('--base_url=http://127.0.0.1:9', '--max_backoff=0.1', '--start_timeout=2')
-    assert 'http://127.0.0.1:9 gives no answer (no connection)' in line
+    assert 'http://127.0.0.1:9 gives no answer (connection failed)' in line
     assert client.ids('failed.jsonl') == []
 
 
@@ -208,20 +207,14 @@ def test_a_slow_trickle_does_not_get_past_the_timeout(client, server):
 def test_a_huge_reply_is_cut(client, server):
     server(reply='A story' * 1000)
     line = client.refuses('--total=2', '--max_reply=5000', '--max_backoff=0.5', '--start_timeout=1')
-    assert 'gives no answer (connection cut)' in line
+    assert 'gives no answer (reply too long)' in line
 
 
-@pytest.mark.parametrize('headers, low, high', [
-    ({}, 0, 0), ({'Retry-After': '7'}, 7, 7), ({'Retry-After': '0.5'}, 0.5, 0.5), ({'Retry-After': 'later'}, 0, 0),
-    ({'Retry-After': '-5'}, 0, 0), ({'Retry-After': 'nan'}, 0, 0), ({'Retry-After': '9' * 5000}, 3600, 3600),
-    ({'Retry-After': email.utils.formatdate(time.time() + 3000, usegmt=True)}, 1, 3000),
-    ({'x-ratelimit-remaining-requests': '0', 'x-ratelimit-reset-requests': '1m2.5s'}, 62.5, 62.5),
-    ({'x-ratelimit-remaining-tokens': '0', 'x-ratelimit-reset-tokens': '20ms'}, 0.02, 0.02),
-    ({'x-ratelimit-remaining-tokens': '5', 'x-ratelimit-reset-tokens': '20s'}, 0, 0),
-    ({'x-ratelimit-remaining-tokens': '0', 'x-ratelimit-reset-tokens': '2099-12-01T00:00:00Z'}, 0, 0),
-    ({'x-ratelimit-remaining-tokens': '0', 'x-ratelimit-reset-tokens': '1' * 5000 + 'x'}, 0, 0)])
-def test_what_headers_ask_to_wait(headers, low, high):
-    assert low <= chat.seconds_to_wait(headers) <= high
+@pytest.mark.parametrize('header, seconds', [
+    ('7', 7), ('0.5', 0.5), ('-5', 0), ('nan', 0), ('9' * 5000, 3600), ('Wed, 21 Oct 2026 07:28:00 GMT', 0)])
+def test_retry_after(header, seconds):
+    assert chat.retry_after({'Retry-After': header}) == seconds
+    assert chat.retry_after({}) == 0
 
 
 # -----------------------------------------------------------------------------
@@ -262,7 +255,7 @@ def test_without_usage_a_reply_counts_as_max_tokens(client, server):
 @pytest.mark.parametrize('status, error, says', [
     (400, 'bad request', '400: bad request'), (402, 'no credit', '402'), (403, 'forbidden', '403'),
     (401, f'Incorrect API key provided: {KEY}', '401: Incorrect API key provided: ***'),
-    (404, 'no such model', '404: no such model; are base_url and model right?'),
+    (404, 'no such model', '404: no such model; are the key, base_url and model right?'),
     (429, 'insufficient quota', 'insufficient quota')])
 def test_a_refusal_ends_the_run(client, server, status, error, says):
     api = server(status=status, error=error)
@@ -297,8 +290,8 @@ def test_netrc_does_not_replace_the_key(client, server):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('models, says', [
-    ([{'id': 'first'}], ''), ({'data': [{'id': 'first'}]}, ''), ({'data': 'x'}, 'lists no model'),
-    ([], 'lists no model'), ({'data': [{}]}, 'lists no model')])
+    ({'data': [{'id': 'first'}]}, ''), ({'data': 'x'}, 'lists no model'), ([], 'lists no model'),
+    ({'data': [{}]}, 'lists no model')])
 def test_the_default_model_is_the_first_one(client, server, models, says):
     server(models=models)
     if says:
@@ -316,8 +309,7 @@ def test_the_default_model_is_the_first_one(client, server, models, says):
     ({'base_url': 'https://example.org?key=secret'}, 'base_url must begin with http'),
     ({'base_url': 'ftp://example.org'}, 'base_url must begin with http'),
     ({'provider': 'groq', 'temperature': float('nan')}, 'temperature must be'),
-    ({'provider': 'groq', 'price_in': 1.0}, 'price_in and price_out go together'),
-    ({'provider': 'groq', 'extra': {'a': {1}}}, 'extra cannot be written as JSON')])
+    ({'provider': 'groq', 'price_in': 1.0}, 'price_in and price_out go together')])
 def test_wrong_settings_are_one_line(monkeypatch, capsys, settings, says):
     monkeypatch.setenv('GROQ_API_KEY', KEY)
     monkeypatch.setenv('OPENAI_API_KEY', f'{KEY} {KEY}')
@@ -329,7 +321,7 @@ def test_wrong_settings_are_one_line(monkeypatch, capsys, settings, says):
 
 
 @pytest.mark.parametrize('option, says', [
-    ('--num_workers=0', 'num_workers must be'), ('--timeout=0', 'timeout must be'),
+    ('--num_workers=0', 'num_workers must be'), ('--timeout=0', 'timeout more than 0'),
     ('--batch=True', 'sarvam has no Batch API'), ('--max_cost=1', 'max_cost needs the price of tiny')])
 def test_wrong_settings_of_collect_are_one_line(client, option, says):
     command = ('--provider=sarvam', '--price_in=-1', '--price_out=-1', option)
@@ -345,7 +337,7 @@ def test_wrong_settings_of_collect_are_one_line(client, option, says):
     ('{"story": "no"} or so\n</think>\n\nA story.', 'A story.'),
     ('He wrote </think> on it.', 'He wrote </think> on it.'),
     ([{'text': 'A '}, {'type': 'other'}, {'text': 'story.'}], 'A story.'),
-    ('<think>never ends', None), (None, None), (' ', None), (7, None)])
+    ('<think>never ends', None), (None, None), (' ', None)])
 def test_thoughts_are_left_out(content, text):
     data = {'choices': [{'message': {'content': content}}]}
     if text:
@@ -419,7 +411,7 @@ def test_open_batches_are_neither_forgotten_nor_mixed(client, server):
     process.send_signal(signal.SIGINT)
     status, out, err = end(process)
     assert status == 0 and 'the same command fetches them' in err and 'the same command continues' in out
-    assert '1 batches are open and paid for; --batch=True fetches them' in client.refuses('--total=10')
+    assert 'lists batches that are paid for; --batch=True fetches them' in client.refuses('--total=10')
     assert 'contains open batches of' in client.refuses('--total=10', '--batch=True', '--model=other')
     api.get('/release')
     client.run('--total=10', '--batch=True')
