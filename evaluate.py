@@ -30,7 +30,6 @@ is the number of stories. retention is the mean grade divided by the mean grade 
 
 import collections
 import hashlib
-import heapq
 import importlib.util
 import itertools
 import json
@@ -94,25 +93,12 @@ import metrics
 from files import check, fail, find, load_dataset, open_append, read_jsonl, read_texts, write_json, write_text
 
 use_judge = bool(provider or base_url)
-if use_judge or dry_run:
-    import chat
-    import replies
 
 
 def check_settings():
-    check(min(n_references, loss_tokens, dry_run) >= 0, 'n_references, loss_tokens and dry_run must be at least 0')
-    check(min(ngrams, default=1) >= 1, 'ngrams must be a list of numbers from 1')
-    check(0 <= repeat <= 100, 'repeat must be from 0 to 100')
-    all_scripts = metrics.count_scripts(map(chr, range(0x10000)))
-    check(not script or script.upper() in all_scripts, f'script is {script!r}; use a Unicode name such as LATIN')
-    try:
-        re.compile(opening)
-    except re.error as e:
-        check(False, f'opening is not a regular expression: {e}')
-    check(use_judge or not model, '--model needs --provider=… or --base_url=http…')
-    check(len(scale) == 2 and -1e9 < scale[0] < scale[1] < 1e9, 'scale must be two numbers, such as [1, 10]')
-    check(all(isinstance(name, str) for name in criteria), 'criteria must be a dict {name: meaning}')
-    check(choices.keys() <= criteria.keys(), 'choices must be a dict {criterion: {letter: number}}')
+    check(min(n_references, loss_tokens, dry_run, repeat) >= 0,
+          'n_references, loss_tokens, dry_run and repeat must be at least 0')
+    check(scale[0] < scale[1], 'scale must be two numbers, such as [1, 10]')
     if use_judge or dry_run:
         check(template and criteria, 'a judge needs a rubric: python evaluate.py config/evaluate_stories.py …')
         check(re.search(r'\{(story|continuation|split_story)\}', template),
@@ -145,11 +131,9 @@ def read_groups(text, is_reference):
     """Read files, as named in 'out/a/samples.jsonl,big=b.jsonl' -> a list of Groups, here named 'a' and 'big'"""
     groups = []
     for path in split_list(text):
-        name, equals, rest = path.partition('=')
-        if equals and not os.path.exists(path):
-            path = rest
-        else:
-            name = default_name(path)
+        name = default_name(path)
+        if '=' in path and not os.path.exists(path):  # a path may contain =, too
+            name, _, path = path.partition('=')
         path = find(path)
         groups.append(Group(name, path, is_reference, read_stories(path, is_reference)))
     return groups
@@ -159,41 +143,27 @@ def default_name(path):
     """out/a/samples.jsonl -> 'a', data/hindi/stories.jsonl -> 'hindi stories', x/b.jsonl -> 'b'"""
     folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
     stem = os.path.basename(path).split('.')[0]
-    if stem == 'samples':
-        return folder
-    if stem == 'stories':
-        return f'{folder} stories'
-    return stem
+    return {'samples': folder, 'stories': f'{folder} stories'}.get(stem, stem)
 
 
 def read_stories(path, is_reference):
     """The stories of a file; of references, n_references of them."""
-    rows = read_rows(path)
-    if is_reference and n_references:
-        # the smallest hashes: mostly the same stories when the file has grown
-        stories = heapq.nsmallest(n_references, rows, key=lambda story: digest(story['id'], story['story']))
-    else:
-        stories = list(rows)
+    stories = []
+    for number, row in enumerate(read_jsonl(path)):
+        text = isinstance(row, dict) and row.get('story', row.get('text'))
+        if not isinstance(text, str):
+            fail(f'{path}, row {number + 1}: no story or text in it')
+        prompt = row.get('prompt') or ''
+        stories.append({
+            'id': row.get('id', number), 'prompt': clean(prompt), 'story': clean(text), 'ended': row.get('ended')})
     if not stories:
         fail(f'{path} holds no story')
-    if len(stories) > 200_000:
-        fail(f'{path} has more than 200,000 stories, and comparing all pairs would take days; evaluate some of them')
-    if len({str(story['id']) for story in stories}) < len(stories):
-        fail(f'{path}: two stories with one id; was it joined from two files?')
+    if is_reference and n_references:
+        # the smallest hashes: mostly the same stories when the file has grown
+        stories.sort(key=lambda story: digest(story['id'], story['story']))
+        del stories[n_references:]
     split_openings(stories, is_reference)
     return stories
-
-
-def read_rows(path):
-    """Yield the rows of a file of stories as dicts of id, prompt, story and ended."""
-    for number, row in enumerate(read_jsonl(path)):
-        story = prompt = None
-        if isinstance(row, dict):
-            story = row.get('story', row.get('text'))
-            prompt = row.get('prompt') or ''
-        if not isinstance(story, str) or not isinstance(prompt, str):
-            fail(f'{path}, row {number + 1}: no story or text in it, or a prompt that is not text')
-        yield {'id': row.get('id', number), 'prompt': clean(prompt), 'story': clean(story), 'ended': row.get('ended')}
 
 
 def clean(text):
@@ -210,20 +180,28 @@ def digest(*values):
 def split_openings(stories, is_reference):
     """Split each story into its opening, which is the prompt, and its continuation, which the model wrote.
 
-    A reference without a prompt is split after its first sentence. kept: whether the story begins with its prompt.
-    copy: 0, 1, … for equal stories of one file, so that each gets its own grade.
+    A reference without a prompt is split after its first sentence or, if none ends, after 12 words.
+    kept: whether the story begins with its prompt. copy: 0, 1, … for equal stories of one file, so that each gets its
+    own grade.
     """
-    n_seen = collections.Counter()
+    n_copies = collections.Counter()
     for story in stories:
         text, head = story['story'], story['prompt']
         story['kept'] = text.startswith(head)
+        story['copy'] = n_copies[head, text]
+        n_copies[head, text] += 1
         if is_reference and not head:
             match = re.match(opening, text, flags=re.S)
             head = match[0] if match else ' '.join(text.split()[:12])
         story['opening'] = head
         story['continuation'] = text.removeprefix(head)
-        story['copy'] = n_seen[story['prompt'], text]
-        n_seen[story['prompt'], text] += 1
+
+
+def all_stories(groups):
+    stories = []
+    for group in groups:
+        stories += group.stories
+    return stories
 
 
 # -----------------------------------------------------------------------------
@@ -236,31 +214,22 @@ def measure_stories(groups):
     letters = metrics.count_scripts('\n'.join(story['opening'] or story['story'] for story in stories))
     metrics.measure_text(stories, script.upper() or max(letters, key=letters.get, default=''))
     if train_stories:
-        # references that are training stories would only be found to be copies of themselves
+        # a reference file that is a training file would only be found to be a copy of itself
         training_files = [find(path) for path in split_list(train_stories)]
-        suspects = [group for group in groups if not (group.is_reference and group.path in training_files)]
-        metrics.measure_copying(all_stories(suspects), training_batches(), ngrams)
+        others = [group for group in groups if not group.is_reference or group.path not in training_files]
+        metrics.measure_copying(all_stories(others), training_batches(), ngrams)
 
 
-def all_stories(groups):
-    stories = []
-    for group in groups:
-        stories += group.stories
-    return stories
-
-
-def training_batches(n_words=5_000_000):
-    """Yield the training stories in lists of some million words each, which bounds memory."""
+def training_batches():
+    """Yield the training stories in lists of about 25 million characters, which bounds memory."""
     texts, size = [], 0
-    with tqdm(desc='reading training stories', unit=' stories', leave=False, delay=1) as bar:
-        for source in split_list(train_stories):
-            for text in read_texts(source):
-                texts.append(clean(text))
-                size += text.count(' ') + 1
-                bar.update()
-                if size > n_words:
-                    yield texts
-                    texts, size = [], 0
+    for source in split_list(train_stories):
+        for text in tqdm(read_texts(source), 'reading training stories', unit=' stories', leave=False, delay=1):
+            texts.append(clean(text))
+            size += len(text)
+            if size > 25_000_000:
+                yield texts
+                texts, size = [], 0
     if texts:
         yield texts
 
@@ -272,18 +241,15 @@ def training_batches(n_words=5_000_000):
 def measure_losses(groups):
     """{name of a Group: measure_checkpoint} for the key `checkpoints` or, if it is empty, checkpoints beside samples"""
     models = [group for group in groups if not group.is_reference]
-    paths = split_list(checkpoints)
-    check(len(paths) in (0, len(models)), f'{len(models)} files of samples need as many checkpoints')
-    if paths:
-        return {group.name: measure_checkpoint(path) for group, path in zip(models, paths)}
+    paths = split_list(checkpoints) or [os.path.dirname(group.path) or '.' for group in models]
+    check(len(paths) == len(models), f'{len(models)} files of samples need as many checkpoints')
     losses = {}
-    for group in models:
-        folder = os.path.dirname(group.path) or '.'
-        if any(os.path.exists(os.path.join(folder, file)) for file in ('best.pt', 'ckpt.pt')):
-            if importlib.util.find_spec('hub'):
-                losses[group.name] = measure_checkpoint(folder)
-            else:
-                print(f'no loss of {folder}: copy hub.py, model.py and tokenizer.py beside evaluate.py')
+    for group, path in zip(models, paths):
+        has_checkpoint = any(os.path.exists(os.path.join(path, name)) for name in ('best.pt', 'ckpt.pt'))
+        if checkpoints or has_checkpoint and importlib.util.find_spec('hub'):
+            losses[group.name] = measure_checkpoint(path)
+        elif has_checkpoint:
+            print(f'no loss of {path}: copy hub.py, model.py and tokenizer.py beside evaluate.py')
     return losses
 
 
@@ -317,19 +283,17 @@ def measure_checkpoint(path):
 def mean_loss(net, tokens, device, dtype):
     """The mean loss on the first loss_tokens of the tokens (N,), in windows of block_size -> number of tokens, loss"""
     import torch
-    if loss_tokens:
-        tokens = tokens[:loss_tokens + 1]
-    size = min(net.config.block_size, len(tokens) - 1)
-    n_windows = (len(tokens) - 1) // size
+    n = min(loss_tokens or len(tokens), len(tokens) - 1)
+    size = min(net.config.block_size, n)
+    n -= n % size
+    ids = torch.from_numpy(tokens[:n + 1].astype(np.int64)).to(device)
+    inputs = ids[:-1].view(-1, size).split(16)  # (16, size) each
+    targets = ids[1:].view(-1, size).split(16)
     total = 0.0
-    amp = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
-    with torch.no_grad(), amp:
-        for first in tqdm(range(0, n_windows, 16), desc='loss', leave=False, delay=1):
-            n = min(16, n_windows - first)
-            chunk = tokens[first * size:(first + n) * size + 1].astype(np.int64)
-            chunk = torch.from_numpy(chunk).to(device)
-            total += net(chunk[:-1].view(n, size), chunk[1:].view(n, size)).item() * n
-    return n_windows * size, total / n_windows
+    with torch.no_grad(), torch.autocast(device, getattr(torch, dtype), enabled=dtype != 'float32'):
+        for x, y in tqdm(zip(inputs, targets), 'loss', len(inputs), leave=False, delay=1):
+            total += net(x, y).item() * len(x)
+    return n, total / (n // size)
 
 
 # -----------------------------------------------------------------------------
@@ -348,6 +312,7 @@ def fence(text, number):
 
 def write_prompt(story):
     """The messages to the judge: the template with its slots filled."""
+    import chat
     number = secrets.token_hex(8)
     head = story['opening'].replace('***', '* * *')
     rest = story['continuation'].replace('***', '* * *')
@@ -382,34 +347,39 @@ def grade_id(judge, story, number):
                   story['prompt'], story['opening'], story['story'], story['copy'], number)
 
 
+def connect():
+    """The judge for grade_stories, checked before the long measurements."""
+    import chat
+    return chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
+                        'or leave --provider out to evaluate without a judge')
+
+
 def grade_stories(groups, api, grades_path):
     """Request all missing grades from the judge and append them to grades.jsonl -> whether all grades are done"""
+    import chat
+    import replies
     judge = api['model']
     tasks = {}  # id of a grade -> (name of the Group, story, number of the grade)
     for group in groups:
         for story in group.stories:
-            # with repeat=0.1 a tenth of the stories, picked by a hash, get a second grade
-            chance = int(digest(story['prompt'], story['story'], story['copy']), 16) % 2**32 / 2**32
+            # with repeat=0.1 a tenth of the stories get a second grade; `chance` is a hash from 0 to 1
+            chance = int(digest(story['prompt'], story['story'], story['copy'])[-8:], 16) / 16**8
             for number in range(1 + int(repeat + chance)):
                 tasks[grade_id(judge, story, number)] = group.name, story, number
 
     file = open_append(grades_path)  # it is locked from now on, so no other run adds grades
     spent = [0, 0, 0]  # input tokens, output tokens, US dollars: `finished` adds what earlier runs spent
-    done = set(read_grades(groups, grades_path))
-    done |= {row['id'] for row in chat.finished(grades_path, spent)}  # also those that were given up
+    given_up_too = {row['id'] for row in chat.finished(grades_path, spent)}
+    done = load_grades(groups, grades_path).keys() | given_up_too
     # first grades before second ones, else in random order: if max_cost ends the run, the grades are a fair sample
     missing = sorted(tasks.keys() - done, key=lambda id: (tasks[id][2], id))
-    if not missing:
-        print(f'all {len(tasks):,} grades by {judge} are done')
-        return True
-    scales = grade_scales()
 
     def prompt(id):
         return write_prompt(tasks[id][1])
 
     def accept(id, reply):
         name, story, number = tasks[id]
-        scores, notes = replies.read_grades(prefill + reply, scales, choices)
+        scores, notes = replies.read_grades(prefill + reply, grade_scales(), choices)
         return [{'id': id, 'samples': name, 'sample': story['id'], 'repeat': number, 'judge': judge,
                  'scores': scores, 'notes': notes}]
 
@@ -419,14 +389,13 @@ def grade_stories(groups, api, grades_path):
         is_done=lambda id: id in done)
 
 
-def read_grades(groups, grades_path):
+def load_grades(groups, grades_path):
     """{id: row} of grades.jsonl in the folder of each Group and in out_dir"""
     paths = [os.path.join(os.path.dirname(group.path), 'grades.jsonl') for group in groups]
     grades = {}
     for path in filter(os.path.exists, [*paths, grades_path]):
         for row in read_jsonl(path):
-            is_grade = isinstance(row, dict) and row.keys() >= {'id', 'judge', 'repeat', 'scores'}
-            if not is_grade or not isinstance(row['repeat'], int):
+            if not isinstance(row, dict) or 'scores' not in row:
                 fail(f'{path}: {json.dumps(row):.60} is not a grade; delete its line')
             grades.setdefault(row['id'], row)
     return grades
@@ -437,20 +406,19 @@ def add_grades(stories, grades):
 
     scores[judge]: {criterion: score} for each of its grades. grades[judge]: {criterion: mean score}.
     """
-    judges = dict.fromkeys(row['judge'] for row in grades.values())
-    max_number = max((row['repeat'] for row in grades.values()), default=0)
+    judges = dict.fromkeys((row['judge'], row['repeat']) for row in grades.values())
     for story in stories:
-        story['scores'], story['grades'], story['notes'] = {}, {}, {}
-        for judge in judges:
-            ids = [grade_id(judge, story, number) for number in range(max_number + 1)]
-            rows = [grades[id] for id in ids if id in grades]
-            if rows:
-                scores = [row['scores'] for row in rows]
-                story['scores'][judge] = scores
-                story['grades'][judge] = {}
-                for name in criteria:
-                    story['grades'][judge][name] = statistics.fmean(score[name] for score in scores)
-                story['notes'][judge] = rows[0].get('notes', '')
+        scores = collections.defaultdict(list)
+        notes = {}
+        for judge, number in judges:
+            row = grades.get(grade_id(judge, story, number))
+            if row:
+                scores[judge].append(row['scores'])
+                notes.setdefault(judge, row.get('notes', ''))
+        means = collections.defaultdict(dict)
+        for judge, name in itertools.product(scores, criteria):
+            means[judge][name] = statistics.fmean(score[name] for score in scores[judge])
+        story |= {'scores': scores, 'grades': means, 'notes': notes}
 
 
 def count_given_up():
@@ -499,13 +467,12 @@ def summarize(group, judges, references):
     for judge, criterion in itertools.product(judges, criteria):
         values = grades_of(stories, judge, criterion)
         grade = metrics.estimate(values, clusters)
-        if not grade:
-            continue
-        grade['retention'] = None
-        if references and not group.is_reference:
-            reference_values = grades_of(references, judge, criterion)
-            grade['retention'] = metrics.ratio(values, clusters, reference_values, clusters_of(references))
-        grades[judge][criterion] = grade
+        if grade:
+            grade['retention'] = None
+            if not group.is_reference:
+                reference_values = grades_of(references, judge, criterion)
+                grade['retention'] = metrics.ratio(values, clusters, reference_values, clusters_of(references))
+            grades[judge][criterion] = grade
     n_prompts = len({story['prompt'] for story in stories})
     return {'samples': group.path, 'reference': group.is_reference, 'stories': len(stories), 'prompts': n_prompts,
             'text': text, 'grades': grades}
@@ -564,22 +531,18 @@ def make_results(groups, losses):
     models = [group for group in groups if not group.is_reference]
     references = all_stories(group for group in groups if group.is_reference)
     judges = {}
+    first_scores = []  # for each story the first grade by each judge
     for story in stories:
         judges |= story['grades']
-    results = {'models': {}, 'comparisons': [], 'consistency': {}}
+        first_scores.append([scores[0] for scores in story['scores'].values()])
+    results = {'models': {}, 'comparisons': [], 'agreement': measure_agreement(first_scores), 'consistency': {},
+               'criteria': grade_scales(), 'given_up': count_given_up(), 'config': config}  # config: configurator.py's
     for group in groups:
         row = {'checkpoint': None, 'loss': None} | losses.get(group.name, {})
         results['models'][group.name] = row | summarize(group, judges, references)
     for judge in judges:
         results['comparisons'] += compare_models(models, judge)
         results['consistency'][judge] = measure_agreement([story['scores'].get(judge, []) for story in stories])
-    first_scores = []
-    for story in stories:
-        first_scores.append([scores[0] for scores in story['scores'].values()])
-    results['agreement'] = measure_agreement(first_scores)
-    results['criteria'] = grade_scales()
-    results['given_up'] = count_given_up()
-    results['config'] = config  # all keys, from configurator.py
     return results
 
 
@@ -595,7 +558,7 @@ def write_report(results, groups):
         report.draw_grades(results, picture)
     stories_of = {group.name: group.stories for group in groups}
     report.write_page(tables, picture, stories_of, os.path.join(out_dir, 'report.html'))
-    print(text.removeprefix('# Results\n'))
+    print(text)
 
 
 # -----------------------------------------------------------------------------
@@ -618,14 +581,12 @@ if dry_run:
 else:
     if use_judge:
         write_prompt(stories[0])  # a wrong slot in the template ends the script here
-        api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
-                           'or leave --provider out to evaluate without a judge')
+        api = connect()
     measure_stories(groups)
     losses = measure_losses(groups)
-    is_complete = True
-    if use_judge:
-        is_complete = grade_stories(groups, api, grades_path)
-    add_grades(stories, read_grades(groups, grades_path))
+    if use_judge and not grade_stories(groups, api, grades_path):
+        print('not all stories are graded yet; the same command continues')
+    add_grades(stories, load_grades(groups, grades_path))
     results = make_results(groups, losses)
     write_json(os.path.join(out_dir, 'results.json'), results)
     if importlib.util.find_spec('report'):
@@ -635,5 +596,3 @@ else:
     print(f'the results are in {out_dir or "."}')
     if results['given_up']:
         print(f'{results["given_up"]:,} grades were given up; delete failed.jsonl there to try them again')
-    if not is_complete:
-        print('not all stories are graded yet; the same command continues')

@@ -61,27 +61,27 @@ class Words:
         self.text_of = np.repeat(np.arange(len(rows)), self.lengths)
         self.ends = np.repeat(np.cumsum(self.lengths), self.lengths)
 
-    def empty_runs(self):
-        """A run of 0 words at each word, for extend -> positions (words,), hashes (words,)"""
-        n = len(self.hashes)
-        return np.arange(n), np.zeros(n, np.uint64)
+    def runs(self, n):
+        """All runs of n words -> (runs,) the position of the first word of each, (runs,) hashes"""
+        positions = np.arange(len(self.hashes))
+        hashes = np.zeros(len(self.hashes), np.uint64)
+        for length in range(1, n + 1):
+            positions, hashes = self.extend(positions, hashes, length)
+        return positions, hashes
 
     def extend(self, positions, hashes, n):
         """Extend runs of n - 1 words to n words; those that would cross the end of their text are left out.
 
-        positions: (runs,) the first word of each run. hashes: (runs,) its hash, a polynomial of the hashes of its words
-        modulo 2^64 (Karp and Rabin 1987, "Efficient randomized pattern-matching algorithms"). -> the same for n words
+        A hash is a polynomial of the hashes of the words modulo 2^64 (Karp and Rabin 1987, "Efficient randomized
+        pattern-matching algorithms").
         """
         inside = positions + n <= self.ends[positions]
         positions = positions[inside]
-        hashes = hashes[inside] * BASE + self.hashes[positions + n - 1]
-        return positions, hashes
+        return positions, hashes[inside] * BASE + self.hashes[positions + n - 1]
 
     def ngrams(self, n):
-        """All runs of n words in order -> texts (runs,), the number of the text that each is in, and hashes (runs,)"""
-        positions, hashes = self.empty_runs()
-        for length in range(1, n + 1):
-            positions, hashes = self.extend(positions, hashes, length)
+        """All runs of n words in order -> (runs,) the number of the text that each is in, (runs,) hashes"""
+        positions, hashes = self.runs(n)
         return self.text_of[positions], hashes
 
     def split(self, texts, values):
@@ -92,11 +92,8 @@ class Words:
 
 def is_in(hashes, others):
     """Whether each hash is among the others. (n,), (m,) -> (n,) bool. numpy.isin takes several times as long."""
-    if not len(others):
-        return np.zeros(len(hashes), bool)
-    others = np.sort(others)
-    positions = np.searchsorted(others, hashes)
-    positions = np.minimum(positions, len(others) - 1)
+    others = np.append(np.sort(others), BASE)  # one more, where searchsorted returns the end
+    positions = np.searchsorted(others[:-1], hashes)
     return others[positions] == hashes
 
 
@@ -113,8 +110,8 @@ def longest_runs(words, corpus):
     A run of n words can only match where a run of n - 1 words did, so both sides shrink with every n.
     """
     longest = np.zeros(len(words.hashes), np.int64)
-    positions, hashes = words.empty_runs()
-    corpus_positions, corpus_hashes = corpus.empty_runs()
+    positions, hashes = words.runs(0)
+    corpus_positions, corpus_hashes = corpus.runs(0)
     for n in itertools.count(1):
         positions, hashes = words.extend(positions, hashes, n)
         corpus_positions, corpus_hashes = corpus.extend(corpus_positions, corpus_hashes, n)
@@ -175,14 +172,12 @@ def measure_text(stories, script):
     words = Words([story['continuation'] for story in stories])
     fourgrams = words.split(*words.ngrams(4))
     for story, n_words, grams in zip(stories, words.lengths, fourgrams):
-        measures = {'words': int(n_words), 'ended': math.nan, 'opening_kept': math.nan}
-        if story['ended'] is not None:
-            measures['ended'] = float(story['ended'] == 'eos')
-        if story['prompt']:
-            measures['opening_kept'] = float(story['kept'])
         letters = count_scripts(story['continuation'])
-        measures['right_script'] = fraction(letters[script], letters.total())
         n_different = len(np.unique(grams))
+        measures = {'words': int(n_words)}
+        measures['ended'] = math.nan if story['ended'] is None else float(story['ended'] == 'eos')
+        measures['opening_kept'] = float(story['kept']) if story['prompt'] else math.nan
+        measures['right_script'] = fraction(letters[script], letters.total())
         measures['repeated_4'] = fraction(len(grams) - n_different, len(grams))
         story['measures'] = measures
 
@@ -200,16 +195,13 @@ def measure_diversity(stories):
         _, hashes = words.ngrams(n)
         diversity[f'distinct_{n}'] = len(np.unique(hashes)) / len(hashes) if len(hashes) else None
 
-    diversity['self_rouge2'] = None
-    bigrams = words.split(*words.ngrams(2))
-    sizes = np.array([len(np.unique(grams)) for grams in bigrams])
+    sizes = np.array([len(np.unique(grams)) for grams in words.split(*words.ngrams(2))])
     similarities = []
     for counts, n in count_shared_bigrams(words, words):
-        if n:
-            similarity = 2 * counts / np.maximum(1, n + sizes)  # (stories,), 1 to the story itself
-            similarities.append(similarity.sum() - 1)
-    if similarities and len(stories) > 1:
-        diversity['self_rouge2'] = float(np.mean(similarities)) / (len(stories) - 1)
+        if n and len(stories) > 1:
+            similarity = 2 * counts / (n + sizes)  # (stories,), 1 to the story itself
+            similarities.append((similarity.sum() - 1) / (len(stories) - 1))
+    diversity['self_rouge2'] = float(np.mean(similarities)) if similarities else None
     return diversity
 
 
@@ -237,8 +229,9 @@ def measure_copying(stories, batches, ngrams):
                 nearest[i] = texts[best]
 
     for i, runs in enumerate(words.split(words.text_of, longest)):  # runs: (words of the story,)
+        story = stories[i]
         n_words = len(runs)
-        measures = stories[i]['measures']
+        measures = story['measures']
         for n in ngrams:
             n_grams = max(0, n_words - n + 1)
             n_copied = (runs[:n_grams] >= n).sum()
@@ -246,7 +239,7 @@ def measure_copying(stories, batches, ngrams):
         measures['copied_whole'] = float(runs[0] == n_words) if n_words else math.nan
         measures['longest_copied'] = int(runs.max(initial=0))
         measures['nearest_rouge2'] = fraction(n_shared[i], n_pairs[i])
-        stories[i]['nearest'] = nearest[i]
+        story['nearest'] = nearest[i]
 
 
 # -----------------------------------------------------------------------------
@@ -317,34 +310,37 @@ def ratio(values, clusters, reference, reference_clusters):
     """
     values, clusters = drop_missing(values, clusters)
     reference, reference_clusters = drop_missing(reference, reference_clusters)
-    if not len(values) or not len(reference) or reference.mean() <= 0:
+    if not len(values) or reference.sum() <= 0:
         return None
     means, n = resample_means(values, clusters)
     reference_means, n_reference = resample_means(reference, reference_clusters, SEED + 1)
     usable = reference_means > 0
-    low, high = interval(means[usable] / reference_means[usable], min(n, n_reference))
+    ratios = means[usable] / reference_means[usable]
+    low, high = interval(ratios, min(n, n_reference))
     mean = values.mean() / reference.mean()
     return {'mean': float(mean), 'low': low, 'high': high, 'n': len(values)}
 
 
-def permutation_p(differences, n_permutations=10_000):
+def permutation_p(differences):
     """The two-sided p-value of the mean of paired differences (n,) (Fisher 1935, "The Design of Experiments", 21).
 
     If two models are equally good, the sign of each difference is random. p is the fraction of random signs with a mean
-    as large as the observed one: of all signs if they are few, else of a sample that includes the observed signs
-    (Phipson and Smyth 2010, "Permutation P-values Should Never Be Zero").
+    as large as the observed one: of all signs if they are few, else of 10,000 and the observed ones (Phipson and Smyth
+    2010, "Permutation P-values Should Never Be Zero").
     """
     n = len(differences)
     observed = abs(differences.sum()) * (1 - 1e-9)  # equal sums may differ by rounding
-    if 2**n <= n_permutations:
+    if 2**n <= 10_000:
         signs = np.array(list(itertools.product([1, -1], repeat=n)))  # (2^n, n)
-        return float((abs(signs @ differences) >= observed).mean())
+        sums = abs(signs @ differences)
+        return float((sums >= observed).mean())
     rng = np.random.default_rng(SEED)
     count = 1
-    for _ in range(n_permutations // 1000):
+    for _ in range(10):  # 1,000 at a time, which bounds memory
         signs = rng.integers(2, size=(1000, n)) * 2.0 - 1
-        count += int((abs(signs @ differences) >= observed).sum())
-    return count / (1 + n_permutations)
+        sums = abs(signs @ differences)
+        count += int((sums >= observed).sum())
+    return count / 10_001
 
 
 def holm(p):
@@ -367,23 +363,26 @@ def agreement(units):
     units = [np.array(unit, float) for unit in units if len(unit) > 1]
     if len(units) < 2:
         return None
-    sums = []  # per unit: number of grades, their sum, sum of squares, n × variance
+    sums = []  # of each unit: the number of grades, their sum, their sum of squares, and n × their variance
+    differences = []
     for unit in units:
-        sums.append([len(unit), unit.sum(), (unit**2).sum(), len(unit) * unit.var(ddof=1)])
+        n = len(unit)
+        sums.append([n, unit.sum(), unit @ unit, n * unit.var(ddof=1)])
+        differences.append(abs(unit[0] - unit[1]))
     sums = np.array(sums)
 
-    def alpha(picked):
-        n, total, squares, within = sums[picked].sum(0)
+    def alpha(sums):
+        n, total, squares, within = sums.sum(0)
         variance = (squares - total**2 / n) / (n - 1)
-        if variance < 1e-9:  # all grades are equal
-            return math.nan
-        return float(1 - within / n / variance)
+        return 1 - within / n / variance if variance > 1e-9 else None
 
-    value = alpha(np.arange(len(units)))
     rng = np.random.default_rng(SEED)
-    resampled = [alpha(rng.integers(len(units), size=len(units))) for _ in range(1000)]
-    resampled = np.array(resampled)
-    low, high = interval(resampled[~np.isnan(resampled)], len(units))
-    differences = np.array([abs(unit[0] - unit[1]) for unit in units])
-    return {'alpha': None if math.isnan(value) else value, 'low': low, 'high': high, 'n': len(units),
-            'same': float((differences == 0).mean()), 'mean_difference': float(differences.mean())}
+    resampled = []
+    for _ in range(1000):
+        picked = rng.integers(len(units), size=len(units))
+        value = alpha(sums[picked])
+        if value is not None:
+            resampled.append(value)
+    low, high = interval(resampled, len(units))
+    return {'alpha': alpha(sums), 'low': low, 'high': high, 'n': len(units),
+            'same': differences.count(0) / len(units), 'mean_difference': float(np.mean(differences))}

@@ -10,7 +10,6 @@ A table is a dict: title, head (the names of its columns), rows (lists of texts)
 """
 
 import base64
-import itertools
 import json
 import math
 import os
@@ -47,8 +46,6 @@ def format_value(value, key=''):
 
 def format_size(n):
     """2634816 -> '2.63 M'"""
-    if n is None:
-        return ''
     if n >= 1e7:
         return f'{n / 1e6:.1f} M'
     if n >= 1e5:
@@ -57,13 +54,11 @@ def format_size(n):
 
 
 def error_bars(estimates):
-    """Matplotlib's yerr: how far each interval reaches below and above its mean. -> [[below, …], [above, …]]"""
-    below, above = [], []
-    for estimate in estimates:
-        has_interval = estimate['low'] is not None
-        below.append(estimate['mean'] - estimate['low'] if has_interval else 0)
-        above.append(estimate['high'] - estimate['mean'] if has_interval else 0)
-    return [below, above]
+    """Matplotlib's yerr: how far each interval reaches below and above its mean -> two arrays, nan without interval"""
+    import numpy as np
+    rows = [(estimate['mean'], estimate['low'], estimate['high']) for estimate in estimates]
+    mean, low, high = np.array(rows, float).reshape(-1, 3).T
+    return mean - low, high - mean
 
 
 # -----------------------------------------------------------------------------
@@ -72,11 +67,9 @@ def error_bars(estimates):
 
 def table(title, head, rows, note=''):
     """A table without its empty columns; the first one always stays."""
-    keep = []
-    for i in range(len(head)):
-        keep.append(i == 0 or any(row[i] for row in rows))
-    head = list(itertools.compress(head, keep))
-    rows = [list(itertools.compress(row, keep)) for row in rows]
+    first, *columns = zip(head, *rows)
+    columns = [column for column in columns if any(column[1:])]
+    head, *rows = zip(first, *columns)
     return {'title': title, 'head': head, 'rows': rows, 'note': note}
 
 
@@ -84,13 +77,9 @@ def tables_of(results):
     """The tables of results.json; those without rows are left out."""
     tables = []
     for judge in judges_of(results):
-        tables.append(grades_table(results, judge))
-        tables.append(retention_table(results, judge))
-    tables.append(comparisons_table(results))
-    tables.append(agreement_table(results))
-    tables.append(consistency_table(results))
-    tables.append(loss_table(results))
-    tables.append(text_table(results))
+        tables += [grades_table(results, judge), retention_table(results, judge)]
+    for make in (comparisons_table, agreement_table, consistency_table, loss_table, text_table):
+        tables.append(make(results))
     return [table for table in tables if table['rows']]
 
 
@@ -107,11 +96,13 @@ MODEL_HEAD = ['model', 'width', 'layers', 'size', 'eval loss']
 
 def model_cells(name, row):
     """The cells of a model in the columns of MODEL_HEAD."""
-    checkpoint = row['checkpoint'] or {}
-    width = format_value(checkpoint.get('n_embd'))
-    layers = format_value(checkpoint.get('n_layer'))
-    loss = f'{row["loss"]["val_loss"]:.3f}' if row['loss'] else ''
-    return [display_name(name, row), width, layers, format_size(checkpoint.get('n_params')), loss]
+    cells = [display_name(name, row), '', '', '', '']
+    if row['checkpoint']:
+        size = row['checkpoint']
+        cells[1:4] = str(size['n_embd']), str(size['n_layer']), format_size(size['n_params'])
+    if row['loss']:
+        cells[4] = f'{row["loss"]["val_loss"]:.3f}'
+    return cells
 
 
 def display_name(name, row):
@@ -203,7 +194,9 @@ TEXT_NOTE = (
 def text_table(results):
     """A row for each measure of the texts and a column for each model."""
     models = results['models']
-    keys = dict.fromkeys(key for row in models.values() for key in row['text'])
+    keys = {}
+    for row in models.values():
+        keys |= row['text']
     rows = []
     for key in keys:
         cells = [format_value(row['text'].get(key), key) for row in models.values()]
@@ -252,13 +245,13 @@ def draw_grades(results, path):
     panels = figure.subplots(len(judges), squeeze=False)[:, 0]
     for panel, judge in zip(panels, judges):
         for i, (name, row) in enumerate(models.items()):
-            grades = row['grades'].get(judge, {})
+            grades = row['grades'].get(judge, {}).values()  # by all criteria, or none
             offset = 0.8 * ((i + 0.5) / len(models) - 0.5)  # of the bar from the middle of its group
-            positions = [k + offset for k, criterion in enumerate(criteria) if criterion in grades]
-            means = [grade['mean'] for grade in grades.values()]
-            panel.bar(positions, means, 0.74 / len(models), yerr=error_bars(grades.values()), capsize=2,
+            positions = [k + offset for k in range(len(grades))]
+            means = [grade['mean'] for grade in grades]
+            panel.bar(positions, means, 0.74 / len(models), yerr=error_bars(grades), capsize=2,
                       color=colors(i), alpha=0.5 if row['reference'] else 0.9, label=display_name(name, row))
-        panel.set_xticks(range(len(criteria)), [criterion.replace('_', ' ') for criterion in criteria])
+        panel.set_xticks(range(len(criteria)), list(criteria))
         panel.set_ylim(0, max(high for _, high in criteria.values()))
         panel.set_title(f'grades by {judge}')
         panel.grid(axis='y', alpha=0.3)
@@ -284,11 +277,9 @@ def write_page(tables, picture, stories_of, path):
     rows = []
     for name, stories in stories_of.items():
         for story in stories:
-            row = {'model': name, 'nearest': story.get('nearest', '')}
-            for key in ('id', 'opening', 'continuation', 'grades', 'notes'):
-                row[key] = story[key]
+            row = {key: story.get(key, '') for key in ('id', 'opening', 'continuation', 'grades', 'notes', 'nearest')}
             row['measures'] = {key: value for key, value in story['measures'].items() if not math.isnan(value)}
-            rows.append(row)
+            rows.append(row | {'model': name})
     if picture:
         with open(picture, 'rb') as f:
             picture = 'data:image/png;base64,' + base64.b64encode(f.read()).decode()

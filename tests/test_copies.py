@@ -89,7 +89,8 @@ def test_evaluate(prepared, copy):
     (folder.path / 'samples.jsonl').write_text('\n'.join(map(json.dumps, stories)), encoding='utf-8')
     folder.run('evaluate.py', '--samples=samples.jsonl')
     assert folder.json('results.json')['models']
-    refusal = folder.refuses('evaluate.py', '--samples=samples.jsonl', '--provider=ollama')
+    rubric = ['--template={story}', "--criteria={'grammar': ''}"]
+    refusal = folder.refuses('evaluate.py', '--samples=samples.jsonl', '--provider=ollama', *rubric)
     assert refusal == 'evaluate.py: chat.py is missing: copy it beside evaluate.py'
 
 

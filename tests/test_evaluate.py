@@ -115,7 +115,7 @@ def test_two_models_references_and_repeats_by_two_judges(project, judge):
     assert len({row['id'] for row in rows}) == len(rows)
     repeats = [row['repeat'] for row in rows]
     assert repeats.count(0) == 2 * (36 + 36 + 20) and 60 < repeats.count(1) < 124
-    assert 'all ' in project.run(*command, '--model=two') and project.jsonl('out/both/grades.jsonl') == rows
+    assert '0 grades added' in project.run(*command, '--model=two') and project.jsonl('out/both/grades.jsonl') == rows
 
     results = project.json('out/both/results.json')
     assert list(results['models']) == ['a', 'b', 'written'] and results['models']['written']['reference']
@@ -140,7 +140,7 @@ def test_a_grade_stays_valid_when_files_move_but_not_when_the_story_changes(proj
     project.run(*GRADE, url)
     shutil.move(project.path / 'grades.jsonl', project.path / 'moved')
     command = ['evaluate.py', RUBRIC, '--samples=moved/other.jsonl', '--out_dir=elsewhere', url]
-    assert 'all 36 grades' in project.run(*command)
+    assert '0 grades added' in project.run(*command)
     rows[5]['story'] += ' फिर वह सो गया।'
     write(project, 'moved/other.jsonl', rows)
     assert '1 grades added' in project.run(*command)
@@ -169,8 +169,6 @@ def test_rejected_replies_are_given_up_and_counted(project, judge):
     (2, [RUBRIC, '--samples=s.jsonl', '--dry_run=1', '--template={story} {stroy}'], '{stroy}'),
     (2, [RUBRIC, '--samples=s.jsonl', '--dry_run=1', '--template=hello'], '{story}'),
     (2, [RUBRIC, '--samples=s.jsonl', '--scale=[10, 1]'], 'scale'),
-    (2, ['--samples=s.jsonl', '--opening=('], 'regular expression'),
-    (2, ['--samples=s.jsonl', '--script=klingon'], 'klingon'),
     (1, ['--samples=s.jsonl', '--train_stories=none.jsonl'], 'none.jsonl'),
     (1, ['--samples=s.jsonl', '--checkpoints=out/none'], 'out/none'),
 ])
