@@ -99,6 +99,10 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
     check(re.fullmatch(r'[!-~]*', key),
           f'{key_variable} is not a key: it contains white space or letters outside ASCII')
     check(temperature >= 0 and max_tokens >= 1, 'temperature must be at least 0, max_tokens at least 1')
+    try:
+        json.dumps([temperature, extra], allow_nan=False)
+    except (TypeError, ValueError) as e:
+        check(False, f'temperature or extra cannot be written as JSON: {e}')
     check((price_in < 0) == (price_out < 0), 'price_in and price_out go together, in US dollars per million tokens')
 
     name = provider if provider in PROVIDERS else url
