@@ -392,12 +392,10 @@ def data_and_loss():
     meta = checkpoint.get('meta')
     if not meta:
         return {}
-    hub.check_types(meta, {'tokenizer': str, 'stories': dict, 'tokens': dict, 'bytes': dict}, out_dir)
     rows = {'tokenizer': meta['tokenizer']}
     for unit in ('stories', 'tokens', 'bytes'):
         for split, n in meta[unit].items():
             rows[f'{unit}, {split}'] = n
-    hub.check_types(checkpoint, {'best_val_loss': float}, out_dir)
     loss = checkpoint['best_val_loss']
     bits_per_byte = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
     rows['validation loss, nats per token'] = f'{loss:.4f}'

@@ -199,7 +199,7 @@ def test_names_that_lead_to_other_files(home):
 
 @slow
 def test_a_checkpoint_names_no_place_to_write_to(home):
-    """Its settings are only shown, and broken ones are refused."""
+    """Its settings are only shown."""
     (home.path / 'evil/best.pt').write_bytes(checkpoint(home, config={'dataset': '../../../x', 'out_dir': '/tmp/x'}))
     before = set(home.path.rglob('*'))
     home.run('export.py', '--out_dir=evil', '--examples=0')
@@ -207,9 +207,6 @@ def test_a_checkpoint_names_no_place_to_write_to(home):
     new = {path.relative_to(home.path).parts for path in set(home.path.rglob('*')) - before}
     assert {parts[0] for parts in new if '__pycache__' not in parts} == {'evil'}
     assert not os.path.exists('/tmp/x') and not (home.path.parents[1] / 'x').exists()
-    for changes in ({'config': 5}, {'config': {'dataset': 5}}, {'meta': ['x']}, {'meta': {'stories': 3}}):
-        (home.path / 'evil/best.pt').write_bytes(checkpoint(home, **changes))
-        assert 'evil' in home.refuses('export.py', '--out_dir=evil', '--examples=0')
 
 
 # -----------------------------------------------------------------------------
