@@ -8,7 +8,8 @@ Generates children's stories: word lists -> prompts -> a grammar or a chat API -
 
 - Prompt i combines a noun, a verb, an adjective and a feature of data/<language>/*.txt; each combination comes
   once per epoch.
-- A story's id is the number of its prompt. The same command resumes: it generates only the stories that are missing.
+- A story's id is the number of its prompt (with several stories per reply: number * items, and on).
+- The same command resumes: it generates only the stories that are missing.
 - The provider `grammar` needs no key and no network. It fills in the plots of data/<language>/plots.txt.
 - With a chat API, only stories that pass every check of replies.py are written.
 """
@@ -126,7 +127,7 @@ def spread(rows, n, start=0):
 def permute(i, n, key):
     """Element i of a pseudo-random permutation of range(n), without computing the rest of it.
 
-    A Feistel network over the next even number of bits, repeated until the result is below n (Black and Rogaway 2002,
+    A Feistel network on enough bits for n; a result that is not below n is encrypted again (Black and Rogaway 2002,
     "Ciphers with arbitrary finite domains").
     """
     half_bits = (max(2, (n - 1).bit_length()) + 1) // 2
@@ -163,7 +164,7 @@ def word_columns(word_rows):
 # plots.txt has plots, "== plot name | role=tag", and fragments, "== name" with one alternative per line. In both,
 # - (a|b) stands for one of these at random
 # - {noun} is a seed word, {noun.plural} another column of its list, {hero} a character, {hero:he|she} agrees with it
-# - {name} is a random line of the fragment; {name@noun} of the one for a tag of the noun, "== name@tag"
+# - {name} is a random line of the fragment; {name@noun} a line of "== name@tag" if the noun has such a tag
 # - {^name} begins with a capital
 # BRACKET finds the innermost brackets: (options) or, in five groups with the options, {^ name .@: detail}
 BRACKET = re.compile(r'\(([^(){}]*)\)|\{(\^?)([^(){}.@:]+)([.@:]?)([^(){}]*)\}')
@@ -299,7 +300,7 @@ def read_reply(i, reply):
             row['complexity'] = complexity
         rows.append(row)
     if not rows:
-        raise reasons[0]
+        raise reasons[0]  # stories_in rejects a reply without stories
     return rows
 
 
@@ -308,7 +309,7 @@ def check_story(headline, text):
     text = replies.check(clean(text), min_words, max_words, proper_nouns)
     if headline:
         headline = replies.check(clean(headline), 2, 30, proper_nouns, is_headline=True)
-        text = f'{headline}</h> {text}'
+        text = f'{headline}</h> {text}'  # </h> ends a headline, and becomes one token
     if seen.add(text):
         raise chat.Rejected('duplicate')
     return text
@@ -379,7 +380,8 @@ def generate():
     return chat.collect(
         connect(), missing_ids, write_prompt, read_reply, f, total=len(ids), n_done=n_done, spent=spent, unit='stories',
         num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch,
-        whole=reply_format == 'json', is_done=lambda i: i in done)
+        whole=reply_format == 'json',  # HTML that is cut off can still be read
+        is_done=lambda i: i in done)
 
 
 def upload():

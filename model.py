@@ -6,8 +6,8 @@ Notable choices, each a field of GPTConfig:
 - n_kv_head < n_head is grouped-query attention.
 - norm='layernorm', position='learned', mlp='gelu_new', bias=True is GPT-2; bias=False, mlp='gelu' is nanoGPT.
 - qk_norm=True is Qwen3's RMSNorm on queries and keys.
-- mlp='relu2' trains faster than SwiGLU on a CPU. Exported as a Llama it has the activation ReLU, and one matrix is
-  both gate and up, since relu(z) · z = relu(z)².
+- mlp='relu2' trains faster than SwiGLU on a CPU. It can be exported as a Llama, whose MLP is act(gate(x)) · up(x):
+  with ReLU and gate = up that is relu(z)².
 hub.py and export.py exchange weights with Hugging Face's Llama, GPT-2 and Qwen3.
 
 cpu_kernels.py has faster versions of some functions for CPUs. It is optional; this file alone computes the same.
@@ -144,7 +144,7 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, self.head_size) if config.qk_norm else None
 
     def forward(self, x, rope, layer, attend):
-        """rope: (cos, sin) or None. attend: see GPT.hidden; None = causal attention."""
+        """rope: (cos, sin) or None. layer: its number. attend: see GPT.hidden; None = causal attention."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, -1, self.head_size)  # (B, T, n_head + 2 * n_kv_head, d)
         qk, v = qkv.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
@@ -327,7 +327,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        # 2**21 logits (8 MB) fit in the cache of a CPU. With fewer than 256 rows, adding to dweight takes too long.
+        # 2**21 logits (8 MB) fit in the cache of a CPU. Each chunk adds to all of dweight, too slow below 256 rows.
         # With more than 2048, the products that are summed in dweight could overflow float16.
         n_rows = (2**26 if x.is_cuda else 2**21) // len(weight)
         n_rows = max(256, min(2048, n_rows))
@@ -344,7 +344,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if needs_dx:
                 # the gradient of the logits is softmax - onehot(target), and expm1(log p) = p - 1
                 dlogits = logprobs.exp_().scatter_(1, target, target_logprobs.expm1())
-                # autocast casts dlogits, which are float32, for the two products
+                # autocast casts dlogits, which are float32, for these products
                 dx[rows] = dlogits @ weight
                 if dweight is not None:
                     dweight += dlogits.t() @ x[rows]
@@ -392,7 +392,7 @@ def learn_bigrams(model, tokens, steps, seed, amp):
             target = targets.index_select(0, rows).to_dense() * n_times[rows, None]
             with amp:
                 logits = model.head(model.norm(model.wte(drawn[rows].to(device))))
-            # a sum, since the gradients of a mean could underflow in float16
+            # a sum: the gradients of a mean could underflow in float16, and Adam does not depend on their scale
             F.cross_entropy(logits.float(), target.to(device), reduction='sum').backward()
         adam.step()
         schedule.step()
@@ -402,7 +402,8 @@ def learn_bigrams(model, tokens, steps, seed, amp):
 class LossGuard:
     """Finds training steps that would damage the weights.
 
-    A spike is a loss 2 nats and 10 standard deviations above the mean of the last 100 good losses.
+    These are NaN, infinity, and a loss that is more than 2 nats and also more than 10 standard deviations above the
+    mean of the last 100 good losses.
     """
 
     def __init__(self):
@@ -468,11 +469,12 @@ class KVTensors:
         q: (B, n_head, 1, d); k, v: (B, n_kv_head, 1, d) -> (B, n_head, 1, d)
         """
         B, H, _, d = q.shape
-        self.keys[layer, self.slots, :, self.positions] = k[:, :, 0].type_as(self.keys)
+        self.keys[layer, self.slots, :, self.positions] = k[:, :, 0].type_as(self.keys)  # (B, n_kv_head, d)
         self.values[layer, self.slots, :, self.positions] = v[:, :, 0].type_as(self.values)
         keys = self.keys[layer, :B, :, :self.end]
         values = self.values[layer, :B, :, :self.end]
-        q = q.reshape(B, k.size(1), -1, d).type_as(keys)  # heads that share keys become positions of one head
+        # the queries that share a key head are its positions: (B, n_kv_head, n_head / n_kv_head, d)
+        q = q.reshape(B, k.size(1), -1, d).type_as(keys)
         return F.scaled_dot_product_attention(q, keys, values, self.mask).reshape(B, H, 1, d)
 
     def move(self, source, target):
@@ -587,7 +589,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
         return Sequence(index, prompt, seed, max_new_tokens)
 
     while waiting or running:
-        if not running:
+        if not running:  # at the start, or when a cache that cannot refill has finished its batch
             cache.lengths[:] = [0] * n_slots
             while waiting and len(running) < n_slots:
                 running.append(next_sequence())
@@ -617,7 +619,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
         yield [(sequence.index, token) for sequence, token in zip(batch, tokens)]
 
         # 3) refill the slots of finished sequences, or else move the last slot there
-        for slot in reversed(range(len(running))):  # backwards, so that the last slot is not finished itself
+        for slot in reversed(range(len(running))):  # the slots after this one are not finished
             sequence = running[slot]
             if cache.lengths[slot] == block_size:
                 cache.lengths[slot] = 0  # full: prefill its last half, see Sequence.window
@@ -770,19 +772,19 @@ def load_training_state(path, checkpoint, optimizers, scaler, guard):
 
 
 def check_resume(path, checkpoint, config, meta, vocab):
-    """End the program when a run with this config and data would not continue the one in the checkpoint."""
+    """End the program if this config or data differ from those of the checkpoint in a way that makes it another run."""
     if not {'model_args', 'model', 'config', 'meta', 'tokenizer', 'step'} <= checkpoint.keys():
         fail(f'{path} is not a checkpoint of train.py; use its weights with --init_from={path} and another --out_dir')
     from tokenizers import Tokenizer
     if Tokenizer.from_str(checkpoint['tokenizer']['spec']).get_vocab() != vocab:
         fail(f'{path} has another tokenizer than the data; prepare them with --tokenizer={path} --trim=False')
 
-    def facts(config, meta):
+    def comparable_settings(config, meta):
         sequences = config['batch_size'] * config['gradient_accumulation_steps']
         return config | {'sequences in a step': sequences, 'tokens in train.bin': meta['tokens']['train']}
 
-    before = facts(checkpoint['config'], checkpoint['meta'])
-    now = facts(config, meta)
+    before = comparable_settings(checkpoint['config'], checkpoint['meta'])
+    now = comparable_settings(config, meta)
     fixed = {*GPTConfig.__dataclass_fields__, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha',
              'sequences in a step', 'tokens in train.bin'} - {'dropout'}
     # older checkpoints lack some keys

@@ -29,7 +29,7 @@ wandb_log = False  # log to Weights & Biases too
 wandb_project = 'nanokahani'
 wandb_run_name = 'gpt'
 # batches
-batch_size = 32  # sequences in one forward pass; smaller where a process has fewer of them in a step
+batch_size = 32  # sequences in one forward pass, or fewer if a process gets fewer in a step
 gradient_accumulation_steps = 1  # batches in a step, summed over all processes
 block_size = 512  # tokens in a sequence
 seed = 1337  # random seed for the initial weights, the order of the stories, and dropout
@@ -55,7 +55,7 @@ merge_lora = False  # at the end merge the adapters into the weights of best.pt,
 # optimizer
 optimizer = 'adamw'  # 'adamw', or 'muon' for the matrices of the blocks with AdamW for all other parameters
 learning_rate = 1e-3  # peak learning rate
-embedding_lr = 0.0  # peak learning rate of embedding and head, then without weight decay; 0.0 = learning_rate
+embedding_lr = 0.0  # peak learning rate of embedding and head; if set, they get no weight decay; 0.0 = learning_rate
 bigram_steps = 0  # steps before step 0 that train embedding and head on token pairs; needs tie_weights=False; try 40
 muon_momentum = 0.95  # 0.85 is better for runs of a few hundred steps
 muon_ns_steps = 5  # Newton-Schulz iterations in a Muon step; 3 is faster and enough for small batches
@@ -170,7 +170,7 @@ if os.path.exists(ckpt_path) and init_from != 'resume' and not eval_only:
     fail(f'{ckpt_path} exists already; continue it with --init_from=resume, or use another --out_dir')
 
 def start_from(name):
-    """Another model, cut to block_size, with adapters if lora_rank says so."""
+    """Another model, cut to block_size, with adapters if lora_rank > 0."""
     import hub
     check(not bigram_steps, 'bigram_steps would overwrite the embedding of another model; use --bigram_steps=0')
     check(not lora_rank or not embedding_lr, 'lora_rank does not train the embedding; use --embedding_lr=0.0')
@@ -184,7 +184,7 @@ if init_from == 'scratch':
     check(not bigram_steps or not tie_weights, 'bigram_steps needs tie_weights=False')
     model = GPT(GPTConfig(vocab_size=meta['vocab_size'], **model_args)).to(device)
     if bigram_steps and is_master:  # DistributedDataParallel copies the weights to the other processes
-        learn_bigrams(model, train_tokens[:2**24], bigram_steps, seed, amp)  # 16 M tokens have pairs enough
+        learn_bigrams(model, train_tokens[:2**24], bigram_steps, seed, amp)  # 16 M tokens contain enough pairs
 elif init_from == 'resume':
     saved = load_checkpoint(ckpt_path)
     check_resume(ckpt_path, saved, config, meta, tokenizer.get_vocab())
@@ -237,7 +237,7 @@ def evaluate():
     for i in range(rank * batch_size, n, world_size * batch_size):
         k = min(batch_size, n - i)
         x, y = inputs_and_targets(val_tokens[i * size:(i + k) * size + 1], k)
-        with amp:  # not net: the processes may have different numbers of batches, of different sizes
+        with amp:  # model, not net: DDP needs equally many batches in each process
             total += model(x, y).item() * k
         count += k
     model.train()
@@ -252,7 +252,7 @@ def sample_story():
     model.eval()
     ids = []
     for new_tokens in generate(model, [[meta['bos']]], min(256, block_size - 1), meta['eos'], [step], temperature=0.8):
-        ids += [token for _, token in new_tokens]
+        ids += [token for _, token in new_tokens]  # (number of the prompt, token)
     model.train()
     return tokenizer.decode(ids)
 
@@ -279,9 +279,9 @@ def request_stop(number, frame):
     stop_signal = signal.Signals(number).name
     signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
 
-for number in (signal.SIGINT, signal.SIGTERM):
-    previous_handler = signal.signal(number, request_stop)
-    at_end(partial(signal.signal, number, previous_handler))  # a notebook lives on
+if not eval_only:
+    for number in (signal.SIGINT, signal.SIGTERM):  # at the end the previous handler is restored, for notebooks
+        at_end(partial(signal.signal, number, signal.signal(number, request_stop)))
 if sum_over_ranks([step], device) != [step * world_size]:
     fail(f'the processes start at different steps; all nodes must see the same {out_dir}')
 if is_master:
@@ -336,7 +336,8 @@ while step < max_iters and not stop_reason and not eval_only:
         fail(f'{problem} at step {step}; the last checkpoint in {out_dir} is good. Lower learning_rate, '
              'set grad_clip=1.0, or skip such steps with --skip_nan=True')
     for opt in optimizers:
-        if not problem and math.isfinite(grad_norm):  # else float16 overflowed, and update() lowers the loss scale
+        # an overflow of float16 is no problem: all optimizers skip the step, and update() lowers the loss scale
+        if not problem and math.isfinite(grad_norm):
             scaler.step(opt)
         opt.zero_grad(set_to_none=True)
     scaler.update()
@@ -344,7 +345,7 @@ while step < max_iters and not stop_reason and not eval_only:
     bar.update()
 
     # 6) log, evaluate, save
-    # no evaluation after a signal: the process may be killed soon
+    # a signal starts no extra evaluation: the process may be killed soon
     evaluating = step % eval_interval == 0 or step == max_iters or stop_reason == 'max_minutes'
     if step % log_interval and not evaluating and not stop_reason:
         continue
