@@ -1,5 +1,5 @@
 """
-Measures the speed of each stage on this machine, optionally beside nanoGPT, llama2.c and Transformers.
+Measures the speed of preparing, training and generation here, optionally beside nanoGPT, llama2.c and Transformers.
 
     python bench.py
     python bench.py --peers=../peers          peers contains git checkouts of nanoGPT, llama2.c, or both
@@ -24,12 +24,11 @@ import tempfile
 import time
 
 # -----------------------------------------------------------------------------
-stages = ['compose', 'chat', 'prepare', 'train', 'generate']  # what to measure; 'many' and 'grow' take longer
+stages = ['prepare', 'train', 'generate']  # what to measure; 'many' and 'grow' take longer
 repetitions = 3
 peers = ''  # folder with checkouts of karpathy/nanoGPT, karpathy/llama2.c, or both
 out_dir = 'out/bench'
 source = ''  # stories for prepare.py; '' = 5,000 English stories of the grammar
-num_workers = 64  # in the stage chat: requests in flight to a local server that answers after one second
 # model
 vocab_size = 4096  # with tokenizer = 'train'
 tokenizer = 'train'  # any of prepare.py's
@@ -58,7 +57,7 @@ import tokenizers
 import torch
 
 import report
-from files import check, fail, find, read_jsonl, read_texts, replacing, write_text
+from files import check, fail, read_jsonl, read_texts, replacing, write_text
 from model import GPT, GPTConfig, checkpoint_path, choose_device, generate, load_checkpoint, model_from
 
 run_dir = f'{out_dir}/run'  # the model
@@ -124,38 +123,7 @@ def write_table(name, head, lines):
 
 
 # -----------------------------------------------------------------------------
-# stories and tokens
-
-
-def write_stories(*config_files, **options):
-    """Seconds that generate_data.py takes for new stories."""
-    with tempfile.TemporaryDirectory() as folder:
-        return seconds(run_script, 'generate_data.py', *config_files, out=f'{folder}/stories.jsonl', **options)
-
-
-def bench_compose():
-    def rate():
-        return 5000 / write_stories(language='english', total=5000)
-
-    measure('write stories with the grammar', 'stories/s', {'generate_data.py': rate})
-
-
-def bench_chat():
-    command = [sys.executable, f'{here}/tests/chat_server.py', '{"latency": 1}']
-    server = subprocess.Popen(command, stdout=subprocess.PIPE)
-    port = int(server.stdout.readline())
-    total = 10 * num_workers
-
-    def rate():
-        taken = write_stories(find('config/generate_hindi.py'), base_url=f'http://127.0.0.1:{port}', model='x',
-                              num_workers=num_workers, total=total)
-        return 60 * total / taken
-
-    try:
-        at_most = 60 * num_workers
-        measure(f'write stories with a chat API, at most {at_most:,}', 'stories/min', {'generate_data.py': rate})
-    finally:
-        server.kill()
+# preparing
 
 
 def prepare():
@@ -208,18 +176,12 @@ def train_nanogpt(compile):
 
 
 def bench_train():
-    log = []
-
-    def train_ours():
-        log.append(train(run_dir))
-        return log[-1]['tokens_per_s']
-
     others = {}
     if os.path.exists(nanogpt):
         others = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT, compiled': lambda: train_nanogpt(True)}
-    measure('train', 'tokens/s', {'train.py': train_ours}, others)
-    share = max(row['utilization'] for row in log)
-    rows[-1][1] += f', {share:.0%} of the measured rate of matrix products'
+    measure('train', 'tokens/s', {'train.py': lambda: train(run_dir)['tokens_per_s']}, others)
+    *_, last = read_jsonl(f'{run_dir}/log.jsonl')
+    rows[-1][1] += f', {last["utilization"]:.0%} of the measured rate of matrix products in the last run'
 
 
 # -----------------------------------------------------------------------------
@@ -377,8 +339,8 @@ def bench_grow():
 # -----------------------------------------------------------------------------
 # main
 
-STAGES = {'compose': bench_compose, 'chat': bench_chat, 'prepare': bench_prepare, 'train': bench_train,
-          'generate': bench_generate, 'many': bench_many, 'grow': bench_grow}
+STAGES = {'prepare': bench_prepare, 'train': bench_train, 'generate': bench_generate, 'many': bench_many,
+          'grow': bench_grow}
 check(set(stages) <= set(STAGES), f'stages can be {", ".join(STAGES)}')
 check(not peers or os.path.exists(peers), f'peers: there is no folder {peers!r}')
 device, dtype = choose_device(device, dtype)
@@ -386,8 +348,7 @@ print(f'{device}, {dtype}, {torch.get_num_threads()} threads')
 if not source:
     source = f'{out_dir}/stories.jsonl'
     run_script('generate_data.py', language='english', total=5000, out=source)
-if set(stages) & {'prepare', 'train', 'generate', 'many', 'grow'}:
-    prepare()
+prepare()
 if 'generate' in stages or 'many' in stages and not model_dir:
     train(run_dir)
 for stage in stages:

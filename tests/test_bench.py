@@ -1,13 +1,10 @@
 """bench.py at small sizes: every stage has its row in the table. The peers are not here, so they are not tested."""
 
-import shutil
-
 import pytest
-from conftest import PROJECT
 
 SMALL = [
     '--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch_size=4', '--vocab_size=600', '--steps=2',
-    '--new_tokens=10', '--num_workers=4', '--repetitions=1', '--n_prompts=3', '--device=cpu']
+    '--new_tokens=10', '--repetitions=1', '--n_prompts=3', '--device=cpu']
 
 
 def rows_of(path):
@@ -24,13 +21,10 @@ def test_generation(project):
 
 @pytest.mark.slow
 def test_every_stage_has_its_row(project):
-    (project.path / 'tests').mkdir()
-    shutil.copy(PROJECT / 'tests/chat_server.py', project.path / 'tests')
-    stages = ['compose', 'chat', 'prepare', 'train', 'generate', 'many']
+    stages = ['prepare', 'train', 'generate', 'many']
     project.run('bench.py', *SMALL, '--batches=[1, 4]', f'--stages={stages}')
     assert [stage for stage, _ in rows_of(project.path / 'out/bench/bench.md')] == [
-        'write stories with the grammar', 'write stories with a chat API, at most 240', 'prepare tokens', 'train',
-        'generate, batch of 1', 'generate, batch of 4', 'generate 9 stories']
+        'prepare tokens', 'train', 'generate, batch of 1', 'generate, batch of 4', 'generate 9 stories']
     assert len(project.jsonl('out/bench/many.jsonl')) == 9
 
 
@@ -46,4 +40,4 @@ def test_growth(project):
 @pytest.mark.slow
 def test_wrong_settings(project):
     assert "there is no folder 'nowhere'" in project.refuses('bench.py', '--peers=nowhere', status=2)
-    assert 'stages can be compose' in project.refuses('bench.py', "--stages=['trian']", status=2)
+    assert 'stages can be prepare' in project.refuses('bench.py', "--stages=['trian']", status=2)
