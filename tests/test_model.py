@@ -221,8 +221,10 @@ def test_the_guard_finds_nan_and_spikes():
 
 @pytest.mark.parametrize('bos, eos', [(0, 1), (0, 0)])
 def test_every_epoch_has_every_story_once_in_a_new_order(bos, eos):
-    stories = [[bos, *[2 + i] * (1 + i % 4)] + [eos] * (eos != bos) for i in range(50)]
-    tokens = np.array(sum(stories, []) + [eos] * (eos == bos), np.uint16)
+    story_end = [eos] if eos != bos else []
+    stories = [[bos, *[2 + i] * (1 + i % 4), *story_end] for i in range(50)]
+    last = [eos] if eos == bos else []
+    tokens = np.concatenate([*stories, last]).astype(np.uint16)
     stream = TokenStream(tokens, bos, eos, seed=7)
     n = len(stream)
     assert n == sum(map(len, stories))
