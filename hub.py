@@ -383,19 +383,28 @@ OPEN_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, Runt
 
 
 def from_pretrained(auto_class, folder, **options):
-    """auto_class.from_pretrained(folder) for a class of Transformers. No code of the folder runs."""
+    """auto_class.from_pretrained(folder) for a class of Transformers. No code of the folder runs.
+
+    With output_loading_info=True, a model whose files lack weights is refused: they would be filled at random.
+    """
     import transformers
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            return auto_class.from_pretrained(folder, trust_remote_code=False, **options)
+            loaded = auto_class.from_pretrained(folder, trust_remote_code=False, **options)
     except OPEN_ERRORS as e:
         reason = one_line(e)
         if 'weights_only' in str(e):  # torch's advice to load the file in an unsafe way
             reason = 'its weights contain something other than tensors'
         fail(f'{folder}: Transformers cannot open it: {reason}')
+    if not options.get('output_loading_info'):
+        return loaded
+    model, info = loaded
+    if info['missing_keys']:
+        fail(f'{folder}: the weights lack {", ".join(sorted(info["missing_keys"])):.200}')
+    return model
 
 
 class TransformersModel(nn.Module):
@@ -406,7 +415,8 @@ class TransformersModel(nn.Module):
     def __init__(self, folder):
         import transformers
         super().__init__()
-        self.inner = from_pretrained(transformers.AutoModelForCausalLM, folder, dtype=torch.float32)
+        self.inner = from_pretrained(transformers.AutoModelForCausalLM, folder, dtype=torch.float32,
+                                     output_loading_info=True)
         config = self.inner.config
         block_size = getattr(config, 'max_position_embeddings', 2048)
         self.config = types.SimpleNamespace(vocab_size=config.vocab_size, block_size=block_size,

@@ -238,3 +238,16 @@ def test_every_epoch_has_every_story_once_in_a_new_order(bos, eos):
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(stories)
     assert epochs[0] != epochs[1]
     assert not np.array_equal(TokenStream(tokens, bos, eos, seed=8).read(0, n), both[:n])
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'gpt_neo'])
+def test_a_folder_without_some_weights_is_refused(name, tmp_path):
+    """Transformers would fill them at random."""
+    hf_class, config = HF_MODELS[name]
+    weights = hf_class(config).state_dict()
+    missing = next(key for key in weights if 'proj.weight' in key)
+    del weights[missing]
+    config.save_pretrained(tmp_path)
+    torch.save(weights, tmp_path / 'pytorch_model.bin')
+    with pytest.raises(SystemExit, match=f'weights lack {missing}'):
+        hub.load_hf(str(tmp_path))
