@@ -2,8 +2,16 @@
 
 out_dir = 'out/sweep_hindi'
 train_config = 'config/train_hindi.py'
-settings = [{'n_embd': n_embd, 'n_layer': n_layer, 'n_head': max(2, n_embd // 64)}
-            for n_embd, n_layer in ((64, 2), (64, 6), (64, 12), (512, 2), (512, 6), (512, 12), (1024, 2), (1024, 7))]
+settings = [
+    {'n_embd': 64, 'n_layer': 2, 'n_head': 2},
+    {'n_embd': 64, 'n_layer': 6, 'n_head': 2},
+    {'n_embd': 64, 'n_layer': 12, 'n_head': 2},
+    {'n_embd': 512, 'n_layer': 2, 'n_head': 8},
+    {'n_embd': 512, 'n_layer': 6, 'n_head': 8},
+    {'n_embd': 512, 'n_layer': 12, 'n_head': 8},
+    {'n_embd': 1024, 'n_layer': 2, 'n_head': 16},
+    {'n_embd': 1024, 'n_layer': 7, 'n_head': 16},
+]
 start = 'FILE:data/hindi/prompts.txt'
 num_samples = 3
 evaluate_config = 'config/evaluate_stories.py'
