@@ -14,7 +14,7 @@ dataset of the Hugging Face hub.
 - A pretrained tokenizer is trimmed to the tokens that the stories use. Only ids change: all stories are encoded
   with the full and the trimmed tokenizer, and compared.
 - A hash of a story decides whether it is for training or validation: adding stories moves none of the others.
-- Each pass reads the source anew, so memory stays flat.
+- Each pass reads the source anew, so memory stays flat (deduplicate needs some 100 bytes per story).
 """
 
 import collections
@@ -22,7 +22,6 @@ import concurrent.futures
 import hashlib
 import math
 import os
-import sqlite3
 import sys
 import tempfile
 import unicodedata
@@ -69,8 +68,7 @@ meta_path = os.path.join(folder, 'meta.json')
 
 def read_stories():
     """Yield (split, text) of each story: cleaned, not empty, in the same order in every pass."""
-    seen = sqlite3.connect('')  # '' = a temporary file: the hashes of many millions of stories need no memory
-    seen.execute('CREATE TABLE hashes (hash BLOB PRIMARY KEY) WITHOUT ROWID')
+    seen = set()  # hashes of the stories so far
     sources = [(source, '')]
     if val_source:
         sources = [(source, 'train'), (val_source, 'val')]
@@ -82,9 +80,9 @@ def read_stories():
             data = text.encode('utf-8', 'surrogatepass')
             digest = hashlib.blake2b(data, digest_size=16, key=b'%d' % seed).digest()
             if deduplicate:
-                is_new = seen.execute('INSERT OR IGNORE INTO hashes VALUES (?)', (digest,)).rowcount
-                if not is_new:
+                if digest in seen:
                     continue
+                seen.add(digest)
             in_val = int.from_bytes(digest[:8], 'little') < val_fraction * 2**64
             split_by_hash = 'val' if in_val else 'train'
             # a broken escape in JSON leaves half a surrogate pair, which UTF-8 cannot encode
@@ -219,16 +217,17 @@ def write_bins(tok, batches):
         with open(new_train_bin, 'wb') as train_file, open(new_val_bin, 'wb') as val_file:
             files = {'train': train_file, 'val': val_file}
             for split, texts, ids, lengths in batches:
-                # a tokenizer for another script may have no token for anything in a story
-                texts = [text for text, length in zip(texts, lengths) if length]
-                n_skipped = len(lengths) - len(texts)
-                lengths = lengths[lengths > 0]
+                if not lengths.all():
+                    fail(f'{tokenizer} has no token for anything in {texts[lengths.argmin()]!r:.80}')
                 tokens = add_bos_and_eos(tok, ids, lengths, is_first=stats[split]['stories'] == 0)
                 files[split].write(tokens.astype('<u2').tobytes())
                 token_counts += np.bincount(tokens, minlength=tok.vocab_size)
                 story_lengths.update((lengths + 2).tolist())  # with bos and eos
-                stats[split].update(stories=len(texts), skipped=n_skipped, tokens=len(tokens), **count_text(texts))
-        check_stories(stats)
+                n_bytes = sum(len(text.encode()) for text in texts)
+                n_words = sum(len(text.split()) for text in texts)
+                stats[split].update(stories=len(texts), tokens=len(tokens), bytes=n_bytes, words=n_words)
+        if not stats['train']['stories']:
+            fail(f'{source}: no story in it for train.bin; if it has few stories, use a smaller --val_fraction')
         if os.path.exists(meta_path):
             os.remove(meta_path)  # it describes the old bins, which are replaced now
     return stats, token_counts, story_lengths
@@ -244,28 +243,9 @@ def add_bos_and_eos(tok, ids, lengths, is_first):
         starts = ends - lengths
         places = np.stack([starts, ends], axis=1).ravel()
         return np.insert(ids, places, np.tile([tok.bos, tok.eos], len(ends)))
-    if is_first and len(ends):
+    if is_first:
         ends = np.append(0, ends)
     return np.insert(ids, ends, tok.eos)
-
-
-def count_text(texts):
-    """The number of UTF-8 bytes and of words between spaces."""
-    data = np.frombuffer(' '.join(['', *texts]).encode(), np.uint8)  # a space before each text
-    in_word = data > ord(' ')
-    begins_word = in_word[1:] & ~in_word[:-1]  # much faster than str.split
-    return {'bytes': len(data) - len(texts), 'words': int(np.count_nonzero(begins_word))}
-
-
-def check_stories(stats):
-    """End the script if there is no story for train.bin."""
-    if stats['train']['stories']:
-        return
-    if stats['val']['stories']:
-        fail(f'{source}: no story in it but those set aside for validation; use a smaller --val_fraction')
-    if stats['train']['skipped'] or stats['val']['skipped']:
-        fail(f'{source}: no story in it that {tokenizer} has tokens for')
-    fail(f'{source}: no story in it')
 
 
 def renyi_entropy(token_counts, alpha=2.5):
@@ -288,8 +268,6 @@ def print_summary(meta, stats, story_lengths):
     for block_size in (256, 512, 1024):
         n_longer = sum(n for length, n in story_lengths.items() if length > block_size)
         print(f'longer than {block_size} tokens: {n_longer / total["stories"]:.1%} of the stories')
-    if total['skipped']:
-        print(f'skipped {total["skipped"]:,} stories: {tokenizer} has no token for anything in them', file=sys.stderr)
     if not stats['val']['stories']:
         print('val.bin is empty: use a larger --val_fraction, or --val_source', file=sys.stderr)
 
@@ -299,10 +277,9 @@ def print_bins():
     for path in (find(train_bin), find(val_bin)):
         if not os.path.exists(path):
             fail(f'{path} is missing; --source= names the stories to make it from')
-        n_tokens = min(decode, os.path.getsize(path) // 2)
-        ids = np.fromfile(path, '<u2', n_tokens)
+        ids = np.fromfile(path, '<u2', min(decode, os.path.getsize(path) // 2))
         tok = load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer.json'))
-        print(f'\n--- the first {n_tokens} tokens of {os.path.basename(path)}')
+        print(f'\n--- the first {len(ids)} tokens of {os.path.basename(path)}')
         print(tok.backend.decode(ids.tolist(), skip_special_tokens=False))
 
 
