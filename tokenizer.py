@@ -34,7 +34,7 @@ MAX_TIKTOKEN_LENGTH = 20_000  # characters of a text; the regular expressions of
 # - Each digit (\p{N}) is a word of its own, so that all numbers are encoded in the same way.
 WORDS = r' ?[\p{L}\p{M}\x{200c}\x{200d}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}\x{200c}\x{200d}]+|\s+(?!\S)|\s+'
 
-# the usual bos and eos tokens, for a tokenizer.json without settings that name them; the first is added if none exists
+# the usual bos and eos tokens, for a tokenizer.json without settings that name them
 USUAL_BOS = ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '<|endoftext|>', '[CLS]')
 USUAL_EOS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[SEP]')
 
@@ -59,10 +59,10 @@ class Tokenizer:
             raise ValueError(str(e)) from None
         self.backend.no_padding()
         self.backend.no_truncation()
-        self.bos_token = bos or self.first_special(USUAL_BOS)
-        self.eos_token = eos or self.first_special(USUAL_EOS)
-        for token in (self.bos_token, self.eos_token):
-            self.backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        present = {token.content for token in self.backend.get_added_tokens_decoder().values()}
+        self.bos_token = bos or next((name for name in USUAL_BOS if name in present), '<s>')
+        self.eos_token = eos or next((name for name in USUAL_EOS if name in present), '</s>')
+        self.backend.add_special_tokens([self.bos_token, self.eos_token])
         self.backend.encode_special_tokens = True  # encode them as ordinary text
         self.bos = self.backend.token_to_id(self.bos_token)
         self.eos = self.backend.token_to_id(self.eos_token)
@@ -71,14 +71,6 @@ class Tokenizer:
         bos = self.bos_token
         self.backend.post_processor = processors.TemplateProcessing(
             single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
-
-    def first_special(self, names):
-        """The first of these names that is a special token of the pipeline, else names[0]."""
-        special = {token.content for token in self.backend.get_added_tokens_decoder().values()}
-        for name in names:
-            if name in special:
-                return name
-        return names[0]
 
     def set_vocab_size(self):
         largest_id = max(self.backend.get_vocab(with_added_tokens=True).values())
@@ -106,9 +98,9 @@ class Tokenizer:
         def encode(texts):
             texts = [unicodedata.normalize('NFC', text) for text in texts]
             if not fast or any('\0' in text or len(text) > MAX_TIKTOKEN_LENGTH for text in texts):
-                ids = [np.array(text_ids, np.uint32) for text_ids in self.encode_batch(texts)]
-                lengths = np.array([len(text_ids) for text_ids in ids], np.int64)
-                return np.concatenate(ids), lengths
+                ids_by_text = self.encode_batch(texts)
+                ids = np.fromiter(itertools.chain.from_iterable(ids_by_text), np.uint32)
+                return ids, np.array([len(text_ids) for text_ids in ids_by_text])
             # one call for all texts is faster; NUL, a special token of `fast`, ends each of them
             ids = fast.encode_to_numpy(''.join(text + '\0' for text in texts), allowed_special='all')
             ends = np.flatnonzero(ids == self.vocab_size)
@@ -124,7 +116,7 @@ class Tokenizer:
         """Make each of these strings one token wherever it occurs in a text, such as '</h>' after a headline."""
         for token in tokens:
             check(token not in (self.bos_token, self.eos_token), f'special_tokens: {token} is already bos or eos')
-            self.backend.add_tokens([AddedToken(token, special=False, normalized=False)])
+            self.backend.add_tokens([AddedToken(token, normalized=False)])
         self.set_vocab_size()
 
     def to_str(self):
@@ -161,7 +153,7 @@ def train(texts, vocab_size, special_tokens=()):
     pipeline.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(special_tokens), special_tokens=['<s>', '</s>'],
-        initial_alphabet=sorted(byte_characters()), show_progress=False)
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False)
     pipeline.train_from_iterator(without(special_tokens, texts), trainer)
     tokenizer = Tokenizer(pipeline.to_str(), '<s>', '</s>')
     tokenizer.add_tokens(special_tokens)
@@ -186,7 +178,7 @@ def byte_characters():
     """{character: byte} of a byte-level BPE. Printable bytes stand for themselves, the others follow from U+0100 on."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     printable = [ord(character) for character in characters if ord(character) < 256]
-    others = [byte for byte in range(256) if byte not in printable]
+    others = sorted(set(range(256)) - set(printable))
     return dict(zip(characters, printable + others))
 
 
@@ -207,19 +199,17 @@ def as_tiktoken(tokenizer):
     vocab = spec['model']['vocab']
     merges = [tuple(merge) for merge in spec['model']['merges']]
     merged_ids = [vocab[left + right] for left, right in merges]
-    if merged_ids != sorted(merged_ids):
+    byte_of = byte_characters()
+    if merged_ids != sorted(merged_ids) or not byte_of.keys() <= vocab.keys():
         return None
 
     bpe = models.BPE(vocab, merges)
-    byte_of = byte_characters()
     special = {token['content'] for token in spec['added_tokens']}
     ids = {}
     for token in vocab.keys() - special:
         if not byte_of.keys() >= set(token) or len(bpe.tokenize(token)) != 1:
             return None
         ids[bytes(byte_of[character] for character in token)] = vocab[token]
-    if not byte_of.keys() <= vocab.keys():
-        return None
     return tiktoken.Encoding(name='', pat_str=pattern, mergeable_ranks=ids, special_tokens={'\0': tokenizer.vocab_size})
 
 
@@ -258,16 +248,16 @@ def load(name):
             repository, revision=revision, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json'])
     except (OSError, ValueError) as e:
         fail(f'tokenizer {name!r}: no such file or folder, and not on the Hugging Face hub ({type(e).__name__})')
-    return from_folder(folder, name)
+    return from_folder(folder)
 
 
-def from_folder(folder, name=''):
-    """The tokenizer of a Hugging Face folder, or of one of train.py's. name: what messages call the folder."""
+def from_folder(folder):
+    """The tokenizer of a Hugging Face folder, or of one of train.py's."""
     for file in ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'best.pt', 'ckpt.pt'):
         path = os.path.join(folder, file)
         if os.path.exists(path):
             return from_file(path)
-    fail(f'{name or folder}: contains no tokenizer.json and no tokenizer.model')
+    fail(f'{folder}: contains no tokenizer.json and no tokenizer.model')
 
 
 def from_file(path):
@@ -288,9 +278,9 @@ def from_json(path):
     settings = {}
     try:
         for file in ('special_tokens_map.json', 'tokenizer_config.json'):
-            settings_path = Path(path).with_name(file)
-            if settings_path.exists():
-                settings |= json.loads(settings_path.read_text('utf-8'))
+            beside = Path(path).with_name(file)
+            if beside.exists():
+                settings |= json.loads(beside.read_text('utf-8'))
         names = []
         for key in ('bos_token', 'eos_token'):
             token = settings.get(key) or ''
@@ -309,8 +299,7 @@ def from_tiktoken(name):
     except ValueError:
         fail(f'tiktoken has no encoding {name!r}, only {", ".join(tiktoken.list_encoding_names())}')
     except OSError as e:
-        fail(f'tiktoken could not download {name!r} ({type(e).__name__}); '
-             'TIKTOKEN_CACHE_DIR can name a folder that contains it')
+        fail(f'tiktoken could not download {name!r} ({type(e).__name__}); TIKTOKEN_CACHE_DIR can name a folder with it')
     converter = TikTokenConverter(pattern=encoding._pat_str, extra_special_tokens=encoding._special_tokens)
     converter.load_tiktoken_bpe = lambda path: encoding._mergeable_ranks  # from memory instead of a file
     return Tokenizer(converter.converted().to_str(), '<|endoftext|>', '<|endoftext|>')
@@ -347,16 +336,16 @@ def from_sentencepiece(path):
     pipeline.normalizer = normalizers.Sequence(steps)
     pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
 
-    steps = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+    decoder = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
     if settings.add_dummy_prefix:
-        steps.append(decoders.Strip(' ', 1, 0))
-    pipeline.decoder = decoders.Sequence(steps)
+        decoder.append(decoders.Strip(' ', 1, 0))
+    pipeline.decoder = decoders.Sequence(decoder)
 
     for piece in proto.pieces:
         if piece.type in (piece.UNKNOWN, piece.CONTROL):
-            pipeline.add_special_tokens([AddedToken(piece.piece, special=True, normalized=False)])
+            pipeline.add_special_tokens([piece.piece])
         if piece.type == piece.USER_DEFINED:
-            pipeline.add_tokens([AddedToken(piece.piece, normalized=True)])
+            pipeline.add_tokens([piece.piece])
     return Tokenizer(pipeline.to_str(), proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece)
 
 
@@ -367,13 +356,12 @@ def sentencepiece_vocabulary(proto, path):
     if trainer.model_type == trainer.UNIGRAM:
         pieces = [(piece.piece, piece.score) for piece in proto.pieces]
         return models.Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback)
-    if trainer.model_type == trainer.BPE:
-        ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-        scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
-        merges = generate_merges(ids, scores)
-        return models.BPE(
-            ids, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback)
-    fail(f'{path}: a SentencePiece model of words or characters; only BPE and unigram models can be used')
+    if trainer.model_type != trainer.BPE:
+        fail(f'{path}: a SentencePiece model of words or characters; only BPE and unigram models can be used')
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    merges = generate_merges(ids, scores)
+    return models.BPE(ids, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback)
 
 
 # -----------------------------------------------------------------------------
@@ -394,8 +382,8 @@ def trim(tokenizer, used_ids):
     spec = json.loads(tokenizer.to_str())
     model = spec['model']
     old_ids = tokenizer.backend.get_vocab(with_added_tokens=True)
-    token_of = {i: token for token, i in old_ids.items()}
-    keep = {token_of[int(i)] for i in used_ids}
+    used_ids = set(used_ids)
+    keep = {token for token, i in old_ids.items() if i in used_ids}
     keep |= {token['content'] for token in spec['added_tokens']}
     keep |= tokens_for_unknown_text(model, old_ids)
     if model['type'] == 'BPE':
@@ -403,19 +391,18 @@ def trim(tokenizer, used_ids):
     if model['type'] == 'Unigram':
         trim_unigram(model, keep)
 
-    new_ids = {token: i for i, token in enumerate(sorted(keep, key=old_ids.get))}
-    if len(new_ids) > MAX_VOCAB_SIZE:
-        fail(f'these stories need {len(new_ids):,} tokens of this tokenizer and uint16 holds {MAX_VOCAB_SIZE:,}: '
+    tokens = sorted(keep, key=old_ids.get)
+    if len(tokens) > MAX_VOCAB_SIZE:
+        fail(f'these stories need {len(tokens):,} tokens of this tokenizer and uint16 holds {MAX_VOCAB_SIZE:,}: '
              'train one (--tokenizer=train), use a smaller one, or prepare fewer languages together')
+    new_ids = np.full(tokenizer.vocab_size, -1)
+    new_ids[[old_ids[token] for token in tokens]] = range(len(tokens))
+    ids = {token: i for i, token in enumerate(tokens)}
     if model['type'] != 'Unigram':
-        model['vocab'] = {token: new_ids[token] for token in model['vocab'] if token in keep}
+        model['vocab'] = {token: ids[token] for token in model['vocab'] if token in keep}
     for token in spec['added_tokens']:
-        token['id'] = new_ids[token['content']]
-    trimmed = Tokenizer(json.dumps(spec, ensure_ascii=False), tokenizer.bos_token, tokenizer.eos_token)
-
-    new_id_of = np.full(tokenizer.vocab_size, -1, np.int64)
-    new_id_of[[old_ids[token] for token in new_ids]] = np.arange(len(new_ids))
-    return trimmed, new_id_of
+        token['id'] = ids[token['content']]
+    return Tokenizer(json.dumps(spec, ensure_ascii=False), tokenizer.bos_token, tokenizer.eos_token), new_ids
 
 
 def tokens_for_unknown_text(model, ids):
@@ -425,17 +412,15 @@ def tokens_for_unknown_text(model, ids):
     else:
         prefix = model.get('continuing_subword_prefix') or ''  # '##' in a WordPiece model
         tokens = {token for token in ids if len(token.removeprefix(prefix)) == 1}
-    tokens.add(model.get('unk_token'))
-    return tokens & ids.keys()
+    return ids.keys() & {*tokens, model.get('unk_token')}
 
 
 def trim_merges(model, keep):
     """Remove the merges of a BPE that `keep` does not need. Adds the tokens on the way to those in `keep`."""
-    merges = [tuple(merge) for merge in model['merges']]
-    rank = {merge: i for i, merge in enumerate(merges)}
+    rank = {(left, right): i for i, (left, right) in enumerate(model['merges'])}
     for token in list(keep):
         keep |= tokens_on_the_way(token, rank)
-    model['merges'] = [(left, right) for left, right in merges if {left, right, left + right} <= keep]
+    model['merges'] = [(left, right) for left, right in rank if {left, right, left + right} <= keep]
 
 
 def tokens_on_the_way(token, rank):
@@ -443,12 +428,13 @@ def tokens_on_the_way(token, rank):
     parts = list(token)
     passed = set(token)
     while len(parts) > 1:
-        ranks = [rank.get(pair, len(rank)) for pair in itertools.pairwise(parts)]
-        first = ranks.index(min(ranks))
-        if ranks[first] == len(rank):
+        pairs = list(itertools.pairwise(parts))
+        first = min(pairs, key=lambda pair: rank.get(pair, len(rank)))
+        if first not in rank:
             return set()
-        parts[first:first + 2] = [parts[first] + parts[first + 1]]
-        passed.add(parts[first])
+        i = pairs.index(first)
+        parts[i:i + 2] = [''.join(first)]
+        passed.add(parts[i])
     return passed
 
 
