@@ -12,7 +12,7 @@ Translates stories: a .jsonl in one language -> a .jsonl in another, with the sa
 - The same command resumes: it translates only the stories that are missing.
 """
 
-import difflib
+import collections
 import itertools
 import os
 import re
@@ -24,7 +24,7 @@ source_language = 'english'  # hindi, marathi, bangla, english, french, or a cod
 target_language = 'hindi'
 out = ''  # output, a .jsonl file; empty = data/<target_language>/translated.jsonl
 shard = '1/1'  # '2/8' = the second of eight parts of the work, each with its own `out`
-dry_run = 0  # print this many translations and write nothing
+dry_run = 0  # print this many translations, or replies of a chat API, and write nothing
 model = ''  # empty = facebook/nllb-200-distilled-600M, or the provider's default
 
 # a model on this machine: NLLB, M2M100, mBART-50, Marian, T5 or another seq2seq model; a folder or hub name[@revision]
@@ -66,11 +66,11 @@ from tqdm import tqdm
 from files import append_rows, check, fail, find, open_append, parse_shard, read_jsonl
 
 LANGUAGE_CODES = {  # in NLLB, M2M100 and mBART-50
-    'hindi': ('hin_Deva', 'hi', 'hi_IN'),
-    'marathi': ('mar_Deva', 'mr', 'mr_IN'),
-    'bangla': ('ben_Beng', 'bn', 'bn_IN'),
-    'english': ('eng_Latn', 'en', 'en_XX'),
-    'french': ('fra_Latn', 'fr', 'fr_XX'),
+    'hindi': 'hin_Deva hi hi_IN',
+    'marathi': 'mar_Deva mr mr_IN',
+    'bangla': 'ben_Beng bn bn_IN',
+    'english': 'eng_Latn en en_XX',
+    'french': 'fra_Latn fr fr_XX',
 }
 
 # -----------------------------------------------------------------------------
@@ -80,8 +80,8 @@ ENDS = tuple('.!?…।॥۔؟。！？')
 OPENING = '"“„«‘([—–- \u00a0\u202f'  # French has no-break spaces inside quotation marks
 CLOSING = '"”»’)] \u00a0\u202f'
 QUOTE = re.compile(r'["“”„«»‘()\[\]]')  # without ’, which is an apostrophe too
-GAP = re.compile(r'\s+|(?<=[।॥۔。！？])(?=\w)')
-ABBREVIATION = re.compile(
+GAP = re.compile(r'\s+|(?<=[।॥۔。！？])(?=\w)')  # between words; also after a danda without a space
+ABBREVIATION = re.compile(  # a single letter is an initial, except I
     r'(^|[\s"“«‘(\[—–-])'
     r'(Mr|Mrs|Ms|Dr|Prof|St|Mt|Jr|Sr|Capt|Rev|Mme|Mlle|[A-HJ-Z]|डॉ|पं|प्रो|मि|रु|ডা|মি|মো)\.$')
 
@@ -94,7 +94,7 @@ def split_sentences(text):
         before = text[max(start, gap.start() - 40):gap.start()]
         after = text[gap.end():gap.end() + 3]
         if '\n' in gap[0] or is_sentence_end(before, after):
-            parts += [text[start:gap.start()], gap[0] or ' ']  # a danda without a space gets one
+            parts += [text[start:gap.start()], gap[0] or ' ']
             start = gap.end()
     return [*parts, text[start:]]
 
@@ -107,12 +107,12 @@ def is_sentence_end(before, after):
         return after.isupper() or not after.isalpha()
     if not before.endswith(ENDS) or ABBREVIATION.search(before):
         return False
-    return not after.islower() and after != '»'
+    return not after.islower() and after != '»'  # as in « Oui ! »
 
 
 def split_long(text):
     """A sentence -> [piece, white space, piece, …]: halved at a comma, a space or anywhere, until each piece fits."""
-    if len(tokenizer(prefix + text).input_ids) <= max_sentence_tokens:
+    if len(tokenizer(prefix + text).input_ids) <= options['max_new_tokens'] // 2:  # a translation may be twice as long
         return [text]
     for pattern in (r'(?<=[,;:،、，—])\s+', r'\s+', ''):
         gaps = list(re.finditer(pattern, text))
@@ -125,7 +125,8 @@ def split_long(text):
 def split_story(text):
     """A story -> [kept, sentence, kept, …, sentence, kept]; joined, they are the story.
 
-    Quotation marks around a sentence are kept, and one whose partner is in another sentence: models tend to drop them.
+    Models tend to drop quotation marks. So marks around a sentence are kept, and a mark whose pair is in another
+    sentence.
     """
     parts = ['']
     for i, part in enumerate(split_sentences(text)):
@@ -143,7 +144,7 @@ def split_story(text):
 
 
 # -----------------------------------------------------------------------------
-# a model on this machine
+# a model on this machine; `tokenizer`, `translator` and `options` are what load_model() returns
 
 
 def load_model():
@@ -152,34 +153,36 @@ def load_model():
     import transformers
 
     import hub
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    from model import choose_device
+    best_device, best_dtype = choose_device(device, dtype)
+    if best_device == 'cpu':
+        best_dtype = dtype or 'float32'
     folder = model if os.path.isdir(model) else hub.download(model)
     hub.stay_inside(folder)
     tokenizer = hub.from_pretrained(transformers.AutoTokenizer, folder)
-    codes = dict(getattr(tokenizer, 'lang_code_to_id', None) or {})
+    translator = hub.from_pretrained(transformers.AutoModelForSeq2SeqLM, folder, dtype=getattr(torch, best_dtype))
+    max_length = getattr(translator.config, 'max_position_embeddings', 512)  # T5 has no such limit
+    options = {'num_beams': num_beams, 'do_sample': False, 'max_new_tokens': min(max_new_tokens, max_length - 2)}
+    codes = dict(getattr(tokenizer, 'lang_code_to_id', {}))  # M2M100 and mBART-50 have it, NLLB does not
     for token in tokenizer.all_special_tokens:
         if re.fullmatch('[a-z]{2,3}_[A-Z][A-Za-z]+', token):
             codes[token] = tokenizer.convert_tokens_to_ids(token)
-    options = {'num_beams': num_beams, 'do_sample': False}
-    if codes:  # other models know two languages only, or go by `prefix`
+    if codes:  # a model without them knows two languages only, or goes by `prefix`
         tokenizer.src_lang = language_code(source_language, codes)
         options['forced_bos_token_id'] = codes[language_code(target_language, codes)]
-    translator = hub.from_pretrained(transformers.AutoModelForSeq2SeqLM, folder, dtype=getattr(torch, dtype))
-    return tokenizer, translator.to(device).eval(), options
+    return tokenizer, translator.to(best_device).eval(), options
 
 
 def language_code(language, codes):
     """The model's code for a language, which is given by its name or by that code."""
-    for code in LANGUAGE_CODES.get(language, [language]):
+    for code in LANGUAGE_CODES.get(language, language).split():
         if code in codes:
             return code
-    similar = difflib.get_close_matches(language, codes, 4, cutoff=0)
-    fail(f'{model} has no language {language!r}; it has {", ".join(similar)} and others')
+    fail(f'{model} has no language {language!r}, only {", ".join(codes)}')
 
 
 def translate(sentences):
-    """Distinct sentences -> {sentence: {'text', 'prompt_tokens', 'completion_tokens', 'unfinished'}}."""
+    """Distinct sentences -> {sentence: (translation, {'prompt_tokens', 'completion_tokens', 'unfinished'})}."""
     translations = {}
     queue = [(sentence, tokenizer(prefix + sentence).input_ids) for sentence in sentences]
     queue.sort(key=lambda item: len(item[1]))  # sentences of similar length need little padding
@@ -187,19 +190,20 @@ def translate(sentences):
     while queue:
         longest = len(queue[-1][1])  # the longest first: if they fit into memory, all do
         n = max(1, 32 * batch_size // longest)
-        queue, batch = queue[:-n], queue[-n:]
-        inputs = tokenizer.pad({'input_ids': [ids for _, ids in batch]}, return_tensors='pt').to(device)
-        output = translator.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask,
-                                     max_new_tokens=max_new_tokens, **options)[:, n_given:]
+        batch = queue[-n:]
+        del queue[-n:]
+        inputs = tokenizer.pad({'input_ids': [ids for _, ids in batch]}, return_tensors='pt').to(translator.device)
+        output = translator.generate(**inputs, **options)[:, n_given:]
         texts = tokenizer.batch_decode(output, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for (sentence, ids), text, new_ids in zip(batch, texts, output.tolist()):
             text = ' '.join(unicodedata.normalize('NFC', text).split())
             # at max_new_tokens some models are forced to end: that eos does not count
-            has_end = tokenizer.eos_token_id in new_ids[:max_new_tokens - n_given]
-            translations[sentence] = {
-                'text': text, 'prompt_tokens': len(ids),
+            has_end = tokenizer.eos_token_id in new_ids[:options['max_new_tokens'] - n_given]
+            translations[sentence] = text, {
+                'prompt_tokens': len(ids),
                 'completion_tokens': len(new_ids) - new_ids.count(tokenizer.pad_token_id),
-                'unfinished': not (text and has_end)}
+                'unfinished': not (text and has_end),
+            }
     return translations
 
 
@@ -212,93 +216,91 @@ def translate_rows(rows):
     translations = translate(sentences)
     new_rows = []
     for row, parts in zip(rows, stories):
-        results = [translations[sentence] for sentence in parts[1::2]]
-        parts[1::2] = [result['text'] for result in results]
-        new_row = row | {'text': ''.join(parts), 'language': target_language, 'model': model}
-        for key in ('prompt_tokens', 'completion_tokens', 'unfinished'):
-            new_row[key] = sum(result[key] for result in results)
-        new_rows.append(new_row)
+        counts = collections.Counter(prompt_tokens=0, completion_tokens=0, unfinished=0)
+        for i in range(1, len(parts), 2):
+            parts[i], sentence_counts = translations[parts[i]]
+            counts.update(sentence_counts)
+        new_rows.append(row | {'text': ''.join(parts), 'language': target_language, 'model': model, **counts})
     return new_rows
 
 
 def translate_with_model():
     """Translate the missing stories, or print a dry run."""
-    rows = missing_rows()
     if dry_run:
-        rows = list(itertools.islice(rows, dry_run))
-        for row, new_row in zip(rows, translate_rows(rows)):
-            print(f'--- {row["id"]}\n{row["text"]}\n\n{new_row["text"]}\n')
+        print_dry_run(lambda row: translate_rows([row])[0]['text'])
         return
-    n_unfinished = 0
-    with tqdm(total=total, initial=n_done, desc=out, unit=' stories', smoothing=0.1) as bar:
+    rows = missing_rows()
+    with tqdm(total=total, initial=len(done), desc=out, unit=' stories') as bar:
         while group := list(itertools.islice(rows, batch_size)):
-            new_rows = translate_rows(group)
-            append_rows(out_file, *new_rows)
-            n_unfinished += sum(row['unfinished'] > 0 for row in new_rows)
+            append_rows(out_file, *translate_rows(group))
             bar.update(len(group))
-    print(f'{total:,} stories in {out}')
-    if n_unfinished:
-        print(f'in {n_unfinished:,} of these a sentence came out empty or reached max_new_tokens: '
-              'see `unfinished` in their rows')
+    print(f'{total:,} stories in {out}; `unfinished` in a row counts the sentences that came out empty or cut off')
 
 
 # -----------------------------------------------------------------------------
 # a chat API
 
-in_flight = {}  # id -> row of the source, for each story that was sent
+
+def write_prompt(story):
+    """The text of a story -> the messages of a chat request."""
+    import chat
+    languages = {'source_language': source_language.title(), 'target_language': target_language.title()}
+    return [{'role': 'user', 'content': chat.fill(template, {'text': story} | languages)}]
 
 
-def write_prompt(i):
-    """Story i as the messages of a chat request."""
-    slots = {'text': in_flight[i]['text']}
-    for key, language in (('source_language', source_language), ('target_language', target_language)):
-        slots[key] = language.capitalize() if language in LANGUAGE_CODES else language
-    return [{'role': 'user', 'content': chat.fill(template, slots)}]
+def read_reply(story, reply):
+    """The texts of a story and of a reply -> the translation. Raises chat.Rejected.
 
-
-def read_reply(i, reply):
-    """A reply to story i -> its rows, or chat.Rejected. The white space between the lines is that of the story."""
+    The white space between the lines is that of the story.
+    """
+    import chat
+    import replies
     translation = (replies.find_json(reply, 'translation') or {}).get('translation')
     if not isinstance(translation, str):
         raise chat.Rejected('no JSON with a translation')
     translation = unicodedata.normalize('NFC', translation).strip()
-    parts = re.split(r'(\r*\n\s*)', in_flight[i]['text'].strip())
+    parts = re.split(r'(\r*\n\s*)', story.strip())
     old_lines = parts[::2]
-    new_lines = [line.strip() for line in re.split(r'\n\s*', translation)]
+    new_lines = re.split(r'\s*\n\s*', translation)
     if len(new_lines) != len(old_lines):
         raise chat.Rejected('another number of lines')
-    if new_lines == old_lines or any(len(line) > 40 and line in old_lines for line in new_lines):
+    if new_lines == old_lines or any(line in old_lines for line in new_lines if len(line) > 40):
         raise chat.Rejected('not translated')
     if replies.BROKEN.search(translation):
         raise chat.Rejected('broken characters')
-    ratio = (len(''.join(new_lines)) + 20) / (len(''.join(old_lines)) + 20)  # + 20: a very short story may grow more
+    ratio = (len(translation) + 20) / (len(story) + 20)  # + 20: a very short story may grow more
     if not min_ratio <= ratio <= max_ratio:
         raise chat.Rejected('too short or too long')
     parts[::2] = new_lines
-    return [in_flight.pop(i) | {'text': ''.join(parts), 'language': target_language}]
+    return ''.join(parts)
 
 
 def translate_with_chat():
     """Translate the missing stories, or print a dry run."""
-    otherwise = 'or translate with a model here, without --provider'
-    api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out, otherwise)
+    import chat
+    check('{text}' in template, 'the template must contain the slot {text}')
+    api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
+                       otherwise='or translate with a model here, without --provider')
+    rows = {}  # id -> row of the source, for each story that was sent
 
     def missing_ids():
         for row in missing_rows():
-            in_flight[row['id']] = row
+            rows[row['id']] = row
             yield row['id']
 
+    def prompt(i):
+        return write_prompt(rows[i]['text'])
+
+    def accept(i, reply):
+        text = read_reply(rows[i]['text'], reply)
+        return [rows.pop(i) | {'text': text, 'language': target_language}]
+
     if dry_run:
-        for i in itertools.islice(missing_ids(), dry_run):
-            print(f'--- {i}\n{in_flight[i]["text"]}\n')
-            try:
-                print(read_reply(i, chat.ask(api, write_prompt(i)))[0]['text'], end='\n\n')
-            except chat.Rejected as e:
-                print(f'does not pass: {e}\n')
+        print_dry_run(lambda row: chat.ask(api, write_prompt(row['text'])))
     elif not chat.collect(
-            api, missing_ids(), write_prompt, read_reply, out_file, total=total, n_done=n_done, spent=spent,
-            unit='stories', num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost):
-        print('the same command goes on')
+            api, missing_ids(), prompt, accept, out_file, total=total, n_done=len(done), spent=spent,
+            num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost):
+        print('the same command continues')
 
 
 # -----------------------------------------------------------------------------
@@ -310,13 +312,14 @@ NEW_FIELDS = {'text', 'language', 'model', 'prompt_tokens', 'completion_tokens',
 
 def read_source():
     """Yield the rows of this shard of the source, with the text in NFC."""
-    for number, row in enumerate(read_jsonl(source)):
-        if not (isinstance(row, dict) and type(row.get('id')) in (int, str)
-                and isinstance(row.get('text'), str) and row['text'].strip()):
-            fail(f'{source}, row {number + 1} must have an `id`, a number or a string, and a `text`')
-        if number % n_parts == part - 1:
-            text = row['text'].encode('utf-8', 'replace').decode()  # a tokenizer takes no lone surrogate
-            yield row | {'text': unicodedata.normalize('NFC', text)}
+    for number, row in enumerate(read_jsonl(source), 1):
+        match row:
+            case {'id': int() | str(), 'text': str(text)} if text.strip():
+                if number % n_parts == part % n_parts:
+                    text = text.encode('utf-8', 'replace').decode()  # a tokenizer takes no lone surrogate
+                    yield row | {'text': unicodedata.normalize('NFC', text)}
+            case _:
+                fail(f'{source}, row {number} must have an `id`, a number or a string, and a `text`')
 
 
 def missing_rows():
@@ -324,38 +327,46 @@ def missing_rows():
     return (row for row in read_source() if row['id'] not in done)
 
 
-def read_done(rows):
-    """The rows of `out` and failed.jsonl -> (ids that are done, number of failed ones, the first translation)."""
-    done = set()
-    n_failed = 0
-    first = None
-    for row in tqdm(rows, desc=f'reading {out}', unit=' rows', leave=False, delay=1):
-        is_translation = isinstance(row, dict) and row.get('language') == target_language
-        is_failed = isinstance(row, dict) and 'reason' in row and 'language' not in row
-        if not is_translation and not is_failed:
-            fail(f'{out} holds something else than stories translated into {target_language}; use another --out')
-        i = row.get('id')
-        n_failed += is_failed and i not in done
-        done.add(i)
-        if is_translation and not first:
-            first = row
-    return done, n_failed, first
+def print_dry_run(translate_row):
+    """Print the first missing stories, each with its translation. translate_row(row) -> text."""
+    for row in itertools.islice(missing_rows(), dry_run):
+        print(f'--- {row["id"]}\n{row["text"]}\n\n{translate_row(row)}\n')
 
 
-def check_source(first):
+def read_done():
+    """Read `out` and failed.jsonl -> ({id: whether it is translated or failed}, the first translation or {})."""
+    rows = read_jsonl(out)
+    if use_chat:
+        import chat
+        rows = chat.finished(out, spent)
+    done = {}
+    first = {}
+    for row in rows:
+        match row:
+            case {'id': i, 'language': language} if language == target_language:
+                done[i] = True
+                first = first or row
+            case {'id': i, 'reason': _, 'out': _}:  # from failed.jsonl
+                done.setdefault(i, False)
+            case _:
+                fail(f'{out} contains something other than stories in {target_language}; use another --out')
+    return done, first
+
+
+def check_source():
     """Count the stories in the source. Fails if `out` contains translations of another source."""
     ids = set()
-    for row in tqdm(read_source(), desc=f'reading {source}', unit=' rows', leave=False, delay=1):
+    for row in read_source():
         if row['id'] in ids:
             fail(f'{source} has the id {row["id"]!r} twice')
         ids.add(row['id'])
-        if first and row['id'] == first.get('id'):
+        if row['id'] == first_row.get('id'):
             for key in row.keys() - NEW_FIELDS:
-                if str(row[key]) != str(first.get(key)):  # as text: nan is not equal to nan
+                if str(row[key]) != str(first_row.get(key)):  # as text: nan is not equal to nan
                     fail(f'{out} holds the translation of another story {row["id"]!r}; use another --out')
     if not ids:
         fail(f'{source} holds no story')
-    if done - ids:
+    if done.keys() - ids:
         fail(f'{out} holds stories that are not in {source}, shard {shard}; use another --out')
     return len(ids)
 
@@ -364,50 +375,31 @@ def check_source(first):
 # main part
 
 use_chat = bool(provider or base_url)
-source = find(source or os.path.join('data', source_language, 'stories.jsonl'))
-out = out or os.path.join('data', target_language, 'translated.jsonl')
-part, n_parts = parse_shard(shard) or (0, 0)
-check(part, f'shard is {shard!r}; it must be a part and the number of parts, such as 2/8')
+source = find(source or f'data/{source_language}/stories.jsonl')
+out = out or f'data/{target_language}/translated.jsonl'
+check(parse_shard(shard), f'shard is {shard!r}; it must be a part and the number of parts, such as 2/8')
+part, n_parts = parse_shard(shard)
 check(out.endswith('.jsonl'), f'out is {out!r}; it must end in .jsonl')
-check(os.path.isfile(source), f'{source} is missing; it must be a .jsonl file such as generate_data.py writes')
-check(os.path.realpath(out) != os.path.realpath(source), f'source and out are the same file, {out}')
 check(source_language != target_language, f'source_language and target_language are both {target_language!r}')
-check(min(num_beams, batch_size) >= 1, 'num_beams and batch_size must be at least 1')
+check(batch_size >= 1, 'batch_size must be at least 1')
 check(max_new_tokens >= 32, 'max_new_tokens must be at least 32')
-check(0 <= min_ratio <= max_ratio, 'min_ratio must be from 0 to max_ratio')
-check(not use_chat or '{text}' in template, 'the template must contain the slot {text}')
 
-if use_chat:
-    import chat
-    import replies
-
-# what is there already
-out_file = None
-done = set()  # ids
+done = {}  # id -> True for a translation, False for a story that failed
+first_row = {}  # the first translation
 spent = [0, 0, 0]  # prompt tokens, completion tokens and US dollars of earlier runs
-n_failed = 0
-first_row = None  # the first translation
 if not dry_run:
     out_file = open_append(out)  # locks it, so that no other process translates the same stories
-    done, n_failed, first_row = read_done(chat.finished(out, spent) if use_chat else read_jsonl(out))
-total = check_source(first_row)
-n_done = len(done)
+    done, first_row = read_done()
+total = check_source()
 
-if n_done == total:
-    summary = f'all {total:,} stories are done in {out}'
+if len(done) == total:
+    print(f'all {total:,} stories are done in {out}')
+    n_failed = list(done.values()).count(False)
     if n_failed:
-        summary += f', but {n_failed:,} of them failed: see failed.jsonl beside it, and delete it to try them again'
-    print(summary)
+        print(f'{n_failed:,} of them failed: see failed.jsonl beside it, and delete it to try them again')
 elif use_chat:
     translate_with_chat()
 else:
-    from model import choose_device
     model = model or 'facebook/nllb-200-distilled-600M'
-    device, fast_dtype = choose_device(device, dtype)
-    if not dtype:
-        dtype = 'float32' if device == 'cpu' else fast_dtype
     tokenizer, translator, options = load_model()
-    max_length = getattr(translator.config, 'max_position_embeddings', 512)
-    max_new_tokens = min(max_new_tokens, max_length - 2, tokenizer.model_max_length - 2)
-    max_sentence_tokens = max_new_tokens // 2  # a translation may be twice as long
     translate_with_model()
