@@ -369,8 +369,8 @@ def grade_stories(groups, api, grades_path):
 
     file = open_append(grades_path)  # it is locked from now on, so no other run adds grades
     spent = [0, 0, 0]  # input tokens, output tokens, US dollars: `finished` adds what earlier runs spent
-    given_up_too = {row['id'] for row in chat.finished(grades_path, spent)}
-    done = load_grades(groups, grades_path).keys() | given_up_too
+    finished = {row['id'] for row in chat.finished(grades_path, spent)}  # also those that were given up
+    done = load_grades(groups, grades_path).keys() | finished
     # first grades before second ones, else in random order: if max_cost ends the run, the grades are a fair sample
     missing = sorted(tasks.keys() - done, key=lambda id: (tasks[id][2], id))
 
@@ -406,11 +406,11 @@ def add_grades(stories, grades):
 
     scores[judge]: {criterion: score} for each of its grades. grades[judge]: {criterion: mean score}.
     """
-    judges = dict.fromkeys((row['judge'], row['repeat']) for row in grades.values())
+    gradings = dict.fromkeys((row['judge'], row['repeat']) for row in grades.values())
     for story in stories:
         scores = collections.defaultdict(list)
         notes = {}
-        for judge, number in judges:
+        for judge, number in gradings:
             row = grades.get(grade_id(judge, story, number))
             if row:
                 scores[judge].append(row['scores'])
