@@ -128,7 +128,7 @@ def test_the_other_scripts_too(project, prepared, chat_server):
     url = chat_server(reply='{"translation": "X {prompt} Y"}').url
     translate = ('translate.py --source=s.jsonl --source_language=hindi --target_language=marathi --out=o.jsonl '
                  f'--base_url={url} --model=m --template={{text}}')
-    bench = '''bench.py --stages="['compose']" --repetitions=1'''
+    bench = '''bench.py --stages="['prepare']" --repetitions=1'''
     sweep = '''sweep.py --settings="[{'n_layer': 1, 'n_head': 2, 'n_embd': 16}]" --out_dir=out/sweep --num_samples=1 \
 --train_config= --evaluate_config= --start=रवि --train_options="{'dataset': 'tiny', 'batch_size': 4, 'max_iters': 2}"'''
     run_commands(project.path, [

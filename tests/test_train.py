@@ -16,7 +16,8 @@ import hub
 
 SMALL = ['--dataset=tiny', '--out_dir=out/tiny', '--dtype=float32', '--device=cpu',
          '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=64',
-         '--batch_size=4', '--gradient_accumulation_steps=2', '--learning_rate=1e-2', '--max_iters=20', '--lr_decay_iters=20', '--warmup_iters=2',
+         '--batch_size=4', '--gradient_accumulation_steps=2', '--learning_rate=1e-2',
+         '--max_iters=20', '--lr_decay_iters=20', '--warmup_iters=2',
          '--eval_interval=10', '--eval_iters=8', '--log_interval=1']
 RESUME = [*SMALL, '--init_from=resume']
 DROPOUT = [*SMALL, '--dropout=0.1']
