@@ -314,7 +314,7 @@ def damaged_checkpoint(project):
     (None, ['--device=tpu'], 'tpu'),
     (None, ['--batch_size=0'], 'at least 1'),
     (None, ['--dropout=1.0'], 'below 1'),
-    (None, ['--learning_rate=nan'], 'at least 0'),
+    (None, ['--learning_rate=-1.0'], 'at least 0'),
     (None, ['--batchsize=8'], "did you mean 'batch_size'"),
 ])
 def test_refusals(project, reference, change, arguments, says):
