@@ -99,6 +99,11 @@ def check_settings():
     check(min(n_references, loss_tokens, dry_run, repeat) >= 0,
           'n_references, loss_tokens, dry_run and repeat must be at least 0')
     check(scale[0] < scale[1], 'scale must be two numbers, such as [1, 10]')
+    check(use_judge or not model, '--model names a judge; it needs --provider=… or --base_url=http…')
+    try:
+        re.compile(opening)
+    except re.error as e:
+        check(False, f'opening is not a regular expression: {e}')
     if use_judge or dry_run:
         check(template and criteria, 'a judge needs a rubric: python evaluate.py config/evaluate_stories.py …')
         check(re.search(r'\{(story|continuation|split_story)\}', template),
@@ -158,6 +163,8 @@ def read_stories(path, is_reference):
             'id': row.get('id', number), 'prompt': clean(prompt), 'story': clean(text), 'ended': row.get('ended')})
     if not stories:
         fail(f'{path} holds no story')
+    if len({str(story['id']) for story in stories}) < len(stories):
+        fail(f'{path}: two stories have the same id; was it joined from two files?')
     if is_reference and n_references:
         # the smallest hashes: mostly the same stories when the file has grown
         stories.sort(key=lambda story: digest(story['id'], story['story']))
