@@ -20,10 +20,13 @@ import gzip
 import io
 import json
 import lzma
+import math
 import os
 import re
 import secrets
+import signal
 import sys
+import time
 import zlib
 
 STORY_ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
@@ -52,14 +55,23 @@ def fail(message):
     if 'tqdm' in sys.modules:
         for bar in list(sys.modules['tqdm'].tqdm._instances):
             bar.close()  # ends its line, so that the message has its own
+    wait_for_torchrun()
     raise SystemExit(script_name() + message)
 
 
 def check(condition, message):
     """For settings: when the condition is false, end the script with one line on stderr and exit status 2."""
     if not condition:
+        wait_for_torchrun()
         print(script_name() + message, file=sys.stderr)
         raise SystemExit(2)
+
+
+def wait_for_torchrun():
+    """Most errors are the same in all processes of torchrun: the first one prints it, then torchrun ends the others."""
+    if os.environ.get('LOCAL_RANK', '0') != '0':
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(10)
 
 
 # -----------------------------------------------------------------------------
@@ -525,6 +537,37 @@ def open_log(path, step):
     with replacing(path) as temporary, open(temporary, 'wb') as f:
         append_rows(f, *rows)
     return open_append(path), rows[-1]['seconds'] if rows else 0.0
+
+
+def open_wandb(project, name, config, run_id):
+    """Start a Weights & Biases run, or continue the one with this id -> (its id, the function that logs a row)."""
+    import wandb
+    try:
+        run = wandb.init(project=project, name=name, config=config, id=run_id, resume='allow' if run_id else None)
+    except wandb.errors.Error as e:  # no key, no network
+        reason = ' '.join(str(e).split())
+        fail(f'wandb: {reason:.200}; run `wandb login`, or set WANDB_MODE=offline, or use --wandb_log=False')
+    return run.id, run.log
+
+
+def loss_measures(loss, meta):
+    """A validation loss in nats per token -> {'val_loss', 'perplexity', 'bits_per_byte'}.
+
+    bits_per_byte = loss / ln 2 × tokens / bytes compares models with any tokenizers. It is left out where more than
+    0.1 % of the tokens are unknown ones, which stand for any text.
+    """
+    measures = {'val_loss': loss, 'perplexity': math.exp(loss)}
+    if meta.get('unknown', {}).get('val', 0) <= 0.001:
+        measures['bits_per_byte'] = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
+    return measures
+
+
+def describe_loss(measures):
+    """loss_measures() as text."""
+    text = f'val loss {measures["val_loss"]:.4f}, perplexity {measures["perplexity"]:.2f}'
+    if 'bits_per_byte' in measures:
+        text += f', bits per byte {measures["bits_per_byte"]:.4f}'
+    return text
 
 
 def draw_loss(log_path, title, picture):

@@ -400,38 +400,53 @@ def learn_bigrams(model, tokens, steps, seed, amp):
 
 
 class LossGuard:
-    """Finds training steps that would damage the weights.
+    """Finds training steps with a bad loss.
 
-    These are NaN, infinity, and a loss that is more than 2 nats and also more than 10 standard deviations above the
-    mean of the last 100 good losses.
+    - NaN or infinity, in the loss or the gradient: the step would damage the weights.
+    - A spike: the loss is more than 2 nats and also more than 10 standard deviations above the mean of the last 100
+      losses that were none. A hard batch can do that, so the run goes on; when the loss stays there, it has diverged.
     """
 
     def __init__(self):
-        self.losses = collections.deque(maxlen=100)
+        self.losses = collections.deque(maxlen=100)  # without spikes
+        self.problem = ''  # of the latest step
         self.n_skipped = 0
         self.skipped_in_a_row = 0
+        self.n_spikes = 0
+        self.spikes_in_a_row = 0
 
-    def reason_to_skip(self, loss, grad_norm, scaler):
-        """Why a step must not be taken; '' for a good step."""
-        problem = self.find_problem(loss, grad_norm, scaler)
-        if problem:
+    def must_skip(self, loss, grad_norm, scaler):
+        """Count a step -> whether its update must not be made."""
+        self.problem = ''
+        # the scaler of float16 handles overflows
+        if not math.isfinite(loss) or not math.isfinite(grad_norm) and not scaler.is_enabled():
+            self.problem = f'the loss is {loss:.4g} and the gradient norm {grad_norm:.3g}'
+        elif scaler.is_enabled() and scaler.get_scale() < 1e-3:
+            self.problem = 'the gradients overflow float16 at any loss scale'
+        if self.problem:
             self.n_skipped += 1
             self.skipped_in_a_row += 1
+            return True
+        self.skipped_in_a_row = 0
+        if self.is_spike(loss):
+            self.n_spikes += 1
+            self.spikes_in_a_row += 1
         else:
             self.losses.append(loss)
-            self.skipped_in_a_row = 0
-        return problem
+            self.spikes_in_a_row = 0
+        return False
 
-    def find_problem(self, loss, grad_norm, scaler):
-        bad_gradient = not math.isfinite(grad_norm) and not scaler.is_enabled()  # float16: the scaler handles overflows
-        if bad_gradient or not math.isfinite(loss):
-            return f'the loss is {loss:.4g} and the gradient norm {grad_norm:.3g}'
-        if scaler.is_enabled() and scaler.get_scale() < 1e-3:
-            return 'the gradients overflow float16 at any loss scale'
-        if len(self.losses) == self.losses.maxlen:
-            mean = np.mean(self.losses)
-            if loss > mean + max(2, 10 * np.std(self.losses)):
-                return f'the loss is {loss:.4g} after a mean of {mean:.4g}'
+    def is_spike(self, loss):
+        if len(self.losses) < self.losses.maxlen:
+            return False
+        return loss > np.mean(self.losses) + max(2, 10 * np.std(self.losses))
+
+    def reason_to_stop(self, skip_nan):
+        """Why the run must end after the step of must_skip(), or ''."""
+        if self.problem and (not skip_nan or self.skipped_in_a_row > 100):
+            return self.problem
+        if self.spikes_in_a_row >= 300:
+            return f'the loss has been far above its earlier mean of {np.mean(self.losses):.4g} for 300 steps'
         return ''
 
 
@@ -751,7 +766,7 @@ def training_state(optimizers, scaler, guard):
     """What ckpt.pt has besides the model, to resume a run exactly."""
     return {'optimizer': [optimizer.state_dict() for optimizer in optimizers],
             'scaler': scaler.state_dict(),
-            'guard': (list(guard.losses), guard.n_skipped, guard.skipped_in_a_row)}
+            'guard': (list(guard.losses), guard.n_skipped, guard.skipped_in_a_row, guard.n_spikes, guard.spikes_in_a_row)}
 
 
 def load_training_state(path, checkpoint, optimizers, scaler, guard):
@@ -767,8 +782,10 @@ def load_training_state(path, checkpoint, optimizers, scaler, guard):
                  f'--init_from={path} and another --out_dir')
     if checkpoint.get('scaler'):  # empty unless the run was in float16
         scaler.load_state_dict(checkpoint['scaler'])
-    losses, guard.n_skipped, guard.skipped_in_a_row = checkpoint.get('guard', ([], 0, 0))
+    losses, guard.n_skipped, guard.skipped_in_a_row, *spikes = checkpoint.get('guard', ([], 0, 0))
     guard.losses.extend(losses)
+    if spikes:  # older checkpoints do not count them
+        guard.n_spikes, guard.spikes_in_a_row = spikes
 
 
 def check_resume(path, checkpoint, config, meta, vocab):

@@ -25,7 +25,7 @@ eval_iters = 0  # batches of an evaluation; 0 = all of val.bin
 eval_only = False  # evaluate once and exit
 log_interval = 10  # steps between lines of log.jsonl
 always_save_checkpoint = True  # save ckpt.pt after every evaluation, not only after an improvement
-wandb_log = False  # log to Weights & Biases too
+wandb_log = False  # log to Weights & Biases too; a resumed run continues its wandb run
 wandb_project = 'nanokahani'
 wandb_run_name = 'gpt'
 # batches
@@ -65,7 +65,7 @@ weight_decay = 0.1
 beta1 = 0.9
 beta2 = 0.95
 grad_clip = 1.0  # clip the norm of the gradients to this; 0.0 = no clipping
-skip_nan = False  # skip steps with a NaN, infinite or suddenly much higher loss instead of ending the run
+skip_nan = False  # skip steps with a NaN or infinite loss or gradient instead of ending the run
 decay_lr = True  # warm up, then decay to min_lr; False = constant
 cooldown = 0.0  # fraction of steps for a linear decay at the end; 0.0 = cosine decay
 warmup_iters = 100  # steps of linear warm-up
@@ -96,10 +96,11 @@ from tokenizers import Tokenizer
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from files import (TokenStream, append_rows, at_end, check, draw_loss, fail, find, load_dataset, lock, open_log)
-from model import (GPT, GPTConfig, LossGuard, can_compile, check_resume, cpu_kernels, generate, init_processes,
-                   learn_bigrams, load_checkpoint, load_training_state, matmul_rate, model_from, peak_memory,
-                   merge_adapters, save_checkpoint, sum_over_ranks, training_state)
+from files import (TokenStream, append_rows, at_end, check, describe_loss, draw_loss, fail, find, load_dataset, lock,
+                   loss_measures, open_log, open_wandb)
+from model import (GPT, GPTConfig, LossGuard, can_compile, check_resume, cpu_kernels, export_problems, generate,
+                   init_processes, learn_bigrams, load_checkpoint, load_training_state, matmul_rate, merge_adapters,
+                   model_from, peak_memory, save_checkpoint, sum_over_ranks, training_state)
 
 start_time = time.time()
 for key, value in config.items():
@@ -158,7 +159,7 @@ def get_batch(i):
 # ------ model: new, from a checkpoint of this run, or from another model
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
 model_args = {field.name: config[field.name] for field in fields(GPTConfig) if field.name in config}
-step, best_val_loss = 0, math.inf
+step, best_val_loss, wandb_id = 0, math.inf, None
 stop_reason = ''  # why the run ends before max_iters
 lora = {'base': init_from, 'rank': lora_rank, 'alpha': lora_alpha, 'dropout': lora_dropout} if lora_rank else None
 saved = None  # the checkpoint of a resumed run
@@ -168,16 +169,6 @@ if os.path.exists(ckpt_path) and int(os.environ.get('TORCHELASTIC_RESTART_COUNT'
     init_from = 'resume'  # torchrun --max-restarts runs the same command again after a process died
 if os.path.exists(ckpt_path) and init_from != 'resume' and not eval_only:
     fail(f'{ckpt_path} exists already; continue it with --init_from=resume, or use another --out_dir')
-
-def start_from(name):
-    """Another model, cut to block_size, with adapters if lora_rank > 0."""
-    import hub
-    check(not bigram_steps, 'bigram_steps would overwrite the embedding of another model; use --bigram_steps=0')
-    check(not lora_rank or not embedding_lr, 'lora_rank does not train the embedding; use --embedding_lr=0.0')
-    model = hub.load_for_training(name, tokenizer, meta['vocab_size'], block_size, dropout)
-    if lora_rank:
-        hub.add_lora(model, lora_rank, lora_alpha, lora_dropout)
-    return model
 
 if init_from == 'scratch':
     check(not lora_rank and not eval_only, 'lora_rank and eval_only need a model, such as --init_from=resume')
@@ -190,9 +181,15 @@ elif init_from == 'resume':
     check_resume(ckpt_path, saved, config, meta, tokenizer.get_vocab())
     saved['model_args']['dropout'] = dropout
     model = model_from(saved, ckpt_path)
-    step, best_val_loss, lora = saved['step'], saved['best_val_loss'], saved.get('lora')
-else:
-    model = start_from(init_from)
+    step, best_val_loss = saved['step'], saved['best_val_loss']
+    lora, wandb_id = saved.get('lora'), saved.get('wandb_id')
+else:  # another model, cut to block_size, with adapters if lora_rank > 0
+    import hub
+    check(not bigram_steps, 'bigram_steps would overwrite the embedding of another model; use --bigram_steps=0')
+    check(not lora_rank or not embedding_lr, 'lora_rank does not train the embedding; use --embedding_lr=0.0')
+    model = hub.load_for_training(init_from, tokenizer, meta['vocab_size'], block_size, dropout)
+    if lora_rank:
+        hub.add_lora(model, lora_rank, lora_alpha, lora_dropout)
 model.to(device).train()
 trainable = [p for p in model.parameters() if p.requires_grad]
 
@@ -245,8 +242,7 @@ def evaluate():
     loss = total / count
     if not loss < 700:  # NaN, or a perplexity that no float can hold
         fail(f'the validation loss is {loss} at step {step}; lower learning_rate')
-    bits_per_byte = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']  # comparable across tokenizers
-    return {'val_loss': loss, 'perplexity': math.exp(loss), 'bits_per_byte': bits_per_byte}
+    return loss_measures(loss, meta)
 
 def sample_story():
     model.eval()
@@ -264,7 +260,7 @@ def save(improved):
     tokenizer_state = {
         'spec': tokenizer_json, 'bos': tokenizer.id_to_token(meta['bos']), 'eos': tokenizer.id_to_token(meta['eos'])}
     checkpoint = {'model_args': asdict(model.config), 'model': weights, 'step': step, 'best_val_loss': best_val_loss,
-                  'config': config, 'meta': meta, 'tokenizer': tokenizer_state}
+                  'config': config, 'meta': meta, 'tokenizer': tokenizer_state, 'wandb_id': wandb_id}
     if lora:
         checkpoint['lora'] = lora
     if improved:
@@ -286,13 +282,15 @@ if sum_over_ranks([step], device) != [step * world_size]:
     fail(f'the processes start at different steps; all nodes must see the same {out_dir}')
 if is_master:
     if wandb_log:
-        import wandb
-        wandb.init(project=wandb_project, name=wandb_run_name, config=config)
+        wandb_id, log_to_wandb = open_wandb(wandb_project, wandb_run_name, config, wandb_id)
     if not eval_only:
         log, earlier_seconds = open_log(os.path.join(out_dir, 'log.jsonl'), step)  # drops the rows after step
-    n_trainable = sum(p.numel() for p in trainable)
+    n_trainable, epochs = sum(p.numel() for p in trainable), max_iters * step_tokens / len(stream)
     print(f'{n_trainable:,} trainable parameters on {world_size} × {device}, {dtype}; {max_iters:,} steps of '
-          f'{step_tokens:,} tokens, {max_iters * step_tokens / len(stream):.2f} epochs')
+          f'{step_tokens:,} tokens, {epochs:.2f} epochs')
+    for export_format, problem in export_problems(model.config).items():
+        if problem:
+            print(f'export.py cannot write this model in the format {export_format}: {problem}')
 bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not is_master, smoothing=0.05, dynamic_ncols=True)
 batch, peak_flops = get_batch(step * micro_steps), 0.0
 last_time, last_step = time.time(), step  # of the last log row
@@ -330,14 +328,20 @@ while step < max_iters and not stop_reason and not eval_only:
     elif n_signals:
         stop_reason = stop_signal or 'a signal to another process'
 
-    # 5) update the weights, unless the loss or the gradient is bad
-    problem = guard.reason_to_skip(loss, grad_norm, scaler)  # NaN, infinite, or far above the last losses
-    if problem and (not skip_nan or guard.skipped_in_a_row > 100):
-        fail(f'{problem} at step {step}; the last checkpoint in {out_dir} is good. Lower learning_rate, '
-             'set grad_clip=1.0, or skip such steps with --skip_nan=True')
+    # 5) update the weights, unless the loss or the gradient is NaN or infinite
+    skipping = guard.must_skip(loss, grad_norm, scaler)
+    problem = guard.reason_to_stop(skip_nan)
+    if problem:
+        stop_reason = f'{problem} at step {step}'
+        if is_master and all(p.isfinite().all() for p in trainable):
+            save(improved=False)
+        fail(f'{stop_reason}; {out_dir} has the state before this step. Lower learning_rate and continue with '
+             '--init_from=resume, or start anew from best.pt, or skip NaN and infinity with --skip_nan=True')
+    if is_master and guard.spikes_in_a_row == 1:
+        tqdm.write(f'step {step}: the loss {loss:.4g} is far above the last losses; the run goes on')
     for opt in optimizers:
         # an overflow of float16 is no problem: all optimizers skip the step, and update() lowers the loss scale
-        if not problem and math.isfinite(grad_norm):
+        if not skipping and math.isfinite(grad_norm):
             scaler.step(opt)
         opt.zero_grad(set_to_none=True)
     scaler.update()
@@ -366,17 +370,16 @@ while step < max_iters and not stop_reason and not eval_only:
         flops = tokens_per_second * model.flops_per_token(block_size)
         row['utilization'] = round(flops / peak_flops, 4)  # relative to the measured rate of a large matrix product
         row['seconds'] = round(earlier_seconds + time.time() - start_time, 2)
-        row['skipped'] = guard.n_skipped
+        row['skipped'], row['spikes'] = guard.n_skipped, guard.n_spikes
         append_rows(log, row)
         if wandb_log:
-            wandb.log(row, step=step)
+            log_to_wandb(row, step=step)
         bar.set_postfix_str(f'loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s')
     if is_master and (evaluating or stop_reason):
         save(improved)
         draw_loss(log.name, f'{dataset}: {model.n_params() / 1e6:.1f} M parameters', os.path.join(out_dir, 'loss.png'))
     if is_master and evaluating:
-        tqdm.write('step {step}: loss {loss:.4f}, val loss {val_loss:.4f}, perplexity {perplexity:.2f}, bits per byte '
-                   '{bits_per_byte:.4f}\n\n{story}\n'.format(story=sample_story(), **row))
+        tqdm.write(f'step {step}: loss {loss:.4f}, {describe_loss(row)}\n\n{sample_story()}\n')
     last_time, last_step = time.time(), step
 
 # ------ the end
@@ -384,13 +387,14 @@ bar.close()
 if eval_only:
     row = evaluate()
     if is_master:
-        print('val loss {val_loss:.4f}, perplexity {perplexity:.2f}, bits per byte {bits_per_byte:.4f}'.format(**row))
+        print(describe_loss(row))
 elif is_master:
     log.close()
     if lora and merge_lora:
         merge_adapters(os.path.join(out_dir, 'best.pt'))
     ending = f'stopped by {stop_reason}' if stop_reason else 'done'
-    print(f'{ending} at step {step:,}, {guard.n_skipped} steps skipped; checkpoints and loss curve are in {out_dir}')
+    counts = f'{guard.n_skipped} steps skipped, {guard.n_spikes} loss spikes'
+    print(f'{ending} at step {step:,}, {counts}; checkpoints and loss curve are in {out_dir}')
 if ddp:
     dist.barrier()  # gloo can crash at exit while another process still has its last all-reduce
     dist.destroy_process_group()
