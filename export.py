@@ -44,7 +44,7 @@ from safetensors import SafetensorError
 
 import hub
 from files import check, fail, lock, on_hub, write_text
-from model import GPT, generate
+from model import GPT, export_problems, generate
 from replies import CODES
 from tokenizer import WORDS, byte_characters, word_pattern
 
@@ -57,27 +57,13 @@ CLASSES = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM', 'gpt2': 'GP
 
 
 def model_type():
-    """'llama', 'qwen3' or 'gpt2'. Fails when that class, or the format, cannot express the model."""
-    if format == 'llama2c':
-        kind = 'llama'
-        allowed = {'position': ['rope'], 'norm': ['rmsnorm'], 'mlp': ['swiglu'], 'qk_norm': [False], 'bias': [False],
-                   'rope_theta': [10000.0], 'norm_eps': [1e-5]}
-    elif gpt.position == 'learned':
-        kind = 'gpt2'
-        allowed = {'norm': ['layernorm'], 'mlp': ['gelu_new', 'gelu'], 'n_kv_head': [gpt.n_head], 'qk_norm': [False]}
-    else:
-        kind = 'qwen3' if gpt.qk_norm else 'llama'
-        allowed = {'norm': ['rmsnorm'], 'mlp': ['swiglu'], 'bias': [False]}
-        if kind == 'llama':
-            allowed['bias'].append(True)
-        if format == 'hf':
-            allowed['mlp'].append('relu2')
-    for key, values in allowed.items():
-        value = getattr(gpt, key)
-        if value not in values:
-            options = ' or '.join(map(repr, values))
-            fail(f'{key} is {value!r} in this model; a {kind} in the format {format} can only have {options}')
-    return kind
+    """'llama', 'qwen3' or 'gpt2'. Fails when the format cannot hold the model."""
+    problem = export_problems(gpt)[format]
+    if problem:
+        fail(f'{problem}, which the format {format} needs')
+    if gpt.position == 'learned':
+        return 'gpt2'
+    return 'qwen3' if gpt.qk_norm else 'llama'
 
 
 def named_weights(interleaved=False):

@@ -95,6 +95,29 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
+def export_problems(config):
+    """Why export.py cannot write a model of this GPTConfig -> {'hf': reason, 'gguf': reason, 'llama2c': reason}.
+
+    A reason is '' where it can. The classes of other programs have fewer options than GPTConfig.
+    """
+    if config.position == 'learned':  # a GPT-2
+        hf = {'norm': ['layernorm'], 'mlp': ['gelu', 'gelu_new'], 'n_kv_head': [config.n_head], 'qk_norm': [False]}
+        gguf = hf
+    else:  # a Qwen3 or a Llama
+        hf = {'norm': ['rmsnorm'], 'mlp': ['swiglu', 'relu2'], 'bias': [False] if config.qk_norm else [False, True]}
+        gguf = hf | {'mlp': ['swiglu']}
+    llama2c = {'position': ['rope'], 'norm': ['rmsnorm'], 'mlp': ['swiglu'], 'qk_norm': [False], 'bias': [False],
+               'rope_theta': [10000.0], 'norm_eps': [1e-5]}
+    problems = {}
+    for format, allowed in {'hf': hf, 'gguf': gguf, 'llama2c': llama2c}.items():
+        reasons = []
+        for key, values in allowed.items():
+            if getattr(config, key) not in values:
+                reasons.append(f'{key} is {getattr(config, key)!r}, not {" or ".join(map(repr, values))}')
+        problems[format] = '; '.join(reasons)
+    return problems
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019)."""
 
