@@ -588,7 +588,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
     """Continue prompts in batches: yields, after every step, the list of (prompt's index, new token id).
 
     model: a GPT, or a model of hub.py. prompts: lists of ids, of any lengths from 1.
-    eos: the id that ends a sequence; it is yielded too. seeds: an int for each prompt.
+    eos: the id, or the list of ids, that ends a sequence; it is yielded too. seeds: an int for each prompt.
     A sequence depends on its prompt, its seed and the settings, not on the batch (except for rounding).
     temperature: 0 takes the likeliest token. top_k (Fan et al. 2018), top_p (Holtzman et al. 2020) and min_p
     (Nguyen et al. 2024) are applied in this order. repetition_penalty: Keskar et al. 2019, prompt included.
@@ -600,6 +600,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
         return
     if seeds is None:
         seeds = range(len(prompts))
+    ends = [eos] if isinstance(eos, int) else eos or []
     block_size = model.config.block_size
     n_slots = min(batch_size or len(prompts), len(prompts))
     longest = max(len(prompt) for prompt in prompts)
@@ -646,7 +647,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
             sequence = running[slot]
             if cache.lengths[slot] == block_size:
                 cache.lengths[slot] = 0  # full: prefill its last half, see Sequence.window
-            finished = sequence.n_left == 0 or sequence.ids[-1] == eos
+            finished = sequence.n_left == 0 or sequence.ids[-1] in ends
             if finished and waiting and cache.refill:
                 running[slot] = next_sequence()
                 cache.lengths[slot] = 0
@@ -724,7 +725,10 @@ def load_checkpoint(path):
         verify_checksums(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns of old pickles before it refuses them
-            return torch.load(path, map_location='cpu', weights_only=True)
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        if isinstance(checkpoint, dict):
+            return checkpoint
+        python_object, reason = None, f'it contains a {type(checkpoint).__name__}'
     except Exception as e:  # torch.load raises errors of many kinds for damaged and foreign files
         reason = str(e).split('\n')[0] or type(e).__name__
         python_object = re.search(r'GLOBAL (\S+)', str(e))  # torch's message: Unsupported global: GLOBAL os.system
