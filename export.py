@@ -45,7 +45,7 @@ from safetensors import SafetensorError
 import hub
 from files import ISO_CODES, check, fail, lock, on_hub, write_json, write_text
 from model import GPT, export_problems, generate
-from tokenizer import WORDS, Tokenizer, byte_characters, word_pattern
+from tokenizer import WORDS, byte_characters, word_pattern
 
 MAIN_FILES = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf'}
 PREFIXES = {'llama': 'model.', 'qwen3': 'model.', 'gpt2': 'transformer.'}
@@ -161,7 +161,7 @@ def write_llama2c(folder):
     """Write model.bin and tokenizer.bin for run.c of llama2.c.
 
     Some ids are built into run.c: 1 is bos and also ends a story, 2 is eos, and b + 3 is byte b, for characters that
-    are no token. So the ids are reordered, also in tokenizer.json, with which sample.py reads the folder.
+    are no token. So the ids are reordered.
     run.c puts a space before a prompt. Most of our tokenizers do not. For them the id of byte 0, which is in no text,
     becomes "bos and a space": run.c merges these two first of all. It is embedded like bos. The head is not changed,
     so it is written as a separate matrix.
@@ -180,7 +180,6 @@ def write_llama2c(folder):
     fixed = [None, tok.bos, eos] + [tokens.index(token) for token in byte_tokens]
     others = [i for i in range(gpt.vocab_size) if i not in fixed]
     order = [others.pop(0) if i is None else i for i in fixed] + others
-    reordered_tokenizer(order).save(folder)
 
     added = {token['content'] for token in spec['added_tokens']}
     pieces = []
@@ -208,18 +207,6 @@ def write_llama2c(folder):
         return ''
     return (f'{n_cut} of the {gpt.vocab_size:,} tokens begin or end inside a character. run.c can encode a prompt with '
             'them differently, and it does not print a part of a character that is a token alone.')
-
-
-def reordered_tokenizer(order):
-    """The tokenizer with new ids. order: the old id of each new one."""
-    reordered = json.loads(tok.to_str())
-    new_ids = {tok.backend.id_to_token(old): new for new, old in enumerate(order)}
-    vocab = reordered['model']['vocab']
-    reordered['model']['vocab'] = {token: new_ids[token] for token in vocab if token in new_ids}
-    reordered['added_tokens'] = [token for token in reordered['added_tokens'] if token['content'] in new_ids]
-    for token in reordered['added_tokens']:
-        token['id'] = new_ids[token['content']]
-    return Tokenizer(json.dumps(reordered), tok.bos_token, tok.eos_token)
 
 
 def write_run_c_tokenizer(path, pieces):

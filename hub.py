@@ -75,13 +75,11 @@ def load(name, device='cpu', tokenizer=''):
 
 def find_model(name):
     """The file or Hugging Face folder of a model. A name that is not here is downloaded."""
-    if os.path.isfile(name):
+    if os.path.isdir(name):
+        return checkpoint_path(name) or name
+    if os.path.exists(name):
         return name
-    if not os.path.isdir(name):
-        return download(name)
-    llama2c = os.path.join(name, 'model.bin')
-    is_llama2c = os.path.exists(llama2c) and not os.path.exists(os.path.join(name, 'config.json'))
-    return checkpoint_path(name) or (llama2c if is_llama2c else name)
+    return download(name)
 
 
 def download(name):
@@ -159,16 +157,16 @@ def load_llama2c(path):
     header = np.fromfile(path, '<i4', 7).tolist()
     if header[:1] == [0x616b3432]:
         fail(f'{path} is in a format for runq.c; export it again with --version 0 of llama2.c')
-    damaged = f'{path} is damaged, or not a model.bin of llama2.c'
-    if len(header) < 7 or 0 in header:
-        fail(damaged)
-    n_embd, n_inner, n_layer, n_head, n_kv_head, vocab_size, block_size = header
-    is_tied, vocab_size = vocab_size > 0, abs(vocab_size)
-    head_size = n_embd // n_head
-    n_layer_weights = n_embd * (2 * n_embd + 2 * n_kv_head * head_size + 3 * n_inner + 2)
-    n_weights = n_layer * n_layer_weights + n_embd * (vocab_size * (2 - is_tied) + 1) + block_size * head_size
+    n_weights = -1
+    if len(header) == 7 and header[3]:
+        n_embd, n_inner, n_layer, n_head, n_kv_head, vocab_size, block_size = header
+        is_tied = vocab_size > 0
+        vocab_size = abs(vocab_size)
+        head_size = n_embd // n_head
+        n_layer_weights = n_embd * (2 * n_embd + 2 * n_kv_head * head_size + 3 * n_inner + 2)
+        n_weights = n_layer * n_layer_weights + n_embd * (vocab_size * (2 - is_tied) + 1) + block_size * head_size
     if os.path.getsize(path) != 28 + 4 * n_weights:
-        fail(damaged)
+        fail(f'{path} is damaged, or not a model.bin of llama2.c')
     model = GPT(gpt_config({
         'n_embd': n_embd, 'n_inner': n_inner, 'n_layer': n_layer, 'n_head': n_head, 'n_kv_head': n_kv_head,
         'vocab_size': vocab_size, 'block_size': block_size, 'tie_weights': is_tied}, path))

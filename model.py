@@ -108,13 +108,12 @@ def export_problems(config):
         gguf = hf | {'mlp': ['swiglu']}
     llama2c = {'position': ['rope'], 'norm': ['rmsnorm'], 'mlp': ['swiglu'], 'qk_norm': [False], 'bias': [False],
                'rope_theta': [10000.0], 'norm_eps': [1e-5]}
-    problems = {}
-    for format, allowed in {'hf': hf, 'gguf': gguf, 'llama2c': llama2c}.items():
-        reasons = []
+    problems = {'hf': '', 'gguf': '', 'llama2c': ''}
+    for format, allowed in zip(problems, [hf, gguf, llama2c]):
         for key, values in allowed.items():
-            if getattr(config, key) not in values:
-                reasons.append(f'{key} is {getattr(config, key)!r}, not {" or ".join(map(repr, values))}')
-        problems[format] = '; '.join(reasons)
+            value = getattr(config, key)
+            if value not in values:
+                problems[format] = f'{key} is {value!r}, not {" or ".join(map(repr, values))}'
     return problems
 
 

@@ -273,10 +273,8 @@ def from_file(path):
     nanoGPT and llama2.c store it apart from the model: then it is the one in the same folder.
     """
     name = os.path.basename(path)
-    if name.endswith('.model'):
+    if name.endswith('.model') or fnmatch(name, 'tok*.bin'):
         return from_sentencepiece(path)
-    if fnmatch(name, 'tok*.bin'):
-        return from_llama2c(path)
     if not name.endswith(('.pt', '.bin')):
         return from_json(path)
     if name.endswith('.pt'):
@@ -336,33 +334,6 @@ def from_json(path):
         fail(f'{path}: not a usable tokenizer.json ({e})')
 
 
-def from_llama2c(path):
-    """A tokenizer.bin of llama2.c, which has the pieces of a SentencePiece BPE: 1 is bos, 2 eos, b + 3 the byte b.
-
-    The file: the length of the longest piece (int32), then score (float32), length (int32) and bytes of each piece.
-    """
-    from transformers.convert_slow_tokenizer import generate_merges
-    data = Path(path).read_bytes()
-    pieces, scores = [], {}
-    at = 4
-    try:
-        while at < len(data):
-            score, length = struct.unpack_from('<fi', data, at)
-            piece, = struct.unpack_from(f'{length}s', data, at + 8)
-            pieces.append(piece.decode().replace(' ', '▁'))
-            if len(pieces) > 259:
-                scores[pieces[-1]] = score
-            at += 8 + length
-        pieces[1:3] = '<s>', '</s>'
-        ids = {piece: i for i, piece in enumerate(pieces)}
-        if ids['<0xFF>'] != 258 or len(ids) < len(pieces):
-            raise ValueError
-    except (struct.error, ValueError, LookupError):
-        fail(f'{path} is damaged, or not a tokenizer.bin of llama2.c')
-    bpe = models.BPE(ids, generate_merges(ids, scores), unk_token='<unk>', fuse_unk=True, byte_fallback=True)
-    return Tokenizer(sentencepiece_pipeline(bpe, adds_space=True).to_str(), '<s>', '</s>')
-
-
 def from_tiktoken(name):
     """One of tiktoken's encodings, such as gpt2, with the same ids. <|endoftext|> is both bos and eos."""
     import tiktoken
@@ -379,7 +350,7 @@ def from_tiktoken(name):
 
 
 def from_sentencepiece(path):
-    """A SentencePiece .model, BPE or unigram, as a pipeline with the same ids.
+    """A SentencePiece .model, BPE or unigram, or llama2.c's tokenizer.bin, as a pipeline with the same ids.
 
     The pipeline does what sentencepiece_model.proto specifies: normalize, put a space before the text, match
     user-defined symbols first, use bytes for unknown characters. One difference remains: a text that begins with a
@@ -389,12 +360,35 @@ def from_sentencepiece(path):
     from sentencepiece import sentencepiece_model_pb2
     proto = sentencepiece_model_pb2.ModelProto()
     try:
-        proto.ParseFromString(Path(path).read_bytes())
-    except DecodeError as e:
-        fail(f'{path}: not a SentencePiece model ({e})')
+        data = Path(path).read_bytes()
+        if path.endswith('.bin'):
+            read_llama2c(data, proto)
+        else:
+            proto.ParseFromString(data)
+    except (DecodeError, struct.error, ValueError, IndexError) as e:
+        fail(f'{path}: damaged, or not a tokenizer of SentencePiece or llama2.c ({e})')
+    pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
+
     settings = proto.normalizer_spec
-    pipeline = sentencepiece_pipeline(sentencepiece_vocabulary(proto, path), settings.add_dummy_prefix,
-                                      settings.remove_extra_whitespaces, settings.precompiled_charsmap)
+    steps = []
+    if settings.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(settings.precompiled_charsmap))
+    if settings.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(' {2,}'), ' '), normalizers.Strip()]
+    # Metaspace adds no space to a text that begins with one. Prepend does, but also before user-defined symbols.
+    prepend_scheme = 'never'
+    if settings.add_dummy_prefix and settings.remove_extra_whitespaces:
+        prepend_scheme = 'first'
+    elif settings.add_dummy_prefix:
+        steps.append(normalizers.Prepend('▁'))
+    pipeline.normalizer = normalizers.Sequence(steps)
+    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
+
+    decoder = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
+    if settings.add_dummy_prefix:
+        decoder.append(decoders.Strip(' ', 1, 0))
+    pipeline.decoder = decoders.Sequence(decoder)
+
     for piece in proto.pieces:
         if piece.type in (piece.UNKNOWN, piece.CONTROL):
             pipeline.add_special_tokens([piece.piece])
@@ -403,27 +397,26 @@ def from_sentencepiece(path):
     return Tokenizer(pipeline.to_str(), proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece)
 
 
-def sentencepiece_pipeline(model, adds_space, removes_spaces=False, charsmap=b''):
-    """A pipeline that encodes and decodes as SentencePiece does, by the settings of its normalizer."""
-    pipeline = Pipeline(model)
-    steps = []
-    if charsmap:
-        steps.append(normalizers.Precompiled(charsmap))
-    if removes_spaces:
-        steps += [normalizers.Replace(Regex(' {2,}'), ' '), normalizers.Strip()]
-    # Metaspace adds no space to a text that begins with one. Prepend does, but also before user-defined symbols.
-    prepend_scheme = 'never'
-    if adds_space and removes_spaces:
-        prepend_scheme = 'first'
-    elif adds_space:
-        steps.append(normalizers.Prepend('▁'))
-    pipeline.normalizer = normalizers.Sequence(steps)
-    pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
-    decoder = [decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse()]
-    if adds_space:
-        decoder.append(decoders.Strip(' ', 1, 0))
-    pipeline.decoder = decoders.Sequence(decoder)
-    return pipeline
+def read_llama2c(data, proto):
+    """Read the bytes of a tokenizer.bin of llama2.c, a SentencePiece BPE without its settings, into a ModelProto.
+
+    They are the length of the longest piece (int32), then score (float32), length (int32) and bytes of each piece.
+    """
+    at = 4
+    while at < len(data):
+        score, length = struct.unpack_from('<fi', data, at)
+        piece, = struct.unpack_from(f'{length}s', data, at + 8)
+        proto.pieces.add(score=score, piece=piece.decode().replace(' ', '▁'))
+        at += 8 + length
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.byte_fallback = True
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    if proto.pieces[258].piece != '<0xFF>':  # b + 3 is byte b
+        raise ValueError('its tokens are not those of a SentencePiece model')
+    for i, piece in enumerate(proto.pieces[:259]):
+        piece.type = piece.BYTE
+        if i < 3:
+            piece.type, piece.piece = piece.CONTROL, ('<unk>', '<s>', '</s>')[i]
 
 
 def sentencepiece_vocabulary(proto, path):
