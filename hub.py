@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from files import fail, on_hub
 from model import GPT, GPTConfig, checkpoint_path, load_checkpoint, save_checkpoint
-from tokenizer import Tokenizer, read_json
+from tokenizer import Tokenizer, find_beside, read_json
 from tokenizer import load as load_tokenizer
 
 
@@ -53,8 +53,9 @@ def load(name, device='cpu', tokenizer=''):
         model = restore(checkpoint, path, merge=True)
     else:
         fail(f'{path} is neither a .pt file, nor a model.bin of llama2.c, nor the folder of a Hugging Face model')
-    if 'tokenizer' not in checkpoint or tokenizer:
-        tok = load_tokenizer(tokenizer or path)
+    has_own = os.path.isdir(path) or 'tokenizer' in checkpoint
+    if tokenizer or 'tokenizer' not in checkpoint:
+        tok = load_tokenizer(tokenizer or (path if has_own else find_beside(path)))
     else:
         try:
             tok = Tokenizer(**checkpoint['tokenizer'])
@@ -65,9 +66,8 @@ def load(name, device='cpu', tokenizer=''):
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
     n_needed = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
     n_tokens = model.config.vocab_size
-    is_beside = os.path.isfile(path) and 'tokenizer' not in checkpoint
-    if n_needed > n_tokens or is_beside and tok.vocab_size <= n_tokens - 64:  # nanoGPT pads to a multiple of 64
-        fail(f'{name} has {n_tokens:,} tokens, but the tokenizer of {tokenizer or path} {n_needed:,}')
+    if n_needed > n_tokens or not has_own and tok.vocab_size <= n_tokens - 64:  # nanoGPT pads to a multiple of 64
+        fail(f'{name} has {n_tokens:,} tokens, but {tokenizer or "its tokenizer"} {n_needed:,}')
     if tok.eos not in tok.ends:
         print(f'{name} ends a story at the ids {tok.ends}, by its settings, not at {tok.eos_token}', file=sys.stderr)
     return model.to(device).eval(), tok, checkpoint
@@ -157,7 +157,7 @@ def load_llama2c(path):
     header = np.fromfile(path, '<i4', 7).tolist()
     if header[:1] == [0x616b3432]:
         fail(f'{path} is in a format for runq.c; export it again with --version 0 of llama2.c')
-    n_weights = -1
+    n_weights = float('inf')
     if len(header) == 7 and header[3]:
         n_embd, n_inner, n_layer, n_head, n_kv_head, vocab_size, block_size = header
         is_tied = vocab_size > 0

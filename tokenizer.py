@@ -268,10 +268,7 @@ def from_folder(folder):
 
 
 def from_file(path):
-    """The tokenizer in a tokenizer.json, a SentencePiece .model, a tok*.bin of llama2.c, or a model's file.
-
-    nanoGPT and llama2.c store it apart from the model: then it is the one in the same folder.
-    """
+    """The tokenizer in a tokenizer.json, a SentencePiece .model, a tok*.bin of llama2.c, or in or beside a model's file."""
     name = os.path.basename(path)
     if name.endswith('.model') or fnmatch(name, 'tok*.bin'):
         return from_sentencepiece(path)
@@ -282,9 +279,14 @@ def from_file(path):
         checkpoint = load_checkpoint(path)
         if 'tokenizer' in checkpoint:
             return Tokenizer(**checkpoint['tokenizer'])
+    return from_file(find_beside(path))
+
+
+def find_beside(path):
+    """The file of the tokenizer in the folder of a model's file. nanoGPT and llama2.c store it apart from the model."""
     for pattern in ('tokenizer.json', 'tok*.bin', '*.model'):
         for beside in sorted(Path(path).parent.glob(pattern)):
-            return from_file(str(beside))
+            return str(beside)
     fail(f'{path} contains no tokenizer; put the tokenizer.json, tokenizer.bin or .model of its training beside it, or '
          'name it, such as --tokenizer=tiktoken:gpt2 (nanoGPT has a model\'s characters in meta.pkl, which could '
          'contain code and is not read)')
