@@ -268,7 +268,7 @@ def from_folder(folder):
 
 
 def from_file(path):
-    """The tokenizer in a tokenizer.json, a SentencePiece .model, a tok*.bin of llama2.c, or in or beside a model's file."""
+    """The tokenizer in a tokenizer.json, a SentencePiece .model, a tok*.bin, or in or beside a model's file."""
     name = os.path.basename(path)
     if name.endswith('.model') or fnmatch(name, 'tok*.bin'):
         return from_sentencepiece(path)
