@@ -99,17 +99,18 @@ def seconds(function, *arguments, **options):
     return time.perf_counter() - started
 
 
-def measure(stage, unit, ours, others=None):
+def measure(stage, unit, variants, others=None):
     """Measure rates, print them and add them to the table as a row.
 
-    ours, others: {name: function that returns a rate}. The fastest of ours is compared with all the rest.
+    variants of this project and other programs: {name: function that returns a rate}. The fastest variant is compared
+    with all the rest.
     """
-    functions = ours | (others or {})
+    functions = variants | (others or {})
     best = dict.fromkeys(functions, 0.0)
     for _ in range(repetitions):
         for name, function in functions.items():
             best[name] = max(best[name], function())
-    fastest = max(ours, key=best.get)
+    fastest = max(variants, key=best.get)
     rate = best.pop(fastest)
     slower = [f'{name} {other:,.0f} ({rate / other:.1f} ×)' for name, other in best.items()]
     rows.append([stage, f'{rate:,.0f} {unit} ({fastest})', ', '.join(slower)])
@@ -137,9 +138,9 @@ def load_tokenizer():
 def bench_prepare():
     texts = list(read_texts(source))
     kilobytes = sum(len(text.encode()) for text in texts) / 1000
-    ours = {'prepare.py': lambda: kilobytes / seconds(prepare)}
+    variants = {'prepare.py': lambda: kilobytes / seconds(prepare)}
     others = {'tokenizers, encoding only': lambda: kilobytes / seconds(load_tokenizer().encode_batch_fast, texts)}
-    measure('prepare tokens', 'kB/s', ours, others)
+    measure('prepare tokens', 'kB/s', variants, others)
 
 
 # -----------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def bench_train():
 # generation
 
 
-def generate_ours(model, n):
+def generate_batch(model, n):
     """Tokens per second of a batch of n stories."""
     prompts = [[FIRST_TOKEN]] * n
     steps = generate(model, prompts, new_tokens, seeds=range(n), temperature=0.8)
@@ -238,7 +239,7 @@ def bench_generate():
     if os.path.exists(llama2c):
         run_script('export.py', out_dir=run_dir, format='llama2c', examples=0)
     for n in batches:
-        ours = {kind: functools.partial(generate_ours, model, n) for kind, model in models.items()}
+        variants = {kind: functools.partial(generate_batch, model, n) for kind, model in models.items()}
         others = {}
         if peers:
             for kind in ('float32', dtype):
@@ -247,7 +248,7 @@ def bench_generate():
             others['nanoGPT'] = generate_nanogpt
         if os.path.exists(llama2c) and n == 1:
             others['run.c'] = generate_llama2c
-        measure(f'generate, batch of {n}', 'tokens/s', ours, others)
+        measure(f'generate, batch of {n}', 'tokens/s', variants, others)
 
 
 def bench_many():
@@ -269,12 +270,12 @@ def bench_many():
         stories = [row['story'] for row in read_jsonl(f'{out_dir}/many.jsonl')]
         return (count_tokens(stories) - 3 * count_tokens(prompts)) / taken
 
-    ours = {}
+    variants = {}
     n_processors = torch.get_num_threads() if device == 'cpu' else torch.cuda.device_count()
     for processes in (1, n_processors):
         for kind in ('float32', dtype):
-            ours[f'{kind}, processes: {processes}'] = functools.partial(rate, kind, processes)
-    measure(f'generate {3 * len(prompts):,} stories', 'tokens/s', ours)
+            variants[f'{kind}, processes: {processes}'] = functools.partial(rate, kind, processes)
+    measure(f'generate {3 * len(prompts):,} stories', 'tokens/s', variants)
 
 
 # -----------------------------------------------------------------------------

@@ -6,26 +6,26 @@ Export a model for other programs: out_dir -> out, a folder with the weights, th
     python export.py --out_dir=out/hindi --format=llama2c                # for run.c of llama2.c
     python export.py --out_dir=out/hindi --push=user/kahani-hindi        # upload it; run hf auth login first
 
-The model becomes a Llama, a Qwen3 (qk_norm) or a GPT-2 (learned positions), so those programs need no code of ours.
+The model becomes a Llama, a Qwen3 (qk_norm) or a GPT-2 (learned positions), which those programs can already run.
 """
 
 import os
 
 # -----------------------------------------------------------------------------
 # input and output
-out_dir = 'out/hindi'  # a folder of train.py, a checkpoint (nanoGPT's too), a Hugging Face folder or name[@revision]
-tokenizer = ''  # for a model without one, such as nanoGPT's: a name as for prepare.py; empty = the model's own
+out_dir = 'out/hindi'  # a folder of train.py, nanoGPT's or llama2.c's model, a Hugging Face folder or name[@revision]
+tokenizer = ''  # for nanoGPT's and llama2.c's models: a name as for prepare.py; empty = the model's own, or beside it
 format = 'hf'  # 'hf', 'llama2c' or 'gguf'
 out = ''  # the folder to write; empty = out_dir/<format>
 dtype = 'float32'  # of the weights in hf and gguf: 'float32', 'bfloat16' or 'float16'
 push = ''  # user/name: upload the folder to this model on the Hugging Face hub
 # model card
-license = 'mit'  # license of the weights, by its name on the hub
+license = ''  # license of the weights, by its name on the hub, such as mit; empty = the card names none
 language = ''  # language code of the stories, such as hi; empty = by the name of the dataset
 examples = 3  # sample stories in the card
 start = ''  # how the sample stories begin
 seed = 1337  # sample story i uses seed + i
-temperature = 0.8  # for the sample stories; also the default that the exported model suggests to programs
+temperature = 0.8  # for the sample stories, the card's example and Ollama
 max_new_tokens = 300  # a sample story is cut off there
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'export.py')))  # in a notebook: the working directory
@@ -43,9 +43,8 @@ import torch
 from safetensors import SafetensorError
 
 import hub
-from files import check, fail, lock, on_hub, write_text
-from model import GPT, generate
-from replies import CODES
+from files import ISO_CODES, check, fail, lock, on_hub, write_json, write_text
+from model import GPT, export_problems, generate
 from tokenizer import WORDS, byte_characters, word_pattern
 
 MAIN_FILES = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf'}
@@ -57,34 +56,20 @@ CLASSES = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM', 'gpt2': 'GP
 
 
 def model_type():
-    """'llama', 'qwen3' or 'gpt2'. Fails when that class, or the format, cannot express the model."""
-    if format == 'llama2c':
-        kind = 'llama'
-        allowed = {'position': ['rope'], 'norm': ['rmsnorm'], 'mlp': ['swiglu'], 'qk_norm': [False], 'bias': [False],
-                   'rope_theta': [10000.0], 'norm_eps': [1e-5]}
-    elif gpt.position == 'learned':
-        kind = 'gpt2'
-        allowed = {'norm': ['layernorm'], 'mlp': ['gelu_new', 'gelu'], 'n_kv_head': [gpt.n_head], 'qk_norm': [False]}
-    else:
-        kind = 'qwen3' if gpt.qk_norm else 'llama'
-        allowed = {'norm': ['rmsnorm'], 'mlp': ['swiglu'], 'bias': [False]}
-        if kind == 'llama':
-            allowed['bias'].append(True)
-        if format == 'hf':
-            allowed['mlp'].append('relu2')
-    for key, values in allowed.items():
-        value = getattr(gpt, key)
-        if value not in values:
-            options = ' or '.join(map(repr, values))
-            fail(f'{key} is {value!r} in this model; a {kind} in the format {format} can only have {options}')
-    return kind
+    """'llama', 'qwen3' or 'gpt2'. Fails when the format cannot hold the model."""
+    problem = export_problems(gpt)[format]
+    if problem:
+        fail(f'{problem}, which the format {format} needs')
+    if gpt.position == 'learned':
+        return 'gpt2'
+    return 'qwen3' if gpt.qk_norm else 'llama'
 
 
 def named_weights(interleaved=False):
     """The weights in float32 by the names of Hugging Face's class. Matrices are (out, in).
 
     interleaved: order the rows of queries and keys for a program that rotates neighbours, as Meta's Llama does.
-    Hugging Face's classes and ours rotate the halves of a head.
+    Hugging Face's classes and model.py rotate the halves of a head.
     """
     state = model.state_dict()
     if gpt.tie_weights:
@@ -124,10 +109,6 @@ def read_bpe():
     return tokens, bpe['merges'], scores
 
 
-def write_json(path, data):
-    write_text(path, json.dumps(data, ensure_ascii=False, indent=2) + '\n')
-
-
 # -----------------------------------------------------------------------------
 # Transformers. Each of the functions write_hf, write_llama2c and write_gguf fills a folder and returns a note for the
 # user, or ''.
@@ -143,10 +124,11 @@ def write_hf(folder):
         activation = 'relu' if gpt.mlp == 'relu2' else 'silu'
         settings |= {'head_dim': gpt.head_size, 'hidden_act': activation}
         settings |= {'attention_bias': gpt.bias, 'mlp_bias': gpt.bias}
-    ids = {'bos_token_id': tok.bos, 'eos_token_id': tok.eos}
+    ids = {'bos_token_id': tok.bos, 'eos_token_id': tok.ends if len(tok.ends) > 1 else tok.ends[0]}
     write_json(os.path.join(folder, 'config.json'), settings | {'torch_dtype': dtype} | ids)
-    sampling = {'do_sample': True, 'temperature': temperature} if temperature else {'do_sample': False}
-    generation = ids | {'pad_token_id': tok.eos, 'max_length': gpt.block_size} | sampling
+    # Nothing else: Transformers warns of a temperature with do_sample=False, and of a max_length with max_new_tokens.
+    # Here bos must not be padding: generate() without attention_mask would not read it. Only ended stories are padded.
+    generation = ids | {'pad_token_id': tok.eos, 'do_sample': temperature > 0}
     write_json(os.path.join(folder, 'generation_config.json'), generation)
 
     weights = named_weights()
@@ -160,10 +142,13 @@ def write_hf(folder):
     path = os.path.join(folder, 'tokenizer_config.json')
     with open(path, encoding='utf-8') as f:
         tokenizer_settings = json.load(f)
+    # Fine-tuning ignores padding, so with eos as padding it would not learn where a story ends.
+    candidates = [token for token in (tok.bos_token, '<pad>') if tok.backend.token_to_id(token) not in (None, tok.eos)]
+    pad_token = candidates[0] if candidates else tok.eos_token
     # Without model_input_names, generate() would get token types, which these classes do not take.
     # Without the last setting, older versions remove spaces before punctuation.
     write_json(path, tokenizer_settings | {
-        'pad_token': tok.eos_token, 'padding_side': 'left', 'model_max_length': gpt.block_size,
+        'pad_token': pad_token, 'padding_side': 'left', 'model_max_length': gpt.block_size,
         'model_input_names': ['input_ids', 'attention_mask'], 'clean_up_tokenization_spaces': False})
     return ''
 
@@ -194,7 +179,7 @@ def write_llama2c(folder):
     eos = tok.eos if tok.eos != tok.bos else None
     fixed = [None, tok.bos, eos] + [tokens.index(token) for token in byte_tokens]
     others = [i for i in range(gpt.vocab_size) if i not in fixed]
-    order = [others.pop() if i is None else i for i in fixed] + others
+    order = [others.pop(0) if i is None else i for i in fixed] + others
 
     added = {token['content'] for token in spec['added_tokens']}
     pieces = []
@@ -216,6 +201,8 @@ def write_llama2c(folder):
     write_run_c_model(os.path.join(folder, main_file), order)
 
     n_cut = sum(len(piece) > 1 and '\ufffd' in piece.decode('utf-8', 'replace') for _, piece in pieces)
+    if not {tok.bos, tok.eos} >= set(tok.ends):
+        return f'This model ends a story at the ids {tok.ends}, and run.c only where it begins the next one.'
     if not n_cut:
         return ''
     return (f'{n_cut} of the {gpt.vocab_size:,} tokens begin or end inside a character. run.c can encode a prompt with '
@@ -276,7 +263,8 @@ def write_gguf(folder):
     writer.add_head_count(gpt.n_head)
     writer.add_head_count_kv(gpt.n_kv_head)
     writer.add_bos_token_id(tok.bos)
-    writer.add_eos_token_id(tok.eos)
+    for add_end, i in zip([writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id], tok.ends):
+        add_end(i)
     if kind == 'gpt2':
         writer.add_layer_norm_eps(gpt.norm_eps)
     else:
@@ -299,6 +287,8 @@ def write_gguf(folder):
     writer.close()
     write_text(os.path.join(folder, 'Modelfile'), f'FROM ./{main_file}\nTEMPLATE "{{{{ .Prompt }}}}"\n'
                f'PARAMETER temperature {temperature}\nPARAMETER num_ctx {gpt.block_size}\n')
+    if len(tok.ends) > 3:
+        return f'A GGUF file names three ids that end a story; this model also ends at {tok.ends[3:]}.'
     if gpt.mlp == 'gelu':
         return 'llama.cpp computes the tanh approximation of GELU; this model was trained with GELU itself.'
     return ''
@@ -333,8 +323,8 @@ def add_gguf_tokenizer(writer):
     pattern = word_pattern(tok)
     if not pattern:
         fail('llama.cpp does not know how this tokenizer splits words; it knows tokenizers trained here and GPT-2\'s')
-    # llama.cpp names a pattern after a model that has it. Qwen3.5's pattern differs a little from ours, but no merge of
-    # ours reaches across a place where it splits, so the tokens are the same.
+    # llama.cpp names a pattern after a model that has it. Qwen3.5's differs a little from WORDS, but no merge learned
+    # with WORDS reaches across a place where it splits, so the tokens are the same.
     writer.add_tokenizer_model('gpt2')
     writer.add_tokenizer_pre('qwen35' if pattern == WORDS else 'gpt-2')
     writer.add_token_merges([' '.join(merge) for merge in merges])
@@ -352,7 +342,7 @@ def sample_stories():
     check(n >= 1, f'start is {len(prompt)} tokens long and the model reads {gpt.block_size}, the story included')
     stories = [list(prompt) for _ in range(examples)]
     seeds = range(seed, seed + examples)
-    for step in generate(model, stories, n, tok.eos, seeds, temperature):
+    for step in generate(model, stories, n, tok.ends, seeds, temperature):
         for i, token in step:
             stories[i].append(token)
     return [tok.decode(ids) for ids in stories]
@@ -382,9 +372,13 @@ def usage():
                 f'llama-completion -no-cnv -m {main_file} --temp {temperature}\n```')
     if format == 'llama2c':
         return f'```sh\n./run {main_file} -z tokenizer.bin -t {temperature} -n {gpt.block_size}\n```'
+    options = f'max_new_tokens={gpt.block_size // 2}, do_sample={temperature > 0}'
+    if temperature:
+        options += f', temperature={temperature}'
     return ('```python\nfrom transformers import pipeline\n'
             f'generate = pipeline("text-generation", {json.dumps(push or out)})\n'
-            f'print(generate({json.dumps(start, ensure_ascii=False)})[0]["generated_text"])\n```')
+            f'stories = generate({json.dumps(start, ensure_ascii=False)}, {options})\n'
+            'print(stories[0]["generated_text"])\n```')
 
 
 def data_and_loss():
@@ -397,10 +391,11 @@ def data_and_loss():
         for split, n in meta[unit].items():
             rows[f'{unit}, {split}'] = n
     loss = checkpoint['best_val_loss']
-    bits_per_byte = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
     rows['validation loss, nats per token'] = f'{loss:.4f}'
     rows['perplexity'] = f'{math.exp(loss):.4f}'
-    rows['bits per byte'] = f'{bits_per_byte:.4f}'
+    if meta.get('unknown', {'val': 0})['val'] <= 0.001:  # an unknown token stands for any number of bytes
+        bits_per_byte = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
+        rows['bits per byte'] = f'{bits_per_byte:.4f}'
     return rows
 
 
@@ -408,14 +403,16 @@ def card(notes):
     """The text of README.md. Its first lines are YAML for the hub."""
     config = checkpoint.get('config', {})
     dataset = config.get('dataset', '')
-    code = language or next((code for name, code in CODES.items() if name in dataset), '')
-    front = [f'license: {json.dumps(license)}', 'pipeline_tag: text-generation', f'tags: [nanokahani, {format}]']
+    code = language or next((code for name, code in ISO_CODES.items() if name in dataset), '')
+    front = ['pipeline_tag: text-generation', f'tags: [nanokahani, {format}]']
+    if license:
+        front.append(f'license: {json.dumps(license)}')
     if format == 'hf':
         front.append('library_name: transformers')
     if code:
         front.append(f'language: {json.dumps(code)}')
     front = '\n'.join(front)
-    trained_on = f', trained on `{dataset}` with nanokahani' if dataset else ''
+    trained_on = f', trained on `{dataset}`' if dataset else ''
     shape = {'parameters': model.n_params()} | dataclasses.asdict(gpt) | {'dtype': dtype}
     training = {'step': checkpoint.get('step', checkpoint.get('iter_num'))}  # the latter is nanoGPT's
     training |= {key: config.get(key) for key in TRAINING_KEYS}
@@ -443,11 +440,7 @@ The first {examples}, at temperature {temperature}, with seeds from {seed}.
 A model this small knows little beyond its stories. It loses the thread and repeats itself, nothing in a story is
 reliable, and it is not tuned to be safe: read a story before you read it to a child. A prompt and its story together
 have at most {gpt.block_size:,} tokens.
-
-## License
-
-{license}
-'''
+{table('License', {'weights': license or None})}'''
 
 
 # -----------------------------------------------------------------------------
@@ -463,6 +456,8 @@ def write_folder(folder):
         notes = writers[format](folder)
         write_text(os.path.join(folder, 'README.md'), card(notes))
         names = sorted(os.listdir(folder))
+        for name in names:  # some libraries write files that nobody else may read
+            shutil.copymode(os.path.join(folder, 'README.md'), os.path.join(folder, name))
         os.makedirs(out, exist_ok=True)
         for name in names:
             os.replace(os.path.join(folder, name), os.path.join(out, name))

@@ -38,6 +38,7 @@ NOT_STORIES = (  # other files that data/<name>/ can contain
 TEXT_COLUMNS = (
     'text', 'story', 'translated story', 'translated_story', 'stories', 'content', 'generated_text', 'news', 'article',
 )
+ISO_CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
 UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # errors of reading a damaged or packed file
 
 # -----------------------------------------------------------------------------

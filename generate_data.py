@@ -72,7 +72,7 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import append_rows, check, fail, find, on_hub, open_append, parse_shard, read_jsonl
+from files import ISO_CODES, append_rows, check, fail, find, on_hub, open_append, parse_shard, read_jsonl
 
 use_grammar = provider == 'grammar' and not base_url
 if not use_grammar:
@@ -387,10 +387,8 @@ def generate():
 def upload():
     """Upload `out` and a card to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN."""
     import huggingface_hub
-
-    from replies import CODES
     writers = collections.Counter(row['model'] for row in read_jsonl(out))
-    language_line = f'language: {CODES[language]}' if language in CODES else f'tags: [{language}]'
+    language_line = f'language: {ISO_CODES[language]}' if language in ISO_CODES else f'tags: [{language}]'
     card = f'''---
 {language_line}
 task_categories: [text-generation]

@@ -1,5 +1,5 @@
 """
-Models of other programs: Hugging Face folders and names, nanoGPT's checkpoints, LoRA.
+Models of other programs: Hugging Face folders and names, nanoGPT's and llama2.c's checkpoints, LoRA.
 
     model, tokenizer, checkpoint = load('MaxLSB/LeCarnet-3M')
 
@@ -12,13 +12,16 @@ Notable choices:
 
 import dataclasses
 import inspect
+import itertools
 import json
 import os
 import pickle
 import re
+import sys
 import types
 import warnings
 
+import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
@@ -26,67 +29,65 @@ from torch.nn.utils.rnn import pad_sequence
 
 from files import fail, on_hub
 from model import GPT, GPTConfig, checkpoint_path, load_checkpoint, save_checkpoint
-from tokenizer import Tokenizer, from_folder
+from tokenizer import Tokenizer, find_beside, read_json
 from tokenizer import load as load_tokenizer
 
 
 def load(name, device='cpu', tokenizer=''):
-    """Load any trained model -> (model in eval mode, Tokenizer, checkpoint: a dict, empty for a Hugging Face model).
+    """Load any trained model -> (model in eval mode, Tokenizer, checkpoint: a dict, empty if the model has none).
 
-    name: a checkpoint of train.py or nanoGPT (.pt); a folder with best.pt or ckpt.pt; a Hugging Face folder; or a name
-    on the Hugging Face hub: user/model or user/repository/file.pt. @revision at its end pins a version.
-    tokenizer: name of a tokenizer to use instead of the model's own. A nanoGPT checkpoint contains none. Without a
-    name, the tokenizer.json beside it is used.
+    name: a checkpoint of train.py, nanoGPT or llama2.c (.pt); llama2.c's model.bin; a folder with one of them; a
+    Hugging Face folder; or a name on the Hugging Face hub: user/model, user/repository/file.pt or file.bin. @revision
+    at its end pins a version.
+    tokenizer: name of a tokenizer to use instead of the model's own. A model of nanoGPT or llama2.c contains none.
+    Without a name, the tokenizer beside it is used.
     """
     path = find_model(name)
-    if path.endswith('.pt'):
+    checkpoint = {}
+    if os.path.isdir(path):
+        model = load_hf(path)
+    elif path.endswith('.bin'):
+        model = load_llama2c(path)
+    elif path.endswith('.pt'):
         checkpoint = load_checkpoint(path)
-        if not isinstance(checkpoint, dict) or not {'model_args', 'model'} <= checkpoint.keys():
-            fail(f'{path} is a checkpoint of neither train.py nor nanoGPT')
         model = restore(checkpoint, path, merge=True)
     else:
-        checkpoint = {}
-        model = load_hf(path)
-    tok = find_tokenizer(path, checkpoint, tokenizer)
+        fail(f'{path} is neither a .pt file, nor a model.bin of llama2.c, nor the folder of a Hugging Face model')
+    has_own = os.path.isdir(path) or 'tokenizer' in checkpoint
+    if tokenizer or 'tokenizer' not in checkpoint:
+        tok = load_tokenizer(tokenizer or (path if has_own else find_beside(path)))
+    else:
+        try:
+            tok = Tokenizer(**checkpoint['tokenizer'])
+        except (TypeError, ValueError) as e:
+            fail(f'{path}: its tokenizer is broken: {one_line(e)}')
+    if path.endswith('.bin') or 'dim' in checkpoint.get('model_args', ()):  # run.c ends a story at bos
+        tok.ends = [tok.eos, tok.bos]
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
-    n_tokens = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
-    if n_tokens > model.config.vocab_size:
-        fail(f'{name} has {model.config.vocab_size:,} tokens, but its tokenizer {n_tokens:,}')
+    n_needed = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
+    n_tokens = model.config.vocab_size
+    if n_needed > n_tokens or not has_own and tok.vocab_size <= n_tokens - 64:  # nanoGPT pads to a multiple of 64
+        fail(f'{name} has {n_tokens:,} tokens, but {tokenizer or "its tokenizer"} {n_needed:,}')
+    if tok.eos not in tok.ends:
+        print(f'{name} ends a story at the ids {tok.ends}, by its settings, not at {tok.eos_token}', file=sys.stderr)
     return model.to(device).eval(), tok, checkpoint
 
 
-def find_tokenizer(path, checkpoint, name):
-    """The tokenizer of a model, or the one with this name."""
-    if name:
-        return load_tokenizer(name)
-    if not checkpoint:
-        return from_folder(path)
-    if 'tokenizer' in checkpoint:
-        try:
-            return Tokenizer(**checkpoint['tokenizer'])
-        except (TypeError, ValueError) as e:
-            fail(f'{path}: its tokenizer is broken: {one_line(e)}')
-    beside = os.path.join(os.path.dirname(path), 'tokenizer.json')
-    if not os.path.exists(beside):
-        fail(f'{path} contains no tokenizer; put its tokenizer.json beside it, or name one with --tokenizer=')
-    return load_tokenizer(beside)
-
-
 def find_model(name):
-    """The .pt file or Hugging Face folder of a model. A name that is not here is downloaded."""
+    """The file or Hugging Face folder of a model. A name that is not here is downloaded."""
     if os.path.isdir(name):
         return checkpoint_path(name) or name
-    if os.path.exists(name) or (name.endswith('.pt') and name.count('/') < 2):
+    if os.path.exists(name):
         return name
     return download(name)
 
 
 def download(name):
-    """Download a model from the Hugging Face hub -> its folder, or its file for user/repository/file.pt."""
+    """Download a model from the Hugging Face hub -> its folder, or its file for user/repository/file.pt or file.bin."""
     model_name, revision = on_hub(name)
     user, _, rest = model_name.partition('/')
     repository, _, file = rest.partition('/')
-    if name.startswith(('.', '/')) or user in ('out', 'data') or (file and not file.endswith('.pt')):
+    if name.startswith(('.', '/')) or user in ('out', 'data') or (file and not file.endswith(('.pt', '.bin'))):
         fail(f'{name} contains no checkpoint; train first, or name another folder')
     import huggingface_hub
     patterns = ['*.json', '*.safetensors', '*.model', '*.spm', '*.txt']
@@ -109,19 +110,25 @@ def one_line(error):
 
 
 # -----------------------------------------------------------------------------
-# checkpoints of train.py and nanoGPT
+# checkpoints of train.py, nanoGPT and llama2.c
 
 
 def restore(checkpoint, path, merge=False):
-    """The GPT of a checkpoint of train.py or nanoGPT, on the CPU.
+    """The GPT of a checkpoint of train.py, nanoGPT or llama2.c, on the CPU.
 
     A LoRA checkpoint contains only adapters, and the name of their base model. merge=True adds them to its weights.
     """
-    args = checkpoint['model_args']
-    # torch.compile puts _orig_mod. before every name
-    weights = {name.removeprefix('_orig_mod.'): tensor for name, tensor in checkpoint['model'].items()}
+    args, state = checkpoint.get('model_args'), checkpoint.get('model')
+    if not isinstance(args, dict) or not isinstance(state, dict):
+        fail(f'{path} is a checkpoint of neither train.py, nanoGPT nor llama2.c')
+    weights = {}
+    for name, weight in state.items():
+        if isinstance(weight, torch.Tensor):
+            weights[name.removeprefix('_orig_mod.')] = weight  # torch.compile puts it before every name
     if 'lora' in checkpoint:
         return restore_lora(checkpoint['lora'], gpt_config(args, path), weights, path, merge)
+    if 'tok_embeddings.weight' in weights:
+        return restore_llama2c(args, weights, path)
     is_nanogpt = 'transformer.wte.weight' in weights
     if is_nanogpt:
         args = args | {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu'}
@@ -130,6 +137,64 @@ def restore(checkpoint, path, merge=False):
         load_hf_weights(model, weights, path)
     else:
         load_weights(model, weights, path)
+    return model
+
+
+def restore_llama2c(args, weights, path):
+    """The GPT of a checkpoint of llama2.c."""
+    values = renamed(args, META_KEYS)
+    values['n_inner'] = len(weights.get('layers.0.feed_forward.w1.weight', ()))
+    head = weights.get('output.weight')
+    values['tie_weights'] = head is None or torch.equal(head, weights['tok_embeddings.weight'])
+    model = GPT(gpt_config(values, path))
+    load_hf_weights(model, weights, path, META_LAYERS)
+    return rotate_halves(model)
+
+
+@torch.no_grad()
+def load_llama2c(path):
+    """The GPT of a model.bin of llama2.c, as run.c reads it: seven int32, then the weights in float32."""
+    header = np.fromfile(path, '<i4', 7).tolist()
+    if header[:1] == [0x616b3432]:
+        fail(f'{path} is in a format for runq.c; export it again with --version 0 of llama2.c')
+    n_weights = float('inf')
+    if len(header) == 7 and header[3]:
+        n_embd, n_inner, n_layer, n_head, n_kv_head, vocab_size, block_size = header
+        is_tied = vocab_size > 0
+        vocab_size = abs(vocab_size)
+        head_size = n_embd // n_head
+        n_layer_weights = n_embd * (2 * n_embd + 2 * n_kv_head * head_size + 3 * n_inner + 2)
+        n_weights = n_layer * n_layer_weights + n_embd * (vocab_size * (2 - is_tied) + 1) + block_size * head_size
+    if os.path.getsize(path) != 28 + 4 * n_weights:
+        fail(f'{path} is damaged, or not a model.bin of llama2.c')
+    model = GPT(gpt_config({
+        'n_embd': n_embd, 'n_inner': n_inner, 'n_layer': n_layer, 'n_head': n_head, 'n_kv_head': n_kv_head,
+        'vocab_size': vocab_size, 'block_size': block_size, 'tie_weights': is_tied}, path))
+
+    layers = []
+    for block in model.blocks:
+        q, k, v = block.attn.qkv.weight.split([n * head_size for n in (n_head, n_kv_head, n_kv_head)])
+        layers.append([block.norm1.weight, q, k, v, block.attn.proj.weight,
+                       block.norm2.weight, block.mlp.gate.weight, block.mlp.down.weight, block.mlp.up.weight])
+    # first norm1 of all layers, then q of all layers, and so on
+    tensors = [model.wte.weight, *itertools.chain(*zip(*layers)), model.norm.weight]
+    tensors.append(torch.empty(block_size, head_size))  # the angles of the positions
+    if not is_tied:
+        tensors.append(model.head.weight)
+    floats = torch.from_numpy(np.fromfile(path, '<f4', offset=28))
+    for tensor, part in zip(tensors, floats.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view(tensor.shape))
+    return rotate_halves(model)
+
+
+@torch.no_grad()
+def rotate_halves(model):
+    """Reorder queries and keys that rotate neighbours, as in Meta's Llama, so that they rotate the halves of a head."""
+    config = model.config
+    for block in model.blocks:
+        qk = block.attn.qkv.weight[:(config.n_head + config.n_kv_head) * config.head_size]
+        pairs = qk.reshape(-1, config.head_size // 2, 2, config.n_embd)  # (heads, d / 2, 2, C)
+        qk.copy_(pairs.transpose(1, 2).reshape(qk.shape))
     return model
 
 
@@ -197,7 +262,12 @@ def restore_lora(lora, config, adapters, path, merge):
     if not {'base', 'rank', 'alpha', 'dropout'} <= lora.keys():
         fail(f'{path}: its LoRA settings are incomplete')
     base = lora['base']
-    if find_model(base) == path:
+    try:
+        base_path = find_model(base)
+    except SystemExit:
+        fail(f'{path} has LoRA adapters for {base}, which is no longer there; move that model back to this path, '
+             'from the working directory, or for a name on the hub check the connection')
+    if base_path == path:
         fail(f'{path} is a LoRA checkpoint that names itself as its base model')
     model = load(base)[0]
     if not isinstance(model, GPT) or config.block_size > model.config.block_size:
@@ -233,6 +303,10 @@ LLAMA_KEYS = {
     'intermediate_size': 'n_inner', 'rms_norm_eps': 'norm_eps', 'rope_theta': 'rope_theta',
     'tie_word_embeddings': 'tie_weights',
 }
+META_KEYS = {  # of llama2.c's checkpoints
+    'vocab_size': 'vocab_size', 'max_seq_len': 'block_size', 'n_layers': 'n_layer', 'n_heads': 'n_head',
+    'n_kv_heads': 'n_kv_head', 'dim': 'n_embd', 'norm_eps': 'norm_eps',
+}
 KEYS = {'gpt2': GPT2_KEYS, 'llama': LLAMA_KEYS, 'qwen3': LLAMA_KEYS}
 # Fields that each class implies, and defaults for keys that config.json may omit.
 DEFAULTS = {
@@ -266,11 +340,7 @@ def load_hf(folder):
     if kind not in KEYS:
         return TransformersModel(folder)
 
-    values = DEFAULTS[kind].copy()
-    for key, name in KEYS[kind].items():
-        if settings.get(key) is not None:
-            values[name] = settings[key]
-    config = gpt_config(values, path)
+    config = gpt_config(DEFAULTS[kind] | renamed(settings, KEYS[kind]), path)
     if settings.get('head_dim') not in (None, config.head_size):
         return TransformersModel(folder)
     weights = read_weights(folder)
@@ -283,16 +353,9 @@ def load_hf(folder):
     return model
 
 
-def read_json(path):
-    """The dict in a .json file."""
-    try:
-        with open(path, encoding='utf-8') as f:
-            content = json.load(f)
-    except (OSError, ValueError, RecursionError) as e:
-        fail(f'{path} could not be read: {e}')
-    if not isinstance(content, dict):
-        fail(f'{path} does not contain a dict')
-    return content
+def renamed(settings, names):
+    """The settings that are in `names`, a dict of new names, and are not None."""
+    return {names[key]: settings[key] for key in names if settings.get(key) is not None}
 
 
 def stay_inside(folder):
@@ -343,13 +406,18 @@ GPT2_LAYERS = {
     'norm1': ['ln_1'], 'norm2': ['ln_2'], 'attn.qkv': ['attn.c_attn'], 'attn.proj': ['attn.c_proj'],
     'mlp.up': ['mlp.c_fc'], 'mlp.down': ['mlp.c_proj'],
 }
+META_LAYERS = {  # in llama2.c
+    'wte': ['tok_embeddings'], 'norm': ['norm'], 'head': ['output'], 'norm1': ['attention_norm'], 'norm2': ['ffn_norm'],
+    'attn.qkv': ['attention.wq', 'attention.wk', 'attention.wv'], 'attn.proj': ['attention.wo'],
+    'mlp.gate': ['feed_forward.w1'], 'mlp.up': ['feed_forward.w3'], 'mlp.down': ['feed_forward.w2'],
+}
 
 
-def hf_names(name, config):
+def hf_names(name, config, layers=None):
     """The names of one of our weights in Hugging Face's class, without the prefix 'model.' or 'transformer.'.
 
     'blocks.0.attn.qkv.weight' -> ['layers.0.self_attn.q_proj.weight', 'layers.0.self_attn.k_proj.weight', …]
-    The class is GPT-2 for learned positions, else Llama or Qwen3. nanoGPT has GPT-2's names.
+    The class is GPT-2 for learned positions, else Llama or Qwen3. nanoGPT has GPT-2's names. layers: other names.
     """
     layer, _, kind = name.rpartition('.')
     is_gpt2 = config.position == 'learned'
@@ -357,17 +425,17 @@ def hf_names(name, config):
     if layer.startswith('blocks.'):
         _, i, layer = layer.split('.', 2)
         prefix = f'h.{i}.' if is_gpt2 else f'layers.{i}.'
-    layers = GPT2_LAYERS if is_gpt2 else LLAMA_LAYERS
+    layers = layers or (GPT2_LAYERS if is_gpt2 else LLAMA_LAYERS)
     return [f'{prefix}{hf_layer}.{kind}' for hf_layer in layers[layer]]
 
 
-def load_hf_weights(model, weights, path):
-    """Load weights with Hugging Face's or nanoGPT's names into a GPT."""
+def load_hf_weights(model, weights, path, layers=None):
+    """Load weights with Hugging Face's or nanoGPT's names, or those in `layers`, into a GPT."""
     weights = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in weights.items()}
     state = {}
     for name in model.state_dict():
         is_tied = name == 'head.weight' and model.config.tie_weights
-        names = hf_names('wte.weight' if is_tied else name, model.config)
+        names = hf_names('wte.weight' if is_tied else name, model.config, layers)
         if not weights.keys() >= set(names):
             fail(f'{path}: the weights lack {", ".join(names)}')
         state[name] = torch.cat([weights[hf_name] for hf_name in names])

@@ -95,6 +95,28 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
+def export_problems(config):
+    """Why export.py cannot write a model of this GPTConfig -> {'hf': reason, 'gguf': reason, 'llama2c': reason}.
+
+    A reason is '' where it can. The classes of other programs have fewer options than GPTConfig.
+    """
+    if config.position == 'learned':  # a GPT-2
+        hf = {'norm': ['layernorm'], 'mlp': ['gelu', 'gelu_new'], 'n_kv_head': [config.n_head], 'qk_norm': [False]}
+        gguf = hf
+    else:  # a Qwen3 or a Llama
+        hf = {'norm': ['rmsnorm'], 'mlp': ['swiglu', 'relu2'], 'bias': [False] if config.qk_norm else [False, True]}
+        gguf = hf | {'mlp': ['swiglu']}
+    llama2c = {'position': ['rope'], 'norm': ['rmsnorm'], 'mlp': ['swiglu'], 'qk_norm': [False], 'bias': [False],
+               'rope_theta': [10000.0], 'norm_eps': [1e-5]}
+    problems = {'hf': '', 'gguf': '', 'llama2c': ''}
+    for format, allowed in zip(problems, [hf, gguf, llama2c]):
+        for key, values in allowed.items():
+            value = getattr(config, key)
+            if value not in values:
+                problems[format] = f'{key} is {value!r}, not {" or ".join(map(repr, values))}'
+    return problems
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019)."""
 
@@ -580,7 +602,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
     """Continue prompts in batches: yields, after every step, the list of (prompt's index, new token id).
 
     model: a GPT, or a model of hub.py. prompts: lists of ids, of any lengths from 1.
-    eos: the id that ends a sequence; it is yielded too. seeds: an int for each prompt.
+    eos: the id, or the list of ids, that ends a sequence; it is yielded too. seeds: an int for each prompt.
     A sequence depends on its prompt, its seed and the settings, not on the batch (except for rounding).
     temperature: 0 takes the likeliest token. top_k (Fan et al. 2018), top_p (Holtzman et al. 2020) and min_p
     (Nguyen et al. 2024) are applied in this order. repetition_penalty: Keskar et al. 2019, prompt included.
@@ -592,6 +614,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
         return
     if seeds is None:
         seeds = range(len(prompts))
+    ends = [eos] if isinstance(eos, int) else eos or []
     block_size = model.config.block_size
     n_slots = min(batch_size or len(prompts), len(prompts))
     longest = max(len(prompt) for prompt in prompts)
@@ -638,7 +661,7 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
             sequence = running[slot]
             if cache.lengths[slot] == block_size:
                 cache.lengths[slot] = 0  # full: prefill its last half, see Sequence.window
-            finished = sequence.n_left == 0 or sequence.ids[-1] == eos
+            finished = sequence.n_left == 0 or sequence.ids[-1] in ends
             if finished and waiting and cache.refill:
                 running[slot] = next_sequence()
                 cache.lengths[slot] = 0
@@ -716,7 +739,10 @@ def load_checkpoint(path):
         verify_checksums(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns of old pickles before it refuses them
-            return torch.load(path, map_location='cpu', weights_only=True)
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        if isinstance(checkpoint, dict):
+            return checkpoint
+        python_object, reason = None, f'it contains a {type(checkpoint).__name__}'
     except Exception as e:  # torch.load raises errors of many kinds for damaged and foreign files
         reason = str(e).split('\n')[0] or type(e).__name__
         python_object = re.search(r'GLOBAL (\S+)', str(e))  # torch's message: Unsupported global: GLOBAL os.system

@@ -24,9 +24,6 @@ import numpy as np
 
 from chat import Rejected
 
-# ISO 639-1 codes of the languages in data/
-CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
-
 # -----------------------------------------------------------------------------
 # letters, words and scripts
 

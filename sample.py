@@ -7,6 +7,7 @@ Generate stories with a trained model, to the terminal or to a .jsonl, .json or 
     python sample.py --init_from=MaxLSB/LeCarnet-3M --start="Il était une fois" --temperature=0.5
     python sample.py --init_from=roneneldan/TinyStories-33M --start="Once upon a time"
     python sample.py --init_from=their/ckpt.pt --tokenizer=sarvamai/sarvam-1 --start="एक दिन"
+    python sample.py --init_from=stories15M.bin --tokenizer=tokenizer.bin --start="Once upon a time"
 
 A story depends on its prompt, its seed and the settings, not on the batch in which it was generated.
 """
@@ -17,7 +18,7 @@ import os
 # model
 init_from = 'resume'  # 'resume' = out_dir; else a checkpoint, a Hugging Face folder or name[@revision]
 out_dir = 'out/hindi'  # folder of a training run: its best.pt is used, else ckpt.pt
-tokenizer = ''  # for a model without one, such as nanoGPT's: a name as for prepare.py; empty = the model's own
+tokenizer = ''  # for nanoGPT's and llama2.c's models: a name as for prepare.py; empty = the model's own, or beside it
 # prompts
 start = ''  # beginning of a story, or FILE:prompts.txt with one beginning on each line; empty = the model begins
 num_samples = 1  # stories for each prompt
@@ -101,15 +102,15 @@ def generate_stories(stories):
     prompts = [[tok.bos, *ids] for ids in prompts]
     seeds = [story['seed'] for story in stories]
     new_ids = [[] for _ in stories]
-    for step in generate(model, prompts, max_new_tokens, tok.eos, seeds, temperature, top_k, top_p, min_p,
+    for step in generate(model, prompts, max_new_tokens, tok.ends, seeds, temperature, top_k, top_p, min_p,
                          repetition_penalty, no_repeat_ngram, bad_ids, batch_size):
         n_complete = 0
         for i, token in step:
             new_ids[i].append(token)
-            is_complete = token == tok.eos or len(new_ids[i]) == max_new_tokens
+            is_complete = token in tok.ends or len(new_ids[i]) == max_new_tokens
             if is_complete or len(stories) == 1:
                 stories[i]['story'] = tok.decode(prompts[i] + new_ids[i])
-            if token == tok.eos:
+            if token in tok.ends:
                 stories[i]['ended'] = 'eos'
             if is_complete:
                 new_ids[i] = None  # keep the text only: the ids of a million stories would fill the memory

@@ -6,7 +6,7 @@ Every tokenizer behind one small interface: encode, decode, bos, eos.
     text = tokenizer.decode(ids)
 
 - train() learns a byte-level BPE that keeps the vowel signs of Indic scripts with their letters.
-- load() reads any other tokenizer: from the Hugging Face hub, from tiktoken, a SentencePiece .model.
+- load() reads any other tokenizer: from the Hugging Face hub, from tiktoken, SentencePiece's and llama2.c's.
 - Each of them becomes one `tokenizers` pipeline, stored as tokenizer.json, which other programs read too.
 - Text is never encoded as bos or eos: a story may contain '</s>', and it stays ordinary text.
 - trim() removes the tokens that a corpus does not use, so that the ids of any tokenizer fit in uint16.
@@ -15,7 +15,9 @@ Every tokenizer behind one small interface: encode, decode, bos, eos.
 import itertools
 import json
 import os
+import struct
 import unicodedata
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ class Tokenizer:
     backend: the pipeline
     bos, eos: ids, equal if one token serves as both, as in GPT-2
     bos_token, eos_token: the same tokens as text
+    ends: the ids at which generation ends: eos, or those that a model's files name
     vocab_size: every id is below it
     """
 
@@ -66,6 +69,7 @@ class Tokenizer:
         self.backend.encode_special_tokens = True  # encode them as ordinary text
         self.bos = self.backend.token_to_id(self.bos_token)
         self.eos = self.backend.token_to_id(self.eos_token)
+        self.ends = [self.eos]
         self.set_vocab_size()
         # for other programs that read tokenizer.json: a prompt begins with bos and has no eos
         bos = self.bos_token
@@ -231,7 +235,7 @@ def word_pattern(tokenizer):
 def load(name):
     """Load a tokenizer. Ends the script with one line if there is none.
 
-    name: 'tiktoken:gpt2', a .json, .model or checkpoint file, a folder that contains one, or a repository of the
+    name: 'tiktoken:gpt2', a .json, .model, tok*.bin or model file, a folder that contains one, or a repository of the
     Hugging Face hub, such as 'sarvamai/sarvam-1' or 'sarvamai/sarvam-1@revision'.
     """
     if name.startswith('tiktoken:'):
@@ -245,7 +249,7 @@ def load(name):
     repository, revision = on_hub(name)
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=['tokenizer*', '*.model', 'special_tokens_map.json'])
+            repository, revision=revision, allow_patterns=['tokenizer*', '*.model', *SETTINGS_FILES])
     except (OSError, ValueError) as e:
         fail(f'tokenizer {name!r}: no such file or folder, and not on the Hugging Face hub ({type(e).__name__})')
     return from_folder(folder)
@@ -253,40 +257,82 @@ def load(name):
 
 def from_folder(folder):
     """The tokenizer of a Hugging Face folder, or of one of train.py's."""
-    for file in ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'best.pt', 'ckpt.pt'):
+    for file in ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'tokenizer.bin', 'best.pt', 'ckpt.pt'):
         path = os.path.join(folder, file)
         if os.path.exists(path):
-            return from_file(path)
+            tokenizer = from_file(path)
+            ends = read_settings(folder)['ends']
+            tokenizer.ends = [i for i in ends if i in range(tokenizer.vocab_size)] or tokenizer.ends
+            return tokenizer
     fail(f'{folder}: contains no tokenizer.json and no tokenizer.model')
 
 
 def from_file(path):
-    """A tokenizer.json, a SentencePiece .model, or the tokenizer in a checkpoint of train.py."""
-    if path.endswith('.model'):
+    """The tokenizer in a tokenizer.json, a SentencePiece .model, a tok*.bin, or in or beside a model's file."""
+    name = os.path.basename(path)
+    if name.endswith('.model') or fnmatch(name, 'tok*.bin'):
         return from_sentencepiece(path)
-    if not path.endswith('.pt'):
+    if not name.endswith(('.pt', '.bin')):
         return from_json(path)
-    from model import load_checkpoint
-    checkpoint = load_checkpoint(path)
-    if 'tokenizer' not in checkpoint:
-        fail(f'{path}: a checkpoint without a tokenizer')
-    return Tokenizer(**checkpoint['tokenizer'])
+    if name.endswith('.pt'):
+        from model import load_checkpoint
+        checkpoint = load_checkpoint(path)
+        if 'tokenizer' in checkpoint:
+            return Tokenizer(**checkpoint['tokenizer'])
+    return from_file(find_beside(path))
+
+
+def find_beside(path):
+    """The file of the tokenizer in the folder of a model's file. nanoGPT and llama2.c store it apart from the model."""
+    for pattern in ('tokenizer.json', 'tok*.bin', '*.model'):
+        for beside in sorted(Path(path).parent.glob(pattern)):
+            return str(beside)
+    fail(f'{path} contains no tokenizer; put the tokenizer.json, tokenizer.bin or .model of its training beside it, or '
+         'name it, such as --tokenizer=tiktoken:gpt2 (nanoGPT has a model\'s characters in meta.pkl, which could '
+         'contain code and is not read)')
+
+
+def read_json(path):
+    """The dict in a .json file."""
+    try:
+        content = json.loads(Path(path).read_text('utf-8'))
+    except (OSError, ValueError, RecursionError) as e:
+        fail(f'{path} could not be read: {e}')
+    if not isinstance(content, dict):
+        fail(f'{path} does not contain a dict')
+    return content
+
+
+# what they say of bos and eos: a later file counts more
+SETTINGS_FILES = ('config.json', 'generation_config.json', 'special_tokens_map.json', 'tokenizer_config.json')
+
+
+def read_settings(folder):
+    """What the settings files of a Hugging Face folder say, a dict without nulls. 'ends': the ids that end a text."""
+    settings = {}
+    for file in SETTINGS_FILES:
+        path = os.path.join(folder, file)
+        if os.path.exists(path):
+            settings |= {key: value for key, value in read_json(path).items() if value is not None}
+    ends = settings.get('eos_token_id', [])
+    settings['ends'] = ends if isinstance(ends, list) else [ends]
+    return settings
 
 
 def from_json(path):
-    """A tokenizer.json. The Transformers settings beside it name its bos and eos."""
-    settings = {}
+    """A tokenizer.json. The settings beside it name its bos and eos."""
+    settings = read_settings(os.path.dirname(path))
+    names = []
     try:
-        for file in ('special_tokens_map.json', 'tokenizer_config.json'):
-            beside = Path(path).with_name(file)
-            if beside.exists():
-                settings |= json.loads(beside.read_text('utf-8'))
-        names = []
+        spec = Path(path).read_text('utf-8')
         for key in ('bos_token', 'eos_token'):
-            token = settings.get(key) or ''
+            token = settings.get(key, '')
             names.append(token['content'] if isinstance(token, dict) else token)
-        return Tokenizer(Path(path).read_text('utf-8'), *names)
-    except (OSError, ValueError) as e:
+        if not names[1]:
+            added = json.loads(spec)['added_tokens']
+            names[1] = next((token['content'] for token in added if token['id'] in settings['ends']), '')
+        return Tokenizer(spec, *names)
+    except (OSError, ValueError, TypeError, KeyError) as e:
         fail(f'{path}: not a usable tokenizer.json ({e})')
 
 
@@ -306,7 +352,7 @@ def from_tiktoken(name):
 
 
 def from_sentencepiece(path):
-    """A SentencePiece .model, BPE or unigram, as a pipeline with the same ids.
+    """A SentencePiece .model, BPE or unigram, or llama2.c's tokenizer.bin, as a pipeline with the same ids.
 
     The pipeline does what sentencepiece_model.proto specifies: normalize, put a space before the text, match
     user-defined symbols first, use bytes for unknown characters. One difference remains: a text that begins with a
@@ -316,9 +362,13 @@ def from_sentencepiece(path):
     from sentencepiece import sentencepiece_model_pb2
     proto = sentencepiece_model_pb2.ModelProto()
     try:
-        proto.ParseFromString(Path(path).read_bytes())
-    except DecodeError as e:
-        fail(f'{path}: not a SentencePiece model ({e})')
+        data = Path(path).read_bytes()
+        if path.endswith('.bin'):
+            read_llama2c(data, proto)
+        else:
+            proto.ParseFromString(data)
+    except (DecodeError, struct.error, ValueError, IndexError) as e:
+        fail(f'{path}: damaged, or not a tokenizer of SentencePiece or llama2.c ({e})')
     pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
 
     settings = proto.normalizer_spec
@@ -347,6 +397,28 @@ def from_sentencepiece(path):
         if piece.type == piece.USER_DEFINED:
             pipeline.add_tokens([piece.piece])
     return Tokenizer(pipeline.to_str(), proto.trainer_spec.bos_piece, proto.trainer_spec.eos_piece)
+
+
+def read_llama2c(data, proto):
+    """Read the bytes of a tokenizer.bin of llama2.c, a SentencePiece BPE without its settings, into a ModelProto.
+
+    They are the length of the longest piece (int32), then score (float32), length (int32) and bytes of each piece.
+    """
+    at = 4
+    while at < len(data):
+        score, length = struct.unpack_from('<fi', data, at)
+        piece, = struct.unpack_from(f'{length}s', data, at + 8)
+        proto.pieces.add(score=score, piece=piece.decode().replace(' ', '▁'))
+        at += 8 + length
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.byte_fallback = True
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    if proto.pieces[258].piece != '<0xFF>':  # b + 3 is byte b
+        raise ValueError('its tokens are not those of a SentencePiece model')
+    for i, piece in enumerate(proto.pieces[:259]):
+        piece.type = piece.BYTE
+        if i < 3:
+            piece.type, piece.piece = piece.CONTROL, ('<unk>', '<s>', '</s>')[i]
 
 
 def sentencepiece_vocabulary(proto, path):

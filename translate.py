@@ -186,6 +186,8 @@ def translate(sentences):
     translations = {}
     queue = [(sentence, tokenizer(prefix + sentence).input_ids) for sentence in sentences]
     queue.sort(key=lambda item: len(item[1]))  # sentences of similar length need little padding
+    ends = translator.generation_config.eos_token_id or tokenizer.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
     n_given = 2 if 'forced_bos_token_id' in options else 1  # first tokens of the output: start and language
     while queue:
         longest = len(queue[-1][1])  # the longest first: if they fit into memory, all do
@@ -198,7 +200,7 @@ def translate(sentences):
         for (sentence, ids), text, new_ids in zip(batch, texts, output.tolist()):
             text = ' '.join(unicodedata.normalize('NFC', text).split())
             # at max_new_tokens some models are forced to end: that eos does not count
-            has_end = tokenizer.eos_token_id in new_ids[:options['max_new_tokens'] - n_given]
+            has_end = not ends.isdisjoint(new_ids[:options['max_new_tokens'] - n_given])
             translations[sentence] = text, {
                 'prompt_tokens': len(ids),
                 'completion_tokens': len(new_ids) - new_ids.count(tokenizer.pad_token_id),

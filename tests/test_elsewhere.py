@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+import shutil
+import struct
 from dataclasses import fields
 
 import pytest
@@ -59,6 +61,26 @@ def test_a_nanogpt_checkpoint_generates_what_transformers_generates_and_can_be_t
     home.run(*TRAIN, '--init_from=nano/ckpt.pt', '--out_dir=out/nano')
 
 
+@pytest.mark.parametrize('file', ['generation_config.json', 'config.json'])
+def test_a_story_ends_where_the_files_of_its_model_say(home, tok, file, tmp_path):
+    """Two ids, of which the model generates one. Without eos in the tokenizer's own files."""
+    command = [*SAMPLE, f'--init_from={tmp_path}', '--out=s.json']
+    shutil.copytree(home.path / 'gpt2', tmp_path, dirs_exist_ok=True)
+    home.run(*command)
+    long_story = home.json('s.json')[0]
+    ids = tok.encode(long_story['story'])
+    settings = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(settings | {'eos_token_id': [tok.vocab_size - 1, ids[12]]}))
+    if file == 'config.json':
+        (tmp_path / 'generation_config.json').unlink()
+    home.run(*command)
+    story = home.json('s.json')[0]
+    assert story['ended'] == 'eos' and long_story['story'].startswith(story['story'])
+    assert len(story['story']) < len(long_story['story'])
+    home.run('export.py', f'--out_dir={tmp_path}', '--out=kept', '--examples=0')
+    assert home.json('kept/generation_config.json')['eos_token_id'] == [tok.vocab_size - 1, ids[12]]
+
+
 def test_a_model_of_any_other_class_generates_and_is_evaluated_but_not_trained(home, tok):
     config = transformers.GPTNeoConfig(
         vocab_size=tok.vocab_size, bos_token_id=tok.bos, eos_token_id=tok.eos,
@@ -73,6 +95,52 @@ def test_a_model_of_any_other_class_generates_and_is_evaluated_but_not_trained(h
     loss = home.json('out/neo/results.json')['models']['neo']['loss']
     assert loss['val_loss'] == pytest.approx(math.log(1024), abs=0.3)  # its weights are random
     assert 'Llama' in home.refuses(*TRAIN, '--init_from=neo', '--out_dir=out/other')
+
+
+def nanogpt(n_tokens):
+    """A checkpoint as nanoGPT saves it, with random weights."""
+    config = transformers.GPT2Config(vocab_size=n_tokens, n_embd=16, n_layer=1, n_head=2, n_positions=32)
+    weights = {}
+    for name, p in transformers.GPT2LMHeadModel(config).state_dict().items():
+        weights[name] = p.t().contiguous() if '.h.' in name and p.dim() == 2 else p
+    args = {'n_layer': 1, 'n_head': 2, 'n_embd': 16, 'block_size': 32, 'bias': True, 'vocab_size': n_tokens}
+    return {'model': weights, 'model_args': args, 'iter_num': 9}
+
+
+def header(*numbers, rest=b''):
+    return struct.pack('<7i', *numbers) + rest
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('ckpt.pt', nanogpt(1088), 'contains no tokenizer'),
+    ('ckpt.pt', nanogpt(96), 'meta.pkl'),
+    ('ckpt.pt', [1, 2], 'contains a list'),
+    ('ckpt.pt', torch.zeros(3), 'contains a Tensor'),
+    ('ckpt.pt', {'tok_embeddings.weight': torch.zeros(300, 8)}, 'llama2.c'),
+    ('ckpt.pt', {'model': {'tok_embeddings.weight': torch.zeros(300, 8)}, 'model_args': {}}, 'not the settings'),
+    ('model.bin', b'', 'damaged'),
+    ('model.bin', header(64, 160, 2, 4, 2, 300, 64, rest=bytes(999)), 'damaged'),
+    ('model.bin', header(2**30, 2**30, 2**30, 1, 1, 2**30, 2**30), 'damaged'),
+    ('model.bin', header(64, 160, 2, 0, 2, 300, 64), 'damaged'),
+    ('model.bin', header(0x616b3432, 2, 64, 160, 2, 4, 2, rest=bytes(999)), '--version 0'),
+    ('pytorch_model.bin', b'PK' + bytes(9999), 'damaged'),
+    ('model.gguf', b'GGUF' + bytes(99), 'neither')])
+def test_a_foreign_file_is_refused_for_what_it_is(home, tmp_path, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    for command in (SAMPLE, [*TRAIN, '--out_dir=out/foreign']):
+        assert message in home.refuses(*command, f'--init_from={path}')
+
+
+def test_the_tokenizer_of_another_model_is_refused(home, tmp_path):
+    torch.save(nanogpt(1088), tmp_path / 'ckpt.pt')
+    shutil.copy(home.path / 'data/tiny/tokenizer.json', tmp_path)  # of 1,024 tokens
+    assert '1,088 tokens' in home.refuses(*SAMPLE, f'--init_from={tmp_path}')
+    (tmp_path / 'tokenizer.bin').write_bytes(struct.pack('<ifi', 9, 0.0, 2**30) + b'ab')
+    assert 'damaged' in home.refuses(*SAMPLE, f'--init_from={tmp_path}', f'--tokenizer={tmp_path}/tokenizer.bin')
 
 
 # -----------------------------------------------------------------------------

@@ -64,15 +64,20 @@ def tokenizer(trained):
 
 
 @pytest.fixture(scope='module')
-def sentencepiece(tmp_path_factory, trained):
-    """A SentencePiece BPE with byte fallback, like Llama 2's, trained on the English plots."""
+def sentencepiece_model(tmp_path_factory, trained):
+    """A SentencePiece BPE with byte fallback, like Llama 2's, trained on the English plots -> its file."""
     sentencepiece = pytest.importorskip('sentencepiece')
     pytest.importorskip('google.protobuf')
     path = tmp_path_factory.mktemp('spm') / 'tiny'
     sentencepiece.SentencePieceTrainer.train(
         input=str(trained.path / 'data/english/plots.txt'), model_prefix=str(path), vocab_size=700, model_type='bpe',
         byte_fallback=True, normalization_rule_name='identity', remove_extra_whitespaces=False, minloglevel=2)
-    return load_tokenizer(f'{path}.model')
+    return f'{path}.model'
+
+
+@pytest.fixture(scope='module')
+def sentencepiece(sentencepiece_model):
+    return load_tokenizer(sentencepiece_model)
 
 
 def random_checkpoint(project, tokenizer, **shape):
@@ -124,13 +129,37 @@ def test_a_pipeline_generates_a_story_that_ends(trained):
     trained.run('export.py', '--out_dir=out/llama', '--examples=0')
     story = greedy_story(trained.path / 'out/llama', 'अमन घर', 96)
     pipeline = transformers.pipeline('text-generation', str(trained.path / 'out/llama/hf'))
-    text = pipeline('अमन घर', do_sample=False)[0]['generated_text']
+    text = pipeline('अमन घर', do_sample=False, max_new_tokens=80)[0]['generated_text']
     assert text == pipeline.tokenizer.decode(story, skip_special_tokens=True) and text.startswith('अमन घर गया।')
     assert story[-1] == pipeline.model.generation_config.eos_token_id and len(story) < 96
-    assert 20 < len(pipeline('')[0]['generated_text']) < 200
-    assert pipeline.model.generation_config.temperature == 0.8
+    assert 20 < len(pipeline('', max_new_tokens=80)[0]['generated_text']) < 200
     batch = pipeline.tokenizer(['रवि', 'अमन घर गया।'], return_tensors='pt', padding=True)
     assert set(batch) == {'input_ids', 'attention_mask'} and batch['attention_mask'][0, 0] == 0  # padded on the left
+
+
+QUIET = """
+import sys, torch, transformers
+transformers.logging.disable_progress_bar()
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+inputs = tokenizer(['रवि', 'अमन घर गया।'], return_tensors='pt', padding=True)
+for options in ({'do_sample': False}, {}, {'do_sample': True, 'temperature': 0.5, 'top_p': 0.9}):
+    model.generate(**inputs, max_new_tokens=9, **options)
+collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+labels = collator([tokenizer('रवि' + tokenizer.eos_token)])['labels']
+print(labels[0, -1].item() == tokenizer.eos_token_id)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('temperature', ['0.8', '0.0'])
+def test_transformers_has_nothing_to_warn_of_and_learns_the_end(trained, temperature):
+    trained.run('export.py', '--out_dir=out/llama', '--examples=0', f'--temperature={temperature}')
+    folder = trained.path / 'out/llama/hf'
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~os.umask(os.umask(0))}
+    process = trained.start('-c', QUIET, folder)
+    out, err = process.communicate(timeout=600)
+    assert out == 'True\n' and not err, err
 
 
 @pytest.mark.slow
@@ -147,7 +176,10 @@ def test_the_card_has_the_figures_of_the_run(trained):
     for figure in (f'{n_params:,}', f'{meta["stories"]["train"]:,}', f'{meta["tokens"]["val"]:,}', 'cc-by-4.0',
                    f'{log["val_loss"]:.4f}', f'{log["bits_per_byte"]:.4f}', '| learning_rate | 0.01 |'):
         assert figure in body, figure
-    assert body.count('\n> रवि') == 2 and '## Limitations' in body
+    assert body.count('\n> रवि') == 2 and '## Limitations' in body and '"out/card"' in body
+
+    trained.run('export.py', '--out_dir=out/llama', '--examples=0', '--out=out/card')
+    assert 'icense' not in (trained.path / 'out/card/README.md').read_text(encoding='utf-8')
 
 
 @pytest.mark.slow
@@ -163,6 +195,7 @@ def test_upload_to_the_hub(trained, server):
     assert f'{hub_server.url}/me/kahani' in trained.run(*command, **env)
     assert transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').dtype == torch.bfloat16
 
+    assert 'pipeline("text-generation", "me/kahani")' in (folder / 'README.md').read_text(encoding='utf-8')
     uploaded = hub_server.get('/')
     assert [(repo['organization'], repo['name']) for repo in uploaded['repos']] == [('me', 'kahani')]
     names = sorted(path.name for path in folder.iterdir() if path.name != 'diary.txt')
@@ -289,6 +322,86 @@ def test_run_c_with_sentencepiece(trained, sentencepiece, shape):
         for theirs, token in zip(story[1:n], ours[1:n]):
             piece = sentencepiece.backend.id_to_token(token).replace('▁', ' ').encode()
             assert run_c.pieces[theirs] == piece or token == sentencepiece.eos
+
+
+@pytest.fixture(scope='module')
+def llama2c(trained, sentencepiece_model):
+    """A random model as llama2.c saves it, with a story that ends: ckpt.pt and model.bin, each with its tokenizer."""
+    from sentencepiece import SentencePieceProcessor
+    processor = SentencePieceProcessor(model_file=sentencepiece_model)
+    V, C, hidden, L = processor.vocab_size(), 64, 160, 2
+    layer = {'attention_norm': (C,), 'attention.wq': (C, C), 'attention.wk': (C // 2, C), 'attention.wv': (C // 2, C),
+             'attention.wo': (C, C), 'ffn_norm': (C,), 'feed_forward.w1': (hidden, C), 'feed_forward.w2': (C, hidden),
+             'feed_forward.w3': (hidden, C)}
+    torch.manual_seed(0)
+    weights = {'tok_embeddings': torch.randn(V, C)}
+    for name, shape in layer.items():
+        for i in range(L):
+            weights[f'layers.{i}.{name}'] = 0.3 * torch.randn(shape)
+    weights['norm'] = torch.ones(C)
+    weights['angles'] = torch.zeros(96, C // 4)
+    weights['output'] = torch.randn(V, C)
+    weights['output'][:259] = 0  # no bytes, which could be a part of a character
+
+    (trained.path / 'run_c').mkdir()
+    (trained.path / 'train_py').mkdir()
+    with open(trained.path / 'run_c/tokenizer.bin', 'wb') as f:
+        f.write(struct.pack('<i', 20))
+        for i in range(V):
+            piece = {1: '\n<s>\n', 2: '\n</s>\n'}.get(i, processor.id_to_piece(i)).replace('▁', ' ').encode()
+            f.write(struct.pack('<fi', processor.get_score(i), len(piece)) + piece)
+
+    def save():
+        with open(trained.path / 'run_c/model.bin', 'wb') as f:
+            f.write(struct.pack('<7i', C, hidden, L, 4, 2, -V, 96))
+            for weight in weights.values():
+                f.write(weight.numpy().tobytes())
+    save()
+    run_c = RunC(trained.path / 'run_c')
+    story = run_c.generate(run_c.encode('Once upon a time'))
+    end = next(i for i in range(20, len(story)) if story[i] not in story[:i])
+    weights['output'][[1, story[end]]] = weights['output'][[story[end], 1]]  # bos follows instead
+    save()
+    args = {'dim': C, 'n_layers': L, 'n_heads': 4, 'n_kv_heads': 2, 'vocab_size': V, 'multiple_of': 32,
+            'max_seq_len': 96, 'dropout': 0.0}
+    state = {f'_orig_mod.{name}.weight': weight for name, weight in weights.items() if name != 'angles'}
+    torch.save({'model': state, 'model_args': args, 'iter_num': 7, 'best_val_loss': torch.tensor(1.5), 'config': {}},
+               trained.path / 'train_py/ckpt.pt')
+    shutil.copy(sentencepiece_model, trained.path / 'train_py/tok700.model')
+    return trained
+
+
+@pytest.mark.slow
+def test_models_of_llama2c_are_read_and_exported(llama2c):
+    run_c = RunC(llama2c.path / 'run_c')
+    story = run_c.generate(run_c.encode('Once upon a time'))
+    assert story[-1] == 1 and 20 <= len(story) < 96
+    text = run_c.decode(story[:-1])
+
+    def check(model):
+        command = ['sample.py', '--start=Once upon a time', '--temperature=0.0', '--out=s.json']
+        llama2c.run(*command, f'--init_from={model}')
+        row, = llama2c.json('s.json')
+        assert (row['story'], row['ended']) == (text, 'eos')
+
+    check('run_c/model.bin')
+    check('train_py/ckpt.pt')
+    llama2c.run('export.py', '--out_dir=run_c/model.bin', '--out=again', '--format=llama2c', '--examples=0')
+    check('again/model.bin')
+    assert RunC(llama2c.path / 'again').generate(run_c.encode('Once upon a time')) == story
+
+    llama2c.run('export.py', '--out_dir=train_py/ckpt.pt', '--out=as_hf', '--examples=0')
+    check('as_hf')
+    gguf = pytest.importorskip('gguf')
+    llama2c.run('export.py', '--out_dir=as_hf', '--out=as_gguf', '--format=gguf', '--examples=0')
+    fields = gguf.GGUFReader(llama2c.path / 'as_gguf/model.gguf').fields
+    assert {fields[f'tokenizer.ggml.{name}_token_id'].contents() for name in ('eos', 'eot')} == {1, 2}
+    for options in ({}, {'gguf_file': 'model.gguf'}):
+        folder = llama2c.path / ('as_gguf' if options else 'as_hf')
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+        ids = torch.tensor([run_c.encode('Once upon a time')])
+        ids = model.generate(ids, max_new_tokens=80, do_sample=False, eos_token_id=[1, 2])
+        assert ids[0].tolist() == story
 
 
 @pytest.fixture(scope='module')

@@ -118,6 +118,9 @@ def test_slots_are_refilled_and_gaps_closed(kernels, monkeypatch):
     assert len({len(sequence) for sequence in alone}) > 12
     for batch_size in (0, 3, 20):
         assert generated(model, prompts, n=90, seeds=range(30), eos=3, batch_size=batch_size) == alone
+    ends = [7, 3]
+    cut = [sequence[:sequence.index(7) + 1] if 7 in sequence else sequence for sequence in alone]
+    assert generated(model, prompts, n=90, seeds=range(30), eos=ends, batch_size=3) == cut != alone
     assert generated(model, [], n=9) == []
     assert generated(model, prompts[:2], n=0) == [[], []]
 
