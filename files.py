@@ -546,8 +546,8 @@ def open_wandb(project, name, config, run_id):
     try:
         run = wandb.init(project=project, name=name, config=config, id=run_id, resume='allow' if run_id else None)
     except wandb.errors.Error as e:  # no key, no network
-        reason = ' '.join(str(e).split())
-        fail(f'wandb: {reason:.200}; run `wandb login`, or set WANDB_MODE=offline, or use --wandb_log=False')
+        reason = ' '.join(str(e).split()).rstrip('.')
+        fail(f'wandb: {reason:.200}; WANDB_MODE=offline logs to files only, --wandb_log=False to log.jsonl only')
     return run.id, run.log
 
 

@@ -792,7 +792,8 @@ def training_state(optimizers, scaler, guard):
     """What ckpt.pt has besides the model, to resume a run exactly."""
     return {'optimizer': [optimizer.state_dict() for optimizer in optimizers],
             'scaler': scaler.state_dict(),
-            'guard': (list(guard.losses), guard.n_skipped, guard.skipped_in_a_row, guard.n_spikes, guard.spikes_in_a_row)}
+            'guard': (list(guard.losses), guard.n_skipped, guard.skipped_in_a_row,
+                      guard.n_spikes, guard.spikes_in_a_row)}
 
 
 def load_training_state(path, checkpoint, optimizers, scaler, guard):

@@ -213,13 +213,30 @@ def test_the_guard_finds_nan_and_spikes():
     guard = LossGuard()
     no_scaler = torch.amp.GradScaler('cpu', enabled=False)
     for i in range(100):
-        assert not guard.reason_to_skip(3 + i % 2 / 10, 1.0, no_scaler)
-    assert 'nan' in guard.reason_to_skip(math.nan, 1.0, no_scaler)
-    assert 'inf' in guard.reason_to_skip(3.0, math.inf, no_scaler)
-    assert 'after a mean of 3.05' in guard.reason_to_skip(5.2, 1.0, no_scaler)
-    assert (guard.n_skipped, guard.skipped_in_a_row) == (3, 3)
-    assert not guard.reason_to_skip(4.0, 1.0, no_scaler)
-    assert (guard.n_skipped, guard.skipped_in_a_row) == (3, 0)
+        assert not guard.must_skip(3 + i % 2 / 10, 1.0, no_scaler)
+    assert guard.must_skip(math.nan, 1.0, no_scaler)
+    assert 'nan' in guard.reason_to_stop(skip_nan=False) and not guard.reason_to_stop(skip_nan=True)
+    assert guard.must_skip(3.0, math.inf, no_scaler)
+    assert not guard.must_skip(5.2, 1.0, no_scaler)  # a spike is no reason to skip or to stop
+    assert not guard.reason_to_stop(skip_nan=False)
+    assert (guard.n_skipped, guard.skipped_in_a_row, guard.n_spikes, guard.spikes_in_a_row) == (2, 0, 1, 1)
+    assert not guard.must_skip(4.0, 1.0, no_scaler)
+    assert (guard.n_spikes, guard.spikes_in_a_row) == (1, 0)
+
+
+def test_the_guard_ends_a_run_that_stays_bad():
+    guard = LossGuard()
+    no_scaler = torch.amp.GradScaler('cpu', enabled=False)
+    for _ in range(101):
+        guard.must_skip(math.nan, 1.0, no_scaler)
+    assert 'nan' in guard.reason_to_stop(skip_nan=True)
+    for _ in range(100):
+        guard.must_skip(2.0, 1.0, no_scaler)
+    for _ in range(299):
+        guard.must_skip(9.0, 1.0, no_scaler)
+    assert not guard.reason_to_stop(skip_nan=False)
+    guard.must_skip(9.0, 1.0, no_scaler)
+    assert 'mean of 2 for 300 steps' in guard.reason_to_stop(skip_nan=True)
 
 
 @pytest.mark.parametrize('bos, eos', [(0, 1), (0, 0)])

@@ -64,6 +64,7 @@ def torchrun(n, *arguments):
 def test_a_run_leaves_log_checkpoints_and_curve(project):
     out = project.run('train.py', *SMALL, '--eval_iters=0')
     assert 'trainable parameters' in out and 'done at step 20' in out
+    assert 'cannot write this model' not in out
     log = project.jsonl('out/tiny/log.jsonl')
     assert [row['step'] for row in log] == list(range(1, 21))
     assert log[-1]['tokens'] == 20 * 8 * 64 and log[-1]['loss'] < log[0]['loss'] - 0.5
@@ -142,6 +143,22 @@ def test_two_nodes_equal_one_process(project, prepared):
 
 
 @slow
+def test_under_torchrun_a_refusal_is_one_line_and_ctrl_c_saves(project):
+    def lines_of_train(process):
+        return [line for line in process.communicate(timeout=280)[1].splitlines() if line.startswith('train.py: ')]
+
+    process = project.start(*torchrun(2, '--standalone', 'train.py', *SMALL, '--n_layer=0'))
+    assert len(lines_of_train(process)) == 1 and process.returncode
+    process = project.start(*torchrun(2, '--standalone', 'train.py', *SMALL, '--max_iters=100000'))
+    while 'parameters' not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=280)
+    assert out.splitlines()[-1].startswith('stopped by SIGINT at step ')
+    assert load_ckpt(project.path / 'out/tiny')['step'] > 0
+
+
+@slow
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_mixed_precision_with_muon_trains_and_resumes(project, dtype):
     command = [f'--dtype={dtype}', '--optimizer=muon', '--gradient_accumulation_steps=1', '--eval_iters=1']
@@ -201,20 +218,23 @@ gradient_accumulation_steps = 1
     return ['train.py', *SMALL, 'bad.py']
 
 
-@slow
-@pytest.mark.parametrize('factor, says', [
-    ('float("nan")', 'the loss is nan'), ('1e30', 'the loss is'), ('5', 'after a mean of')])
-def test_a_bad_step_ends_the_run(project, factor, says):
-    line = project.refuses(*break_steps(project, [118], factor), '--max_iters=150', '--eval_interval=100')
-    assert says in line and 'at step 117' in line
+@pytest.mark.parametrize('factor', ['float("nan")', '1e30'])
+def test_a_bad_step_ends_the_run_after_a_checkpoint(project, factor):
+    line = project.refuses(*break_steps(project, [18], factor), '--eval_interval=10')
+    assert 'the loss is' in line and 'at step 17' in line
     checkpoint = load_ckpt(project.path / 'out/tiny')
-    assert checkpoint['step'] == 100
+    assert checkpoint['step'] == 17
     assert all(p.isfinite().all() for p in checkpoint['model'].values())
+    assert 'done at step 20' in project.run('train.py', *RESUME, '--gradient_accumulation_steps=1', '--max_iters=20')
 
 
-def test_the_guard_knows_the_losses_before_a_resume(project):
+def test_a_spike_does_not_end_the_run(project):
+    """The guard knows the losses before a resume too."""
     project.run('train.py', *SMALL, '--gradient_accumulation_steps=1', '--max_iters=100', '--eval_interval=100')
-    assert 'at step 102' in project.refuses(*break_steps(project, [3], '5'), '--init_from=resume', '--max_iters=150')
+    out = project.run(*break_steps(project, [3, 4, 9], '5'), '--init_from=resume', '--max_iters=120')
+    assert 'done at step 120, 0 steps skipped, 3 loss spikes' in out
+    assert out.count('far above the last losses') == 2  # step 4 follows step 3
+    assert project.jsonl('out/tiny/log.jsonl')[-1]['spikes'] == 3
 
 
 def test_bad_steps_are_skipped_but_not_for_ever(project):
@@ -272,6 +292,25 @@ def test_wandb_offline(project):
     project.run('train.py', *SMALL, *options, WANDB_MODE='offline', WANDB_SILENT='true')
     [run] = (project.path / 'wandb').glob('offline-run-*/*.wandb')
     assert b'bits_per_byte' in run.read_bytes() and b'gradient_accumulation_steps' in run.read_bytes()
+    project.run('train.py', *RESUME, '--wandb_log=True', '--max_iters=8', WANDB_MODE='offline', WANDB_SILENT='true')
+    assert len({path.stem for path in (project.path / 'wandb').glob('offline-run-*/*.wandb')}) == 1  # run-<id>
+
+
+def test_wandb_without_a_key(project):
+    pytest.importorskip('wandb')
+    line = project.refuses('train.py', *SMALL, '--wandb_log=True', HOME=str(project.path), WANDB_API_KEY='')
+    assert 'WANDB_MODE=offline' in line
+
+
+def test_formats_of_export_that_the_settings_rule_out(project):
+    """It is said before the training, not after it. No bits per byte where val.bin has unknown tokens."""
+    meta = project.json('data/tiny/meta.json')
+    meta['unknown'] = {'train': 0.0, 'val': 0.01}
+    (project.path / 'data/tiny/meta.json').write_text(json.dumps(meta), encoding='utf-8')
+    out = project.run('train.py', *SMALL, '--mlp=relu2', '--max_iters=1')
+    assert "in the format gguf: mlp is 'relu2'" in out and 'format llama2c' in out and 'format hf' not in out
+    assert 'perplexity' in out and 'bits per byte' not in out
+    assert 'bits_per_byte' not in project.jsonl('out/tiny/log.jsonl')[-1]
 
 
 def empty_val(project):
