@@ -75,7 +75,7 @@ class Batches:
         return jobs
 
     def collect(self, run):
-        """Send every id -> True when all are done, False when stopped before."""
+        """Send every id -> '' when all are done, else why not."""
         self.run = run
         for job in self.jobs():
             run.add_tokens(job.tokens)
@@ -92,14 +92,12 @@ class Batches:
                 run.show(f'{len(self.open)} batches open')
                 time.sleep(POLL_INTERVAL)
         except KeyboardInterrupt:
-            run.log('the batches continue at the provider; the same command fetches them')
-            return False
+            return 'stopped; the batches continue at the provider, and the same command fetches them'
         if self.retry or next(self.new_jobs, None):
-            run.log('max_cost is reached')
-            return False
+            return chat.MAX_COST_REACHED
         if os.path.exists(self.path):
             os.remove(self.path)
-        return True
+        return ''
 
     def advance(self):
         """Create and poll batches, upload new ones -> whether any is open."""

@@ -62,6 +62,8 @@ CONNECT_TIMEOUT = 10  # seconds
 MAX_REPLY = 1 << 24  # bytes
 MAX_BACKOFF = 60  # seconds
 START_TIMEOUT = 30  # seconds; `collect` ends if the server has not answered a single prompt by then
+STOPPED = 'stopped; the same command continues'
+MAX_COST_REACHED = 'max_cost is reached; the same command continues with a higher one'
 OUTAGE_TIMEOUT = 3600  # seconds; `collect` ends after this time without an answer; also the limit of a Retry-After
 
 # a reasoning model's thoughts at the start of a reply; some servers leave out the opening tag
@@ -284,8 +286,16 @@ def finished(out, spent):
                 yield row
 
 
+def too_many_failed(n_failed, total, max_failed, out, unit='stories'):
+    """'' if at most max_failed (a fraction) of all prompts were given up, else one line for files.fail."""
+    if n_failed <= max_failed * total:
+        return ''
+    return (f'{n_failed:,} of {total:,} {unit} were given up, more than max_failed={max_failed}; '
+            f'delete {failed_path(out)} to try them again')
+
+
 def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stories', num_workers=16, timeout=120.0,
-            max_tries=5, max_cost=0.0, batch=False, whole=True, is_done=None):
+            max_tries=5, max_cost=0.0, n_failed=0, max_failed=0.05, batch=False, whole=True, is_done=None):
     """Send the prompt of every id and append the accepted replies to `file`, which files.open_append opened.
 
     The rows of an id are written at once, each with the model's name; the first one has prompt_tokens,
@@ -294,17 +304,19 @@ def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stori
     ids: iterable of the ids that are not done, read as needed.
     prompt(id) -> messages. accept(id, text) -> rows (a list of dicts), or raises Rejected.
     total, n_done: the number of all ids, and of those done already.
+    n_failed: how many of the n_done were given up. max_failed: the fraction of all ids that may be.
     spent: what earlier runs cost: [input tokens, output tokens, US dollars], from `finished`.
     timeout: seconds for a reply. max_tries: tries of an id; an error and a rejected reply are one each.
     max_cost: US dollars for all runs on this file, 0 = no limit. A reply without usage counts as max_tokens.
     batch: use the Batch API. is_done(id) then says which ids of open batches are done already.
     whole: reject replies that were cut off at max_tokens.
-    -> True if every id is done; False after Ctrl-C or at max_cost. If the provider refuses, the script ends with one
-    line; all replies until then are written.
+    -> '' if every id is done, and at most max_failed were given up; else the reason, one line for files.fail: Ctrl-C,
+    max_cost, too many given up. If the provider refuses, the script ends with one line. All replies until then are
+    written.
     """
-    check(1 <= num_workers <= 10_000 and 0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0,
+    check(1 <= num_workers <= 10_000 and 0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0 <= max_failed <= 1,
           'num_workers must be from 1 to 10,000, timeout more than 0 seconds and at most a day, '
-          'max_tries at least 1, max_cost at least 0')
+          'max_tries at least 1, max_cost at least 0, max_failed from 0 to 1')
     check(api['prices'] or not max_cost,
           f'max_cost needs the price of {api["model"]}: --price_in=… --price_out=… in US dollars per million tokens')
     state_path = os.path.splitext(file.name)[0] + '.batches.json'
@@ -319,10 +331,12 @@ def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stori
     run = Run(api, prompt, accept, file, bar, unit, whole, max_tries, max_cost, spent)
     try:
         if batch:
-            return all_batches.collect(run)
-        return send_all(run, ids, min(num_workers, total), timeout)
+            problem = all_batches.collect(run)
+        else:
+            problem = send_all(run, ids, min(num_workers, total), timeout)
     finally:
         run.close()
+    return problem or too_many_failed(n_failed + run.n_failed, total, max_failed, file.name, unit)
 
 
 @dataclass
@@ -508,7 +522,7 @@ def run_worker(api, timeout, tasks, replies):
 
 
 def send_all(run, ids, num_workers, timeout):
-    """Send the prompts of all ids -> True when every id is done, False when stopped before.
+    """Send the prompts of all ids -> '' when every id is done, else why not.
 
     An outage is more errors in a row than there are workers, plus 8 (with one worker, its first error is no outage).
     In an outage, errors do not count as tries of a prompt, and no new prompt is sent until a retry gets an answer.
@@ -522,14 +536,14 @@ def send_all(run, ids, num_workers, timeout):
     in_flight = 0
     errors_in_a_row = 0
     last_answer = time.monotonic()
-    stopping = False  # send nothing more, but handle the replies to the requests in flight
-    end_message = ''  # why the run must end
+    stopping = ''  # why nothing more is sent; the replies to the requests in flight are still handled
+    error = ''  # the same, if the script must end
 
     def on_signal(*_):
         nonlocal stopping
         if stopping:
             raise KeyboardInterrupt
-        stopping = True
+        stopping = STOPPED
         run.log(f'finishing the {in_flight} requests in flight; again to stop at once')
 
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -554,8 +568,7 @@ def send_all(run, ids, num_workers, timeout):
                 if not run.can_afford(in_flight + 1):
                     waiting.append(job)
                     if in_flight == 0:
-                        run.log('max_cost is reached')
-                        stopping = True
+                        stopping = MAX_COST_REACHED
                     break
                 job.sent_at = time.monotonic()
                 tasks.put((job, run.request_body(job)))
@@ -600,8 +613,7 @@ def send_all(run, ids, num_workers, timeout):
                     run.give_up(job, refusal(run.api, status, text))
                     given_up = True
                 else:
-                    stopping = True
-                    end_message = refusal(run.api, status, text)
+                    stopping = error = refusal(run.api, status, text)
             elif status == 429:
                 rate_limit.after_429()
             else:
@@ -614,8 +626,7 @@ def send_all(run, ids, num_workers, timeout):
                 waiting.append(job)
             max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
             if not stopping and time.monotonic() - last_answer > max_silence:
-                stopping = True
-                end_message = f'{run.api["url"]} gives no answer ({reason}); the same command continues when it does'
+                stopping = error = f'{run.api["url"]} gives no answer ({reason}); the same command continues when it does'
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -624,6 +635,6 @@ def send_all(run, ids, num_workers, timeout):
         for job in waiting:
             if any(job.tokens):
                 run.write_failed({'reason': 'tries of an unfinished prompt'}, job.tokens)
-    if end_message:
-        fail(end_message)
-    return not stopping
+    if error:
+        fail(error)
+    return stopping
