@@ -61,13 +61,26 @@ PRICES = {  # US dollars per million tokens (input, output), from litellm 1.106.
 CONNECT_TIMEOUT = 10  # seconds
 MAX_REPLY = 1 << 24  # bytes
 MAX_BACKOFF = 60  # seconds
-START_TIMEOUT = 30  # seconds; `collect` ends if the server has not answered a single prompt by then
-STOPPED = 'stopped; the same command continues'
-MAX_COST_REACHED = 'max_cost is reached; the same command continues with a higher one'
+START_TIMEOUT = 15  # seconds; `collect` ends if the server has not answered a single prompt by then
 OUTAGE_TIMEOUT = 3600  # seconds; `collect` ends after this time without an answer; also the limit of a Retry-After
 
-# a reasoning model's thoughts at the start of a reply; some servers leave out the opening tag
-THOUGHTS = re.compile(r'\A(?:\s*<think>.*?(?:</think>|\Z)|.*?\n</think>\s*\n)', re.S)
+MAX_COST_REACHED = 'max_cost is reached; the same command continues with a higher one'
+
+ADVICE = {  # what to do about a reason, the first pattern that it matches; {url} is the base_url
+    'max_completion_tokens': """set --extra="{'max_tokens': None, 'max_completion_tokens': 1024}\"""",
+    'HTTP 400.*temperature': '--temperature=None leaves that field out',
+    '^reasoning|^empty reply': """raise max_tokens, or shorten the reasoning: --extra="{'reasoning_effort': 'low'}\"""",
+    '^cut off': 'raise max_tokens',
+    '^a streamed reply': """try --extra="{'stream': False}\", or another server""",
+    '^HTTP 40[13]': 'are the key and base_url right?',
+    '^HTTP 404': 'is base_url right ({url})? If it is, is the model?',
+    '^HTTP (3|405)|^a web page|^broken reply': 'is base_url right ({url})?',
+    '^connection failed|^timeout': 'is base_url right ({url}), and is the server running?',
+    '^connection broken': 'does base_url need https:// in place of http://, or the other way round?',
+    '^certificate': 'if you trust the server, set SSL_CERT_FILE=… to a file with the certificate that signed its own',
+    '^HTTP|^proxy': '',
+    '': 'another model, prompt or limit may help; --dry_run=1 shows one reply',
+}
 
 
 class Rejected(Exception):
@@ -84,14 +97,14 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
 
     provider: a name in PROVIDERS; or any other with base_url: then the key is in CHAT_API_KEY, if one is needed.
     model: if empty, the provider's default model, else the first one that the server lists.
-    temperature, max_tokens, extra (a dict): fields of every request.
+    temperature, max_tokens, extra (a dict): fields of every request; those that are None are not sent.
     price_in, price_out: US dollars per million tokens; negative = from PRICES.
     otherwise: for the message about a missing key: what a user without one can do.
     """
     check(provider in PROVIDERS or base_url,
           f'there is no provider {provider!r}; there is: {", ".join(PROVIDERS)}; set --base_url=http… for any other')
     url, key_variable, default_model = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
-    url = (base_url or url).rstrip('/')
+    url = re.sub(r'((/chat)?/completions|/responses|/models)?/*$', '', base_url or url)
     check(re.fullmatch(r'https?://[^\s/@?#]+(/[^\s@?#]*)?', url),
           'base_url must begin with http:// or https:// and contain no user name, password or ?…; '
           'a key belongs in CHAT_API_KEY')
@@ -100,7 +113,8 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
           f'{key_variable} is not set; export {key_variable}=… with your key of {provider}, {otherwise}')
     check(re.fullmatch(r'[!-~]*', key),
           f'{key_variable} is not a key: it contains white space or letters outside ASCII')
-    check(temperature >= 0 and max_tokens >= 1, 'temperature must be at least 0, max_tokens at least 1')
+    check((temperature is None or temperature >= 0) and (max_tokens is None or max_tokens >= 1),
+          'temperature must be at least 0, max_tokens at least 1; None leaves the field out')
     try:
         json.dumps([temperature, extra], allow_nan=False)
     except (TypeError, ValueError) as e:
@@ -108,11 +122,13 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
     check((price_in < 0) == (price_out < 0), 'price_in and price_out go together, in US dollars per million tokens')
 
     name = provider if provider in PROVIDERS else url
-    api = {'provider': name, 'url': url, 'key': key, 'max_tokens': max_tokens}
+    api = {'provider': name, 'url': url, 'key': key}
     api['headers'] = {'Authorization': f'Bearer {key}'} if key else {}
     api['model'] = model or default_model or first_model(api)
     length_field = 'max_completion_tokens' if provider == 'openai' else 'max_tokens'
-    api['fields'] = {'model': api['model'], 'temperature': temperature, length_field: max_tokens} | (extra or {})
+    fields = {'model': api['model'], 'temperature': temperature, length_field: max_tokens} | (extra or {})
+    api['fields'] = {key: value for key, value in fields.items() if value is not None}
+    api['max_tokens'] = max_tokens or 8192  # for estimates of costs
     if price_in >= 0:
         api['prices'] = (price_in, price_out)
     else:
@@ -122,11 +138,12 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
 
 def first_model(api):
     """The first model that the server lists."""
-    models = parse_json(call(api, 'GET', '/models'))
+    text = call(api, 'GET', '/models')
     try:
-        return str(models['data'][0]['id'])
+        return str(parse_json(text)['data'][0]['id'])
     except (KeyError, IndexError, TypeError):
-        fail(f'{api["url"]} lists no model; set --model=…')
+        reason = kind_of(text)
+        fail(f'{api["url"]} lists no model ({reason}){advice(api, reason)} If it is, set --model=…')
 
 
 def fill(template, slots):
@@ -153,6 +170,7 @@ def send(session, api, method, path, timeout, max_bytes, **options):
         'timeout': (CONNECT_TIMEOUT, timeout),  # for the connection, and between two packets of the reply
         'allow_redirects': False,
         'stream': True,
+        'verify': os.environ.get('REQUESTS_CA_BUNDLE') or os.environ.get('SSL_CERT_FILE') or True,
     }
     deadline = time.monotonic() + timeout
     body = bytearray()
@@ -164,14 +182,33 @@ def send(session, api, method, path, timeout, max_bytes, **options):
                     raise requests.Timeout
                 if len(body) > max_bytes:
                     return 0, {}, 'reply too long'
-    except requests.Timeout:
-        return 0, {}, 'timeout'
-    except requests.RequestException:
-        return 0, {}, 'connection failed'
+    except OSError as e:  # as all errors of requests are
+        return 0, {}, connection_error(e)
     text = body.decode('utf-8', 'replace')
+    if 300 <= reply.status_code < 400:
+        text = f'moved to {reply.headers.get("Location")}'
     if len(api['key']) >= 8:  # a shorter one is a mere word, as local servers accept
         text = text.replace(api['key'], '***')
     return reply.status_code, reply.headers, text
+
+
+def connection_error(error):
+    """Why a request got no reply, in a few words."""
+    found = re.search(r'ProxyError|Timeout|NewConnection|NameResolution|certificate[^("\']*', repr(error))
+    names = {'ProxyError': 'proxy error', 'Timeout': 'timeout', 'NewConnection': 'connection failed',
+             'NameResolution': 'connection failed'}
+    return names.get(found[0], found[0].strip()) if found else 'connection broken'
+
+
+def advice(api, reason):
+    """What to do about a reason, as the end of a message."""
+    url = api['url']
+    if not re.search(r'/v\d', url):
+        url += f'; most servers need {url}/v1'
+    text = next(ADVICE[pattern] for pattern in ADVICE if re.search(pattern, reason)).replace('{url}', url)
+    if requests.utils.select_proxy(api['url'], requests.utils.get_environ_proxies(api['url'])):
+        text += f' Requests go through the proxy of {url.partition(":")[0].upper()}_PROXY or ALL_PROXY.'
+    return f'; {text}' if text else ''
 
 
 def call(api, method, path, **options):
@@ -180,7 +217,8 @@ def call(api, method, path, **options):
     if is_refused(status, text):
         fail(refusal(api, status, text))
     if not 200 <= status < 300:
-        raise NoAnswer(f'{api["url"]} does not answer ({status or text}); is it running, and is base_url right?')
+        reason = f'HTTP {status}' if status else text
+        raise NoAnswer(f'{api["url"]} gives no answer ({reason}){advice(api, reason)}')
     return text
 
 
@@ -188,9 +226,9 @@ def ask(api, messages):
     """One prompt -> the text of the reply. Any error ends the script."""
     text = call(api, 'POST', '/chat/completions', json=api['fields'] | {'messages': messages})
     try:
-        return text_of(parse_json(text))
+        return text_of(parse_json(text), body=text)
     except Rejected as e:
-        fail(f'{api["provider"]}: {e}')
+        fail(f'{api["provider"]}: {e}{advice(api, str(e))}. The reply: {text[:200]!r}')
 
 
 # -----------------------------------------------------------------------------
@@ -205,27 +243,77 @@ def parse_json(text):
         return None
 
 
-def text_of(data, whole=True):
-    """The model's text in the JSON of a reply, without the thoughts of a reasoning model. Raises Rejected.
+def kind_of(body):
+    """What a server sent in place of a chat completion, in a few words."""
+    if 'chat.completion.chunk' in body or re.match(r'\s*(?:(?:data|event|id|retry)?:|\{.*\}\s*\n\s*\{)', body):
+        return 'a streamed reply'
+    return 'a web page' if body.lstrip().startswith('<') else 'broken reply'
 
-    whole: reject a text that was cut off at max_tokens.
+
+def text_of(data, whole=True, body=''):
+    """The answer in the JSON of a reply, without the model's reasoning. Raises Rejected.
+
+    whole: reject an answer that was cut off at max_tokens. body: the reply as it came, to name what is wrong with it.
     """
     try:
         choice = data['choices'][0]
         message = choice['message']
-        if message.get('refusal') or choice.get('finish_reason') == 'content_filter':
+        end = choice.get('finish_reason')
+        if message.get('refusal') or end == 'content_filter':
             raise Rejected('refused')
-        if whole and choice.get('finish_reason') == 'length':
-            raise Rejected('cut off at max_tokens')
         content = message.get('content') or ''
-        if isinstance(content, list):  # Mistral's reasoning models send a list of parts
-            content = ''.join(part.get('text', '') for part in content)
-        content = THOUGHTS.sub('', content)
+        if isinstance(content, list):  # of parts, such as {'type': 'thinking', 'thinking': …}, {'type': 'text', …}
+            content = ''.join(part['text'] for part in content if part.get('type', 'text') in ('text', 'output_text'))
+        answer = without_reasoning(content)
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Rejected('broken reply') from None
-    if not content.strip():
-        raise Rejected('empty reply')
-    return content
+        raise Rejected(kind_of(body)) from None
+    if not answer.strip():
+        if end == 'length':
+            raise Rejected('reasoning used up max_tokens')
+        raise Rejected('reasoning without an answer' if content else 'empty reply')
+    if whole and end == 'length':
+        raise Rejected('cut off at max_tokens')
+    return answer
+
+
+# What begins and ends reasoning in a text; the beginning may be missing. There are
+# - tags with such a name: <think>…</think>, [THINK], ◁think▷, <seed:think>, <|begin_of_thought|>…<|end_of_thought|>
+# - channels: <|channel|>analysis<|message|>…<|channel|>final<|message|>, or <|channel>thought…<channel|>
+# - what is left of channels when a server removes special tokens: analysis…assistantfinal
+NAME = r"""[^\s<>\[\]◁▷"']{0,30}"""
+TAG = rf'[<\[◁]{NAME}(?:think|thought|reason|reflect|analysis|scratch){NAME}(?:\s[^<>]{{0,200}}(?=>))?[>\]▷]'
+MARK = re.compile(rf'''
+    (?P<end> (?=.{NAME}(?:/|(?<![a-z])end)) {TAG} | <\|channel\|>\s*final (?:[^{{}}]{{0,80}}?<\|message\|>)?
+      | <channel\|> | (?-i:assistant\n?final))
+    | {TAG} | <\|channel\|?> | \A\s*(?-i:analysis)(?=\w)
+''', re.I | re.X)
+
+
+def without_reasoning(text):
+    """The part of a text after the last mark of reasoning; '' if that begins reasoning, so that no answer follows.
+
+    A mark inside a JSON object is part of the answer.
+    """
+    answer = text
+    objects = list(json_objects(text))
+    for mark in MARK.finditer(text):
+        if not any(start < mark.start() < end for _, start, end in objects):
+            answer = text[mark.end():].lstrip() if mark['end'] else ''
+    return answer
+
+
+def json_objects(text):
+    """Yield the JSON objects in a text with anything around them, and those inside them -> (dict, start, end).
+
+    Line breaks in strings are allowed. The last 200 braces are tried.
+    """
+    decoder = json.JSONDecoder(strict=False)
+    for start in [brace.start() for brace in re.finditer('{', text)][-200:]:
+        try:
+            found, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        yield found, start, end
 
 
 def status_of(status, data):
@@ -247,8 +335,7 @@ def refusal(api, status, text):
     """One line that says why a request was refused."""
     found = re.search(r'"message":\s*"(.*?[^\\])"', text)  # the first one, wherever it is in the JSON
     message = ' '.join((found[1] if found else text).split())
-    hint = '; are the key, base_url and model right?' if status in (401, 403, 404) else ''
-    return f'{api["provider"]} says {status}: {message:.300}{hint}'
+    return f'{api["provider"]} says {status}: {message:.300}{advice(api, f"HTTP {status} {message}")}'
 
 
 def retry_after(headers):
@@ -287,7 +374,7 @@ def finished(out, spent):
 
 
 def too_many_failed(n_failed, total, max_failed, out, unit='stories'):
-    """'' if at most max_failed (a fraction) of all prompts were given up, else one line for files.fail."""
+    """One line for files.fail if more than max_failed (a fraction) of all prompts were given up, else ''."""
     if n_failed <= max_failed * total:
         return ''
     return (f'{n_failed:,} of {total:,} {unit} were given up, more than max_failed={max_failed}; '
@@ -310,11 +397,11 @@ def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stori
     max_cost: US dollars for all runs on this file, 0 = no limit. A reply without usage counts as max_tokens.
     batch: use the Batch API. is_done(id) then says which ids of open batches are done already.
     whole: reject replies that were cut off at max_tokens.
-    -> '' if every id is done, and at most max_failed were given up; else the reason, one line for files.fail: Ctrl-C,
-    max_cost, too many given up. If the provider refuses, the script ends with one line. All replies until then are
-    written.
+    -> '' if every id is done and at most max_failed were given up; else one line for files.fail: Ctrl-C, max_cost, a
+    refusal, a server that does not answer, replies that cannot be used. All replies until then are written.
     """
-    check(1 <= num_workers <= 10_000 and 0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0 <= max_failed <= 1,
+    check(1 <= num_workers <= 10_000 and 0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0
+          and 0 <= max_failed <= 1,
           'num_workers must be from 1 to 10,000, timeout more than 0 seconds and at most a day, '
           'max_tries at least 1, max_cost at least 0, max_failed from 0 to 1')
     check(api['prices'] or not max_cost,
@@ -369,6 +456,9 @@ class Run:
     n_rows: int = 0
     n_failed: int = 0
     failures: collections.Counter = field(default_factory=collections.Counter)  # of tries: reason and number
+    # of the last prompts: why each was given up, or '' if its reply was accepted
+    outcomes: collections.deque = field(default_factory=lambda: collections.deque(maxlen=100))
+    failed_reply: str = ''  # of the last try that failed
 
     def request_body(self, job):
         """The JSON of a job's request."""
@@ -402,7 +492,7 @@ class Run:
         self.count_tokens(job, data)
         job.reply = text
         try:
-            job.reply = text_of(data, self.whole)
+            job.reply = text_of(data, self.whole, text)
             rows = self.accept(job.id, job.reply)
         except Rejected as e:
             self.failures[str(e)] += 1
@@ -413,6 +503,7 @@ class Run:
             tokens = [0, 0]  # the first row has the tokens of all
         append_rows(self.file, *rows)
         self.n_rows += len(rows)
+        self.outcomes.append('')
         self.bar.update()
         return True
 
@@ -434,6 +525,7 @@ class Run:
     def count_try(self, job, reason):
         """Count a try that failed -> whether it was the last one, so that the job is given up."""
         job.tries += 1
+        self.failed_reply = job.reply
         if job.tries < self.max_tries:
             return False
         self.give_up(job, reason)
@@ -442,7 +534,22 @@ class Run:
     def give_up(self, job, reason):
         self.write_failed({'id': job.id, 'reason': reason, 'reply': job.reply[:10_000]}, job.tokens)
         self.n_failed += 1
+        self.outcomes.append(reason)
         self.bar.update()
+
+    def no_success(self):
+        """One line if this run cannot succeed: the first 20 prompts, or more than 50 of the last 100, were given up."""
+        reasons = collections.Counter(filter(None, self.outcomes))
+        n_failed = reasons.total()
+        if n_failed <= 50 and (n_failed < 20 or '' in self.outcomes):
+            return ''
+        return self.diagnosis(f'{n_failed} of the last {len(self.outcomes)} prompts were given up', reasons)
+
+    def diagnosis(self, what, reasons):
+        """One line for the end of the script. reasons: a Counter."""
+        reason = reasons.most_common(1)[0][0]
+        return (f'{what}, mostly by: {reason}{advice(self.api, reason)}. A reply: {self.failed_reply[:200]!r}. '
+                f'Delete {failed_path(self.file.name)} to try these prompts again')
 
     def write_failed(self, row, tokens):
         out = self.file.name
@@ -536,15 +643,21 @@ def send_all(run, ids, num_workers, timeout):
     in_flight = 0
     errors_in_a_row = 0
     last_answer = time.monotonic()
-    stopping = ''  # why nothing more is sent; the replies to the requests in flight are still handled
-    error = ''  # the same, if the script must end
+    status = None  # of the last reply; 0 = none came
+    problem = ''  # why nothing more is sent; the replies to the requests in flight are still handled
 
     def on_signal(*_):
-        nonlocal stopping
-        if stopping:
+        nonlocal problem
+        if problem:
             raise KeyboardInterrupt
-        stopping = STOPPED
+        problem = 'stopped; the same command continues'
         run.log(f'finishing the {in_flight} requests in flight; again to stop at once')
+
+    def check_silence():
+        nonlocal problem
+        max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
+        if not problem and time.monotonic() - last_answer > max_silence:
+            problem = f'{run.api["url"]} gives no answer ({reason}){advice(run.api, reason)}'
 
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     worker_args = (run.api, timeout, tasks, replies)
@@ -553,8 +666,9 @@ def send_all(run, ids, num_workers, timeout):
     try:
         while True:
             # 1) send what may be sent now: retries that are due, then new prompts
+            problem = problem or run.no_success()
             outage = errors_in_a_row > num_workers + 8
-            while not stopping and rate_limit.allows(in_flight):
+            while not problem and rate_limit.allows(in_flight):
                 job = min(waiting, key=lambda job: job.retry_at, default=None)
                 if job and job.retry_at <= time.monotonic():
                     waiting.remove(job)
@@ -568,13 +682,13 @@ def send_all(run, ids, num_workers, timeout):
                 if not run.can_afford(in_flight + 1):
                     waiting.append(job)
                     if in_flight == 0:
-                        stopping = MAX_COST_REACHED
+                        problem = MAX_COST_REACHED
                     break
                 job.sent_at = time.monotonic()
                 tasks.put((job, run.request_body(job)))
                 rate_limit.after_sending()
                 in_flight += 1
-            if in_flight == 0 and (stopping or (all_sent and not waiting)):
+            if in_flight == 0 and (problem or (all_sent and not waiting)):
                 break
 
             # 2) wait for a reply
@@ -583,6 +697,8 @@ def send_all(run, ids, num_workers, timeout):
             try:
                 job, reply = replies.get(timeout=pause if 0 < pause < 0.1 else 0.1)
             except queue.Empty:
+                if in_flight == 0 and status == 0:
+                    check_silence()
                 continue
             in_flight -= 1
             if isinstance(reply, Exception):
@@ -613,7 +729,7 @@ def send_all(run, ids, num_workers, timeout):
                     run.give_up(job, refusal(run.api, status, text))
                     given_up = True
                 else:
-                    stopping = error = refusal(run.api, status, text)
+                    problem = problem or refusal(run.api, status, text)
             elif status == 429:
                 rate_limit.after_429()
             else:
@@ -624,9 +740,7 @@ def send_all(run, ids, num_workers, timeout):
                 given_up = server_is_up and run.count_try(job, reason)
             if not given_up:
                 waiting.append(job)
-            max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
-            if not stopping and time.monotonic() - last_answer > max_silence:
-                stopping = error = f'{run.api["url"]} gives no answer ({reason}); the same command continues when it does'
+            check_silence()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -635,6 +749,4 @@ def send_all(run, ids, num_workers, timeout):
         for job in waiting:
             if any(job.tokens):
                 run.write_failed({'reason': 'tries of an unfinished prompt'}, job.tokens)
-    if error:
-        fail(error)
-    return stopping
+    return problem

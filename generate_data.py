@@ -41,8 +41,8 @@ provider = 'grammar'  # or openai, mistral, gemini, groq, together, openrouter, 
 base_url = ''  # address of any other API that speaks OpenAI's /chat/completions
 model = ''  # empty = the provider's default
 num_workers = 16  # concurrent requests; fewer while the provider reports a rate limit
-temperature = 1.0
-max_tokens = 1024  # limit of a reply
+temperature = 1.0  # None = leave this field out of a request
+max_tokens = 1024  # limit of a reply; None = leave this field out
 extra = {}  # more fields of a request, such as {'reasoning_effort': 'low'}
 timeout = 120.0  # seconds to wait for a reply
 max_tries = 5  # tries per prompt; after that it is written to failed.jsonl
@@ -69,6 +69,7 @@ min_script = 0.9  # minimum fraction of letters in the script of the word lists
 proper_nouns = True  # False = reject stories with names, found by capitals inside sentences
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'generate_data.py')))
+can_be_none = ('temperature', 'max_tokens')
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
@@ -288,7 +289,7 @@ def read_reply(i, reply):
     word_rows = seed_words(i)
     rows = []
     reasons = []
-    for headline, text in replies.stories_in(reply, reply_format)[:items]:
+    for headline, text in replies.stories_in(reply, reply_format)[-items:]:  # drafts come before the last ones
         try:
             text = check_story(headline, text)
         except chat.Rejected as e:
