@@ -208,9 +208,9 @@ class Batches:
                 done = self.run.count_try(job, reason)
             if not done:
                 self.retry.append(job)
+        if self.run.n_rows == 0:  # do not repeat a whole batch to see that its prompts fail
+            self.run.outcomes.extend(self.run.failures.elements())
         problem = self.run.no_success()
-        if len(batch['jobs']) >= 20 and self.run.n_rows == 0:
-            problem = self.run.diagnosis('no reply of the first batch was accepted', self.run.failures)
         if problem:
             self.save()
             fail(problem)

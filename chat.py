@@ -538,17 +538,14 @@ class Run:
         self.bar.update()
 
     def no_success(self):
-        """One line if this run cannot succeed: the first 20 prompts, or more than 50 of the last 100, were given up."""
+        """One line if this run cannot succeed, as the first 20, or more than 50 of the last 100 prompts failed."""
         reasons = collections.Counter(filter(None, self.outcomes))
         n_failed = reasons.total()
-        if n_failed <= 50 and (n_failed < 20 or '' in self.outcomes):
+        if n_failed <= 50 and (n_failed < 20 or self.n_rows):
             return ''
-        return self.diagnosis(f'{n_failed} of the last {len(self.outcomes)} prompts were given up', reasons)
-
-    def diagnosis(self, what, reasons):
-        """One line for the end of the script. reasons: a Counter."""
         reason = reasons.most_common(1)[0][0]
-        return (f'{what}, mostly by: {reason}{advice(self.api, reason)}. A reply: {self.failed_reply[:200]!r}. '
+        return (f'{n_failed} of the last {len(self.outcomes)} prompts failed, mostly by: {reason}'
+                f'{advice(self.api, reason)}. A reply: {self.failed_reply[:200]!r}. '
                 f'Delete {failed_path(self.file.name)} to try these prompts again')
 
     def write_failed(self, row, tokens):

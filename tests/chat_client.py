@@ -12,6 +12,7 @@ total = 100
 shard = '1/1'
 out = 'stories.jsonl'
 extra = {}
+temperature = 1.0
 max_tokens = 300
 price_in = 1.0
 price_out = 10.0
@@ -23,8 +24,9 @@ max_failed = 1.0
 batch = False
 max_backoff = 60.0
 max_reply = 1 << 24
-start_timeout = 30.0
+start_timeout = 15.0
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'chat_client.py')))
+can_be_none = ('temperature', 'max_tokens')
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 import signal
@@ -53,7 +55,7 @@ def accept(i, text):
 
 
 check(total > 0, 'total must be positive')
-api = chat.connect(provider, base_url, model, 1.0, max_tokens, extra, price_in, price_out)
+api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out)
 handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 with open_append(out) as f:
     spent = [0, 0, 0.0]
