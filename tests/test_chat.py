@@ -351,7 +351,8 @@ REASONING = [
     '<|channel>thought\n{draft}<channel|>{final}', 'analysis{draft}assistantfinal{final}',
     '{draft}assistantfinal{final}']
 UNENDED = ['<think>{draft}', 'Sure! <think>{draft} {final}', '{final}<think>{draft}', '{draft}</think>',
-           '[THINK]{draft}', '<|channel|>analysis<|message|>{draft}', 'analysis{draft}', '◁think▷{draft}', '<thought>{draft}']
+           '[THINK]{draft}', '<|channel|>analysis<|message|>{draft}', 'analysis{draft}', '◁think▷{draft}',
+           '<thought>{draft}']
 DRAFT = 'We need a story. {"story": "A DRAFT"} is it, or { <b>x</b>'
 FINAL = '{"story": "FINAL"}'
 
