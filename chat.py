@@ -164,18 +164,18 @@ def send(session, api, method, path, timeout, max_bytes, **options):
 
     session: a requests.Session, or the module requests itself.
     """
-    options |= {
+    all_options = options | {
         'headers': api['headers'],
         'auth': lambda request: request,  # changes nothing; without it, a password from ~/.netrc would replace the key
         'timeout': (CONNECT_TIMEOUT, timeout),  # for the connection, and between two packets of the reply
         'allow_redirects': False,
         'stream': True,
-        'verify': os.environ.get('REQUESTS_CA_BUNDLE') or os.environ.get('SSL_CERT_FILE') or True,
+        'verify': api.get('verify', True),
     }
     deadline = time.monotonic() + timeout
     body = bytearray()
     try:
-        with session.request(method, api['url'] + path, **options) as reply:
+        with session.request(method, api['url'] + path, **all_options) as reply:
             for chunk in reply.iter_content(64):  # a slow server needs too long for a larger chunk
                 body += chunk
                 if time.monotonic() > deadline:
@@ -183,7 +183,11 @@ def send(session, api, method, path, timeout, max_bytes, **options):
                 if len(body) > max_bytes:
                     return 0, {}, 'reply too long'
     except OSError as e:  # as all errors of requests are
-        return 0, {}, connection_error(e)
+        reason = connection_error(e)
+        if reason.startswith('certificate') and all_options['verify'] is True and 'SSL_CERT_FILE' in os.environ:
+            api['verify'] = os.environ['SSL_CERT_FILE']  # requests itself reads only REQUESTS_CA_BUNDLE
+            return send(session, api, method, path, timeout, max_bytes, **options)
+        return 0, {}, reason
     text = body.decode('utf-8', 'replace')
     if 300 <= reply.status_code < 400:
         text = f'moved to {reply.headers.get("Location")}'
@@ -192,12 +196,22 @@ def send(session, api, method, path, timeout, max_bytes, **options):
     return reply.status_code, reply.headers, text
 
 
+ERRORS = {  # pattern in an error of requests -> the reason in a few words; '' = the text that matches
+    'ProxyError': 'proxy error',
+    r'certificate[^("\'\\]*': '',
+    'handshake': 'connection broken',
+    'Timeout': 'timeout',
+    'NewConnection|NameResolution': 'connection failed',
+    '': 'connection broken',
+}
+
+
 def connection_error(error):
     """Why a request got no reply, in a few words."""
-    found = re.search(r'ProxyError|Timeout|NewConnection|NameResolution|certificate[^("\']*', repr(error))
-    names = {'ProxyError': 'proxy error', 'Timeout': 'timeout', 'NewConnection': 'connection failed',
-             'NameResolution': 'connection failed'}
-    return names.get(found[0], found[0].strip()) if found else 'connection broken'
+    text = repr(error)
+    for pattern, reason in ERRORS.items():
+        if found := re.search(pattern, text):
+            return reason or found[0].strip()
 
 
 def advice(api, reason):
@@ -207,8 +221,8 @@ def advice(api, reason):
         url += f'; most servers need {url}/v1'
     text = next(ADVICE[pattern] for pattern in ADVICE if re.search(pattern, reason)).replace('{url}', url)
     if requests.utils.select_proxy(api['url'], requests.utils.get_environ_proxies(api['url'])):
-        text += f' Requests go through the proxy of {url.partition(":")[0].upper()}_PROXY or ALL_PROXY.'
-    return f'; {text}' if text else ''
+        text += f' Note the proxy of {url.partition(":")[0].upper()}_PROXY or ALL_PROXY.'
+    return f'; {text.strip()}' if text else ''
 
 
 def call(api, method, path, **options):
