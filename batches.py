@@ -61,7 +61,7 @@ class Batches:
             self.retry = read_jobs(state['retry'])
             for batch in state['open']:
                 self.open.append({'file': batch['file'], 'batch': batch['batch'], 'jobs': read_jobs(batch['jobs'])})
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        except Exception as e:
             fail(f'{self.path} is damaged ({type(e).__name__}: {e:.100}). It lists batches that are paid for; '
                  'without it, their prompts are sent again')
         check(not self.open or model == self.model,
@@ -208,7 +208,7 @@ class Batches:
                 done = self.run.count_try(job, reason)
             if not done:
                 self.retry.append(job)
-        if self.run.n_rows == 0:  # do not repeat a whole batch to see that its prompts fail
+        if self.run.n_rows == 0 and len(batch['jobs']) >= 20:  # do not pay for a second try of all of them
             self.run.outcomes.extend(self.run.failures.elements())
         problem = self.run.no_success()
         if problem:

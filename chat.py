@@ -113,7 +113,7 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
           f'{key_variable} is not set; export {key_variable}=… with your key of {provider}, {otherwise}')
     check(re.fullmatch(r'[!-~]*', key),
           f'{key_variable} is not a key: it contains white space or letters outside ASCII')
-    check((temperature is None or temperature >= 0) and (max_tokens is None or max_tokens >= 1),
+    check((temperature or 0) >= 0 and (max_tokens is None or max_tokens >= 1),
           'temperature must be at least 0, max_tokens at least 1; None leaves the field out')
     try:
         json.dumps([temperature, extra], allow_nan=False)
@@ -259,9 +259,10 @@ def parse_json(text):
 
 def kind_of(body):
     """What a server sent in place of a chat completion, in a few words."""
-    if 'chat.completion.chunk' in body or re.match(r'\s*(?:(?:data|event|id|retry)?:|\{.*\}\s*\n\s*\{)', body):
-        return 'a streamed reply'
-    return 'a web page' if body.lstrip().startswith('<') else 'broken reply'
+    if re.match(r'\s*<', body):
+        return 'a web page'
+    is_stream = re.match(r'\s*(?:(?:data|event|id|retry)?:|\{.*\}\s*\n\s*\{)|.*chat\.completion\.chunk', body)
+    return 'a streamed reply' if is_stream else 'broken reply'
 
 
 def text_of(data, whole=True, body=''):

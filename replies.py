@@ -68,7 +68,7 @@ def find_json(text, key):
     for found, start, end in json_objects(text):
         if key in found and start >= last_end:
             last, last_end = found, end
-    return None if f'"{key}"' in text[last_end:] else last
+    return None if re.search(rf'"{key}"\s*:', text[last_end:]) else last
 
 
 # -----------------------------------------------------------------------------
