@@ -75,7 +75,7 @@ ADVICE = {  # what to do about a reason, the first pattern that it matches; {url
     '^HTTP 40[13]': 'are the key and base_url right?',
     '^HTTP 404': 'is base_url right ({url})? If it is, is the model?',
     '^HTTP (3|405)|^a web page|^broken reply': 'is base_url right ({url})?',
-    '^connection failed|^timeout': 'is base_url right ({url}), and is the server running?',
+    '^connection failed|^timeout': 'is base_url right ({url}), also its http:// or https://, and does the server run?',
     '^connection broken': 'does base_url need https:// in place of http://, or the other way round?',
     '^certificate': 'if you trust the server, set SSL_CERT_FILE=… to a file with the certificate that signed its own',
     '^HTTP|^proxy': '',
@@ -199,7 +199,6 @@ def send(session, api, method, path, timeout, max_bytes, **options):
 ERRORS = {  # pattern in an error of requests -> the reason in a few words; '' = the text that matches
     'ProxyError': 'proxy error',
     r'certificate[^("\'\\]*': '',
-    'handshake': 'connection broken',
     'Timeout': 'timeout',
     'NewConnection|NameResolution': 'connection failed',
     '': 'connection broken',
@@ -242,7 +241,7 @@ def ask(api, messages):
     try:
         return text_of(parse_json(text), body=text)
     except Rejected as e:
-        fail(f'{api["provider"]}: {e}{advice(api, str(e))}. The reply: {text[:200]!r}')
+        fail(f'{api["provider"]}: {e}, in the reply {text[:200]!r}{advice(api, str(e))}')
 
 
 # -----------------------------------------------------------------------------
@@ -285,7 +284,7 @@ def text_of(data, whole=True, body=''):
     if not answer.strip():
         if end == 'length':
             raise Rejected('reasoning used up max_tokens')
-        raise Rejected('reasoning without an answer' if content else 'empty reply')
+        raise Rejected('reasoning without an answer' if message.get('content') else 'empty reply')
     if whole and end == 'length':
         raise Rejected('cut off at max_tokens')
     return answer
@@ -559,9 +558,8 @@ class Run:
         if n_failed <= 50 and (n_failed < 20 or self.n_rows):
             return ''
         reason = reasons.most_common(1)[0][0]
-        return (f'{n_failed} of the last {len(self.outcomes)} prompts failed, mostly by: {reason}'
-                f'{advice(self.api, reason)}. A reply: {self.failed_reply[:200]!r}. '
-                f'Delete {failed_path(self.file.name)} to try these prompts again')
+        return (f'{n_failed} of the last {len(self.outcomes)} prompts failed (delete {failed_path(self.file.name)} to '
+                f'try them again), mostly by: {reason}, as in {self.failed_reply[:200]!r}{advice(self.api, reason)}')
 
     def write_failed(self, row, tokens):
         out = self.file.name
