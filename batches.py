@@ -62,7 +62,7 @@ class Batches:
             for batch in state['open']:
                 self.open.append({'file': batch['file'], 'batch': batch['batch'], 'jobs': read_jobs(batch['jobs'])})
         except Exception as e:
-            fail(f'{self.path} is damaged ({type(e).__name__}: {e:.100}). It lists batches that are paid for; '
+            fail(f'{self.path} is damaged ({type(e).__name__}: {e!s:.100}). It lists batches that are paid for; '
                  'without it, their prompts are sent again')
         check(not self.open or model == self.model,
               f'{self.path} contains open batches of {model}; fetch these first, with that --provider and --model')

@@ -189,8 +189,8 @@ def send(session, api, method, path, timeout, max_bytes, **options):
             return send(session, api, method, path, timeout, max_bytes, **options)
         return 0, {}, reason
     text = body.decode('utf-8', 'replace')
-    if 300 <= reply.status_code < 400:
-        text = f'moved to {reply.headers.get("Location")}'
+    if 300 <= reply.status_code < 400 and 'Location' in reply.headers:
+        text = f'moved to {reply.headers["Location"]}'
     if len(api['key']) >= 8:  # a shorter one is a mere word, as local servers accept
         text = text.replace(api['key'], '***')
     return reply.status_code, reply.headers, text
