@@ -295,11 +295,12 @@ def text_of(data, whole=True, body=''):
 # - channels: <|channel|>analysis<|message|>…<|channel|>final<|message|>, or <|channel>thought…<channel|>
 # - what is left of channels when a server removes special tokens: analysis…assistantfinal
 NAME = r"""[^\s<>\[\]◁▷"']{0,30}"""
-TAG = rf'[<\[◁]{NAME}(?:think|thought|reason|reflect|analysis|scratch){NAME}(?:\s[^<>]{{0,200}}(?=>))?[>\]▷]'
+STEM = 'think|thought|reason|reflect|analysis|scratch|draft|monolog'
+TAG = rf'[<\[◁]{NAME}(?:{STEM}){NAME}(?:\s[^<>]{{0,200}}(?=>))?[>\]▷]'
 MARK = re.compile(rf'''
     (?P<end> (?=.{NAME}(?:/|(?<![a-z])end)) {TAG} | <\|channel\|>\s*final (?:[^{{}}]{{0,80}}?<\|message\|>)?
       | <channel\|> | (?-i:assistant\n?final))
-    | {TAG} | <\|channel\|?> | \A\s*(?-i:analysis)(?=\w)
+    | {TAG} | <\|channel\|?> | \A\s*(?-i:(?:assistant)?analysis)(?=\w)
 ''', re.I | re.X)
 
 
@@ -308,12 +309,12 @@ def without_reasoning(text):
 
     A mark inside a JSON object is part of the answer.
     """
-    answer = text
+    start = 0  # of the answer
     objects = list(json_objects(text))
     for mark in MARK.finditer(text):
-        if not any(start < mark.start() < end for _, start, end in objects):
-            answer = text[mark.end():].lstrip() if mark['end'] else ''
-    return answer
+        if not any(begin < mark.start() < end for _, begin, end in objects):
+            start = mark.end() if mark['end'] else len(text)
+    return text[start:].lstrip() if start else text
 
 
 def json_objects(text):
