@@ -547,6 +547,7 @@ class Run:
         return True
 
     def give_up(self, job, reason):
+        self.failed_reply = job.reply
         self.write_failed({'id': job.id, 'reason': reason, 'reply': job.reply[:10_000]}, job.tokens)
         self.n_failed += 1
         self.outcomes.append(reason)
