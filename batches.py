@@ -49,19 +49,23 @@ class Batches:
         self.new_jobs = (Job(i) for i in ids if i not in known_ids)
 
     def load(self, is_done):
-        with open(self.path, encoding='utf-8') as f:
-            state = json.load(f)
-        check(not state['open'] or state['model'] == self.model,
-              f'{self.path} contains open batches of {state["model"]}; '
-              'fetch these first, with that --provider and --model')
-
         def read_jobs(rows):
             # a run that was killed may have written rows of jobs that are still in the state
             return [Job(**row) for row in rows if not is_done(row['id'])]
 
-        self.size = state['size']
-        self.retry = read_jobs(state['retry'])
-        self.open = [batch | {'jobs': read_jobs(batch['jobs'])} for batch in state['open']]
+        try:
+            with open(self.path, encoding='utf-8') as f:
+                state = json.load(f)
+            model = state['model']
+            self.size = int(state['size'])
+            self.retry = read_jobs(state['retry'])
+            for batch in state['open']:
+                self.open.append({'file': batch['file'], 'batch': batch['batch'], 'jobs': read_jobs(batch['jobs'])})
+        except Exception as e:
+            fail(f'{self.path} is damaged ({type(e).__name__}: {e:.100}). It lists batches that are paid for; '
+                 'without it, their prompts are sent again')
+        check(not self.open or model == self.model,
+              f'{self.path} contains open batches of {model}; fetch these first, with that --provider and --model')
 
     def save(self):
         state = {'open': self.open, 'retry': self.retry, 'model': self.model, 'size': self.size}
@@ -75,7 +79,7 @@ class Batches:
         return jobs
 
     def collect(self, run):
-        """Send every id -> True when all are done, False when stopped before."""
+        """Send every id -> '' when all are done, else why not."""
         self.run = run
         for job in self.jobs():
             run.add_tokens(job.tokens)
@@ -92,14 +96,12 @@ class Batches:
                 run.show(f'{len(self.open)} batches open')
                 time.sleep(POLL_INTERVAL)
         except KeyboardInterrupt:
-            run.log('the batches continue at the provider; the same command fetches them')
-            return False
+            return 'stopped; the batches continue at the provider, and the same command fetches them'
         if self.retry or next(self.new_jobs, None):
-            run.log('max_cost is reached')
-            return False
+            return chat.MAX_COST_REACHED
         if os.path.exists(self.path):
             os.remove(self.path)
-        return True
+        return ''
 
     def advance(self):
         """Create and poll batches, upload new ones -> whether any is open."""
@@ -201,6 +203,14 @@ class Batches:
             if status == 200:
                 done = self.run.handle_answer(job, body, job.reply)
             else:
-                done = self.run.count_try(job, f'HTTP {status}' if status else 'no reply in the batch')
+                reason = f'HTTP {status}' if status else 'no reply in the batch'
+                self.run.failures[reason] += 1
+                done = self.run.count_try(job, reason)
             if not done:
                 self.retry.append(job)
+        if self.run.n_rows == 0 and len(batch['jobs']) >= 20:  # do not pay for a second try of all of them
+            self.run.outcomes.extend(self.run.failures.elements())
+        problem = self.run.no_success()
+        if problem:
+            self.save()
+            fail(problem)

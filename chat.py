@@ -61,11 +61,26 @@ PRICES = {  # US dollars per million tokens (input, output), from litellm 1.106.
 CONNECT_TIMEOUT = 10  # seconds
 MAX_REPLY = 1 << 24  # bytes
 MAX_BACKOFF = 60  # seconds
-START_TIMEOUT = 30  # seconds; `collect` ends if the server has not answered a single prompt by then
+START_TIMEOUT = 15  # seconds; `collect` ends if the server has not answered a single prompt by then
 OUTAGE_TIMEOUT = 3600  # seconds; `collect` ends after this time without an answer; also the limit of a Retry-After
 
-# a reasoning model's thoughts at the start of a reply; some servers leave out the opening tag
-THOUGHTS = re.compile(r'\A(?:\s*<think>.*?(?:</think>|\Z)|.*?\n</think>\s*\n)', re.S)
+MAX_COST_REACHED = 'max_cost is reached; the same command continues with a higher one'
+
+ADVICE = {  # what to do about a reason, the first pattern that it matches; {url} is the base_url
+    'max_completion_tokens': """set --extra="{'max_tokens': None, 'max_completion_tokens': 1024}\"""",
+    'HTTP 400.*temperature': '--temperature=None leaves that field out',
+    '^reasoning|^empty reply': """raise max_tokens, or shorten the reasoning: --extra="{'reasoning_effort': 'low'}\"""",
+    '^cut off': 'raise max_tokens',
+    '^a streamed reply': """try --extra="{'stream': False}\", or another server""",
+    '^HTTP 40[13]': 'are the key and base_url right?',
+    '^HTTP 404': 'is base_url right ({url})? If it is, is the model?',
+    '^HTTP (3|405)|^a web page|^broken reply': 'is base_url right ({url})?',
+    '^connection failed|^timeout': 'is base_url right ({url}), and is the server running?',
+    '^connection broken': 'does base_url need https:// in place of http://, or the other way round?',
+    '^certificate': 'if you trust the server, set SSL_CERT_FILE=… to a file with the certificate that signed its own',
+    '^HTTP|^proxy': '',
+    '': 'another model, prompt or limit may help; --dry_run=1 shows one reply',
+}
 
 
 class Rejected(Exception):
@@ -82,14 +97,14 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
 
     provider: a name in PROVIDERS; or any other with base_url: then the key is in CHAT_API_KEY, if one is needed.
     model: if empty, the provider's default model, else the first one that the server lists.
-    temperature, max_tokens, extra (a dict): fields of every request.
+    temperature, max_tokens, extra (a dict): fields of every request; those that are None are not sent.
     price_in, price_out: US dollars per million tokens; negative = from PRICES.
     otherwise: for the message about a missing key: what a user without one can do.
     """
     check(provider in PROVIDERS or base_url,
           f'there is no provider {provider!r}; there is: {", ".join(PROVIDERS)}; set --base_url=http… for any other')
     url, key_variable, default_model = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
-    url = (base_url or url).rstrip('/')
+    url = re.sub(r'((/chat)?/completions|/responses|/models)?/*$', '', base_url or url)
     check(re.fullmatch(r'https?://[^\s/@?#]+(/[^\s@?#]*)?', url),
           'base_url must begin with http:// or https:// and contain no user name, password or ?…; '
           'a key belongs in CHAT_API_KEY')
@@ -98,7 +113,8 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
           f'{key_variable} is not set; export {key_variable}=… with your key of {provider}, {otherwise}')
     check(re.fullmatch(r'[!-~]*', key),
           f'{key_variable} is not a key: it contains white space or letters outside ASCII')
-    check(temperature >= 0 and max_tokens >= 1, 'temperature must be at least 0, max_tokens at least 1')
+    check((temperature or 0) >= 0 and (max_tokens is None or max_tokens >= 1),
+          'temperature must be at least 0, max_tokens at least 1; None leaves the field out')
     try:
         json.dumps([temperature, extra], allow_nan=False)
     except (TypeError, ValueError) as e:
@@ -106,11 +122,13 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
     check((price_in < 0) == (price_out < 0), 'price_in and price_out go together, in US dollars per million tokens')
 
     name = provider if provider in PROVIDERS else url
-    api = {'provider': name, 'url': url, 'key': key, 'max_tokens': max_tokens}
+    api = {'provider': name, 'url': url, 'key': key}
     api['headers'] = {'Authorization': f'Bearer {key}'} if key else {}
     api['model'] = model or default_model or first_model(api)
     length_field = 'max_completion_tokens' if provider == 'openai' else 'max_tokens'
-    api['fields'] = {'model': api['model'], 'temperature': temperature, length_field: max_tokens} | (extra or {})
+    fields = {'model': api['model'], 'temperature': temperature, length_field: max_tokens} | (extra or {})
+    api['fields'] = {key: value for key, value in fields.items() if value is not None}
+    api['max_tokens'] = max_tokens or 8192  # for estimates of costs
     if price_in >= 0:
         api['prices'] = (price_in, price_out)
     else:
@@ -120,11 +138,12 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
 
 def first_model(api):
     """The first model that the server lists."""
-    models = parse_json(call(api, 'GET', '/models'))
+    text = call(api, 'GET', '/models')
     try:
-        return str(models['data'][0]['id'])
+        return str(parse_json(text)['data'][0]['id'])
     except (KeyError, IndexError, TypeError):
-        fail(f'{api["url"]} lists no model; set --model=…')
+        reason = kind_of(text)
+        fail(f'{api["url"]} lists no model ({reason}){advice(api, reason)} If it is, set --model=…')
 
 
 def fill(template, slots):
@@ -145,31 +164,65 @@ def send(session, api, method, path, timeout, max_bytes, **options):
 
     session: a requests.Session, or the module requests itself.
     """
-    options |= {
+    all_options = options | {
         'headers': api['headers'],
         'auth': lambda request: request,  # changes nothing; without it, a password from ~/.netrc would replace the key
         'timeout': (CONNECT_TIMEOUT, timeout),  # for the connection, and between two packets of the reply
         'allow_redirects': False,
         'stream': True,
+        'verify': api.get('verify', True),
     }
     deadline = time.monotonic() + timeout
     body = bytearray()
     try:
-        with session.request(method, api['url'] + path, **options) as reply:
+        with session.request(method, api['url'] + path, **all_options) as reply:
             for chunk in reply.iter_content(64):  # a slow server needs too long for a larger chunk
                 body += chunk
                 if time.monotonic() > deadline:
                     raise requests.Timeout
                 if len(body) > max_bytes:
                     return 0, {}, 'reply too long'
-    except requests.Timeout:
-        return 0, {}, 'timeout'
-    except requests.RequestException:
-        return 0, {}, 'connection failed'
+    except OSError as e:  # as all errors of requests are
+        reason = connection_error(e)
+        if reason.startswith('certificate') and all_options['verify'] is True and 'SSL_CERT_FILE' in os.environ:
+            api['verify'] = os.environ['SSL_CERT_FILE']  # requests itself reads only REQUESTS_CA_BUNDLE
+            return send(session, api, method, path, timeout, max_bytes, **options)
+        return 0, {}, reason
     text = body.decode('utf-8', 'replace')
+    if 300 <= reply.status_code < 400:
+        text = f'moved to {reply.headers.get("Location")}'
     if len(api['key']) >= 8:  # a shorter one is a mere word, as local servers accept
         text = text.replace(api['key'], '***')
     return reply.status_code, reply.headers, text
+
+
+ERRORS = {  # pattern in an error of requests -> the reason in a few words; '' = the text that matches
+    'ProxyError': 'proxy error',
+    r'certificate[^("\'\\]*': '',
+    'handshake': 'connection broken',
+    'Timeout': 'timeout',
+    'NewConnection|NameResolution': 'connection failed',
+    '': 'connection broken',
+}
+
+
+def connection_error(error):
+    """Why a request got no reply, in a few words."""
+    text = repr(error)
+    for pattern, reason in ERRORS.items():
+        if found := re.search(pattern, text):
+            return reason or found[0].strip()
+
+
+def advice(api, reason):
+    """What to do about a reason, as the end of a message."""
+    url = api['url']
+    if not re.search(r'/v\d', url):
+        url += f'; most servers need {url}/v1'
+    text = next(ADVICE[pattern] for pattern in ADVICE if re.search(pattern, reason)).replace('{url}', url)
+    if requests.utils.select_proxy(api['url'], requests.utils.get_environ_proxies(api['url'])):
+        text += f' Note the proxy of {url.partition(":")[0].upper()}_PROXY or ALL_PROXY.'
+    return f'; {text.strip()}' if text else ''
 
 
 def call(api, method, path, **options):
@@ -178,7 +231,8 @@ def call(api, method, path, **options):
     if is_refused(status, text):
         fail(refusal(api, status, text))
     if not 200 <= status < 300:
-        raise NoAnswer(f'{api["url"]} does not answer ({status or text}); is it running, and is base_url right?')
+        reason = f'HTTP {status}' if status else text
+        raise NoAnswer(f'{api["url"]} gives no answer ({reason}){advice(api, reason)}')
     return text
 
 
@@ -186,9 +240,9 @@ def ask(api, messages):
     """One prompt -> the text of the reply. Any error ends the script."""
     text = call(api, 'POST', '/chat/completions', json=api['fields'] | {'messages': messages})
     try:
-        return text_of(parse_json(text))
+        return text_of(parse_json(text), body=text)
     except Rejected as e:
-        fail(f'{api["provider"]}: {e}')
+        fail(f'{api["provider"]}: {e}{advice(api, str(e))}. The reply: {text[:200]!r}')
 
 
 # -----------------------------------------------------------------------------
@@ -203,27 +257,78 @@ def parse_json(text):
         return None
 
 
-def text_of(data, whole=True):
-    """The model's text in the JSON of a reply, without the thoughts of a reasoning model. Raises Rejected.
+def kind_of(body):
+    """What a server sent in place of a chat completion, in a few words."""
+    if re.match(r'\s*<', body):
+        return 'a web page'
+    is_stream = re.match(r'\s*(?:(?:data|event|id|retry)?:|\{.*\}\s*\n\s*\{)|.*chat\.completion\.chunk', body)
+    return 'a streamed reply' if is_stream else 'broken reply'
 
-    whole: reject a text that was cut off at max_tokens.
+
+def text_of(data, whole=True, body=''):
+    """The answer in the JSON of a reply, without the model's reasoning. Raises Rejected.
+
+    whole: reject an answer that was cut off at max_tokens. body: the reply as it came, to name what is wrong with it.
     """
     try:
         choice = data['choices'][0]
         message = choice['message']
-        if message.get('refusal') or choice.get('finish_reason') == 'content_filter':
+        end = choice.get('finish_reason')
+        if message.get('refusal') or end == 'content_filter':
             raise Rejected('refused')
-        if whole and choice.get('finish_reason') == 'length':
-            raise Rejected('cut off at max_tokens')
         content = message.get('content') or ''
-        if isinstance(content, list):  # Mistral's reasoning models send a list of parts
-            content = ''.join(part.get('text', '') for part in content)
-        content = THOUGHTS.sub('', content)
+        if isinstance(content, list):  # of parts, such as {'type': 'thinking', 'thinking': …}, {'type': 'text', …}
+            content = ''.join(part['text'] for part in content if part.get('type', 'text') in ('text', 'output_text'))
+        answer = without_reasoning(content)
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Rejected('broken reply') from None
-    if not content.strip():
-        raise Rejected('empty reply')
-    return content
+        raise Rejected(kind_of(body)) from None
+    if not answer.strip():
+        if end == 'length':
+            raise Rejected('reasoning used up max_tokens')
+        raise Rejected('reasoning without an answer' if content else 'empty reply')
+    if whole and end == 'length':
+        raise Rejected('cut off at max_tokens')
+    return answer
+
+
+# What begins and ends reasoning in a text; the beginning may be missing. There are
+# - tags with such a name: <think>…</think>, [THINK], ◁think▷, <seed:think>, <|begin_of_thought|>…<|end_of_thought|>
+# - channels: <|channel|>analysis<|message|>…<|channel|>final<|message|>, or <|channel>thought…<channel|>
+# - what is left of channels when a server removes special tokens: analysis…assistantfinal
+NAME = r"""[^\s<>\[\]◁▷"']{0,30}"""
+TAG = rf'[<\[◁]{NAME}(?:think|thought|reason|reflect|analysis|scratch){NAME}(?:\s[^<>]{{0,200}}(?=>))?[>\]▷]'
+MARK = re.compile(rf'''
+    (?P<end> (?=.{NAME}(?:/|(?<![a-z])end)) {TAG} | <\|channel\|>\s*final (?:[^{{}}]{{0,80}}?<\|message\|>)?
+      | <channel\|> | (?-i:assistant\n?final))
+    | {TAG} | <\|channel\|?> | \A\s*(?-i:analysis)(?=\w)
+''', re.I | re.X)
+
+
+def without_reasoning(text):
+    """The part of a text after the last mark of reasoning; '' if that begins reasoning, so that no answer follows.
+
+    A mark inside a JSON object is part of the answer.
+    """
+    answer = text
+    objects = list(json_objects(text))
+    for mark in MARK.finditer(text):
+        if not any(start < mark.start() < end for _, start, end in objects):
+            answer = text[mark.end():].lstrip() if mark['end'] else ''
+    return answer
+
+
+def json_objects(text):
+    """Yield the JSON objects in a text with anything around them, and those inside them -> (dict, start, end).
+
+    Line breaks in strings are allowed. The last 200 braces are tried.
+    """
+    decoder = json.JSONDecoder(strict=False)
+    for start in [brace.start() for brace in re.finditer('{', text)][-200:]:
+        try:
+            found, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        yield found, start, end
 
 
 def status_of(status, data):
@@ -245,8 +350,7 @@ def refusal(api, status, text):
     """One line that says why a request was refused."""
     found = re.search(r'"message":\s*"(.*?[^\\])"', text)  # the first one, wherever it is in the JSON
     message = ' '.join((found[1] if found else text).split())
-    hint = '; are the key, base_url and model right?' if status in (401, 403, 404) else ''
-    return f'{api["provider"]} says {status}: {message:.300}{hint}'
+    return f'{api["provider"]} says {status}: {message:.300}{advice(api, f"HTTP {status} {message}")}'
 
 
 def retry_after(headers):
@@ -284,8 +388,16 @@ def finished(out, spent):
                 yield row
 
 
+def too_many_failed(n_failed, total, max_failed, out, unit='stories'):
+    """One line for files.fail if more than max_failed (a fraction) of all prompts were given up, else ''."""
+    if n_failed <= max_failed * total:
+        return ''
+    return (f'{n_failed:,} of {total:,} {unit} were given up, more than max_failed={max_failed}; '
+            f'delete {failed_path(out)} to try them again')
+
+
 def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stories', num_workers=16, timeout=120.0,
-            max_tries=5, max_cost=0.0, batch=False, whole=True, is_done=None):
+            max_tries=5, max_cost=0.0, n_failed=0, max_failed=0.05, batch=False, whole=True, is_done=None):
     """Send the prompt of every id and append the accepted replies to `file`, which files.open_append opened.
 
     The rows of an id are written at once, each with the model's name; the first one has prompt_tokens,
@@ -294,17 +406,19 @@ def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stori
     ids: iterable of the ids that are not done, read as needed.
     prompt(id) -> messages. accept(id, text) -> rows (a list of dicts), or raises Rejected.
     total, n_done: the number of all ids, and of those done already.
+    n_failed: how many of the n_done were given up. max_failed: the fraction of all ids that may be.
     spent: what earlier runs cost: [input tokens, output tokens, US dollars], from `finished`.
     timeout: seconds for a reply. max_tries: tries of an id; an error and a rejected reply are one each.
     max_cost: US dollars for all runs on this file, 0 = no limit. A reply without usage counts as max_tokens.
     batch: use the Batch API. is_done(id) then says which ids of open batches are done already.
     whole: reject replies that were cut off at max_tokens.
-    -> True if every id is done; False after Ctrl-C or at max_cost. If the provider refuses, the script ends with one
-    line; all replies until then are written.
+    -> '' if every id is done and at most max_failed were given up; else one line for files.fail: Ctrl-C, max_cost, a
+    refusal, a server that does not answer, replies that cannot be used. All replies until then are written.
     """
-    check(1 <= num_workers <= 10_000 and 0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0,
+    check(1 <= num_workers <= 10_000 and 0 < timeout <= 86_400 and max_tries >= 1 and max_cost >= 0
+          and 0 <= max_failed <= 1,
           'num_workers must be from 1 to 10,000, timeout more than 0 seconds and at most a day, '
-          'max_tries at least 1, max_cost at least 0')
+          'max_tries at least 1, max_cost at least 0, max_failed from 0 to 1')
     check(api['prices'] or not max_cost,
           f'max_cost needs the price of {api["model"]}: --price_in=… --price_out=… in US dollars per million tokens')
     state_path = os.path.splitext(file.name)[0] + '.batches.json'
@@ -319,10 +433,12 @@ def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stori
     run = Run(api, prompt, accept, file, bar, unit, whole, max_tries, max_cost, spent)
     try:
         if batch:
-            return all_batches.collect(run)
-        return send_all(run, ids, min(num_workers, total), timeout)
+            problem = all_batches.collect(run)
+        else:
+            problem = send_all(run, ids, min(num_workers, total), timeout)
     finally:
         run.close()
+    return problem or too_many_failed(n_failed + run.n_failed, total, max_failed, file.name, unit)
 
 
 @dataclass
@@ -355,6 +471,9 @@ class Run:
     n_rows: int = 0
     n_failed: int = 0
     failures: collections.Counter = field(default_factory=collections.Counter)  # of tries: reason and number
+    # of the last prompts: why each was given up, or '' if its reply was accepted
+    outcomes: collections.deque = field(default_factory=lambda: collections.deque(maxlen=100))
+    failed_reply: str = ''  # of the last try that failed
 
     def request_body(self, job):
         """The JSON of a job's request."""
@@ -388,7 +507,7 @@ class Run:
         self.count_tokens(job, data)
         job.reply = text
         try:
-            job.reply = text_of(data, self.whole)
+            job.reply = text_of(data, self.whole, text)
             rows = self.accept(job.id, job.reply)
         except Rejected as e:
             self.failures[str(e)] += 1
@@ -399,6 +518,7 @@ class Run:
             tokens = [0, 0]  # the first row has the tokens of all
         append_rows(self.file, *rows)
         self.n_rows += len(rows)
+        self.outcomes.append('')
         self.bar.update()
         return True
 
@@ -420,6 +540,7 @@ class Run:
     def count_try(self, job, reason):
         """Count a try that failed -> whether it was the last one, so that the job is given up."""
         job.tries += 1
+        self.failed_reply = job.reply
         if job.tries < self.max_tries:
             return False
         self.give_up(job, reason)
@@ -428,7 +549,19 @@ class Run:
     def give_up(self, job, reason):
         self.write_failed({'id': job.id, 'reason': reason, 'reply': job.reply[:10_000]}, job.tokens)
         self.n_failed += 1
+        self.outcomes.append(reason)
         self.bar.update()
+
+    def no_success(self):
+        """One line if this run cannot succeed, as the first 20, or more than 50 of the last 100 prompts failed."""
+        reasons = collections.Counter(filter(None, self.outcomes))
+        n_failed = reasons.total()
+        if n_failed <= 50 and (n_failed < 20 or self.n_rows):
+            return ''
+        reason = reasons.most_common(1)[0][0]
+        return (f'{n_failed} of the last {len(self.outcomes)} prompts failed, mostly by: {reason}'
+                f'{advice(self.api, reason)}. A reply: {self.failed_reply[:200]!r}. '
+                f'Delete {failed_path(self.file.name)} to try these prompts again')
 
     def write_failed(self, row, tokens):
         out = self.file.name
@@ -508,7 +641,7 @@ def run_worker(api, timeout, tasks, replies):
 
 
 def send_all(run, ids, num_workers, timeout):
-    """Send the prompts of all ids -> True when every id is done, False when stopped before.
+    """Send the prompts of all ids -> '' when every id is done, else why not.
 
     An outage is more errors in a row than there are workers, plus 8 (with one worker, its first error is no outage).
     In an outage, errors do not count as tries of a prompt, and no new prompt is sent until a retry gets an answer.
@@ -522,15 +655,21 @@ def send_all(run, ids, num_workers, timeout):
     in_flight = 0
     errors_in_a_row = 0
     last_answer = time.monotonic()
-    stopping = False  # send nothing more, but handle the replies to the requests in flight
-    end_message = ''  # why the run must end
+    status = None  # of the last reply; 0 = none came
+    problem = ''  # why nothing more is sent; the replies to the requests in flight are still handled
 
     def on_signal(*_):
-        nonlocal stopping
-        if stopping:
+        nonlocal problem
+        if problem:
             raise KeyboardInterrupt
-        stopping = True
+        problem = 'stopped; the same command continues'
         run.log(f'finishing the {in_flight} requests in flight; again to stop at once')
+
+    def check_silence():
+        nonlocal problem
+        max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
+        if not problem and time.monotonic() - last_answer > max_silence:
+            problem = f'{run.api["url"]} gives no answer ({reason}){advice(run.api, reason)}'
 
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     worker_args = (run.api, timeout, tasks, replies)
@@ -539,8 +678,9 @@ def send_all(run, ids, num_workers, timeout):
     try:
         while True:
             # 1) send what may be sent now: retries that are due, then new prompts
+            problem = problem or run.no_success()
             outage = errors_in_a_row > num_workers + 8
-            while not stopping and rate_limit.allows(in_flight):
+            while not problem and rate_limit.allows(in_flight):
                 job = min(waiting, key=lambda job: job.retry_at, default=None)
                 if job and job.retry_at <= time.monotonic():
                     waiting.remove(job)
@@ -554,14 +694,13 @@ def send_all(run, ids, num_workers, timeout):
                 if not run.can_afford(in_flight + 1):
                     waiting.append(job)
                     if in_flight == 0:
-                        run.log('max_cost is reached')
-                        stopping = True
+                        problem = MAX_COST_REACHED
                     break
                 job.sent_at = time.monotonic()
                 tasks.put((job, run.request_body(job)))
                 rate_limit.after_sending()
                 in_flight += 1
-            if in_flight == 0 and (stopping or (all_sent and not waiting)):
+            if in_flight == 0 and (problem or (all_sent and not waiting)):
                 break
 
             # 2) wait for a reply
@@ -570,6 +709,8 @@ def send_all(run, ids, num_workers, timeout):
             try:
                 job, reply = replies.get(timeout=pause if 0 < pause < 0.1 else 0.1)
             except queue.Empty:
+                if in_flight == 0 and status == 0:
+                    check_silence()
                 continue
             in_flight -= 1
             if isinstance(reply, Exception):
@@ -600,8 +741,7 @@ def send_all(run, ids, num_workers, timeout):
                     run.give_up(job, refusal(run.api, status, text))
                     given_up = True
                 else:
-                    stopping = True
-                    end_message = refusal(run.api, status, text)
+                    problem = problem or refusal(run.api, status, text)
             elif status == 429:
                 rate_limit.after_429()
             else:
@@ -612,10 +752,7 @@ def send_all(run, ids, num_workers, timeout):
                 given_up = server_is_up and run.count_try(job, reason)
             if not given_up:
                 waiting.append(job)
-            max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
-            if not stopping and time.monotonic() - last_answer > max_silence:
-                stopping = True
-                end_message = f'{run.api["url"]} gives no answer ({reason}); the same command continues when it does'
+            check_silence()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -624,6 +761,4 @@ def send_all(run, ids, num_workers, timeout):
         for job in waiting:
             if any(job.tokens):
                 run.write_failed({'reason': 'tries of an unfinished prompt'}, job.tokens)
-    if end_message:
-        fail(end_message)
-    return not stopping
+    return problem

@@ -94,7 +94,8 @@ def _override(where, key, value):
     if kind is float and type(value) is int:
         value = float(value)
     needed = 'True or False' if kind is bool else f'{kind.__name__}, such as {default!r}'
-    _check(default is None or type(value) is kind, f'{where}: {key} must be {needed}, not {value!r:.80}')
+    fits = default is None or type(value) is kind or value is None and key in globals().get('can_be_none', ())
+    _check(fits, f'{where}: {key} must be {needed}, not {value!r:.80}')
     globals()[key] = value
 
 

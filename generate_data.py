@@ -41,12 +41,13 @@ provider = 'grammar'  # or openai, mistral, gemini, groq, together, openrouter, 
 base_url = ''  # address of any other API that speaks OpenAI's /chat/completions
 model = ''  # empty = the provider's default
 num_workers = 16  # concurrent requests; fewer while the provider reports a rate limit
-temperature = 1.0
-max_tokens = 1024  # limit of a reply
+temperature = 1.0  # None = leave this field out of a request
+max_tokens = 1024  # limit of a reply; None = leave this field out
 extra = {}  # more fields of a request, such as {'reasoning_effort': 'low'}
 timeout = 120.0  # seconds to wait for a reply
 max_tries = 5  # tries per prompt; after that it is written to failed.jsonl
 max_cost = 0.0  # US dollars for all runs on this `out`; 0 = no limit
+max_failed = 0.05  # the exit status is not 0 if more than this fraction of the prompts was given up
 price_in = -1.0  # US dollars per million tokens, for a model without a price in chat.py
 price_out = -1.0
 batch = False  # use the provider's Batch API: half the price, done within a day
@@ -68,6 +69,7 @@ min_script = 0.9  # minimum fraction of letters in the script of the word lists
 proper_nouns = True  # False = reject stories with names, found by capitals inside sentences
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'generate_data.py')))
+can_be_none = ('temperature', 'max_tokens')
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
@@ -287,7 +289,7 @@ def read_reply(i, reply):
     word_rows = seed_words(i)
     rows = []
     reasons = []
-    for headline, text in replies.stories_in(reply, reply_format)[:items]:
+    for headline, text in replies.stories_in(reply, reply_format)[-items:]:  # drafts come before the last ones
         try:
             text = check_story(headline, text)
         except chat.Rejected as e:
@@ -356,7 +358,7 @@ def prompt_of(row):
 
 
 def generate():
-    """Write the stories that are missing in `out` -> whether it is complete."""
+    """Write the stories that are missing in `out` -> '' if it is complete, else why not."""
     f = open_append(out)  # locks it, so that no other process generates the same stories
     spent = [0, 0, 0]  # prompt tokens, completion tokens and US dollars of earlier runs
     done = {}  # prompt -> whether it failed
@@ -372,14 +374,15 @@ def generate():
         for i in tqdm(missing_ids, total=len(ids), initial=n_done, unit=' stories', desc=out, smoothing=0.1):
             append_rows(f, grammar_row(i))
         print(f'{len(ids):,} stories in {out}')
-        return True
+        return ''
+    n_failed = sum(done.get(i, False) for i in ids)
     if n_done == len(ids):
-        n_failed = sum(done[i] for i in ids)
         print(f'all {len(ids):,} prompts are done in {out}; {n_failed:,} of them failed (see failed.jsonl beside it)')
-        return True
+        return chat.too_many_failed(n_failed, len(ids), max_failed, out)
     return chat.collect(
         connect(), missing_ids, write_prompt, read_reply, f, total=len(ids), n_done=n_done, spent=spent, unit='stories',
-        num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch,
+        num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, n_failed=n_failed,
+        max_failed=max_failed, batch=batch,
         whole=reply_format == 'json',  # HTML that is cut off can still be read
         is_done=lambda i: i in done)
 
@@ -453,5 +456,9 @@ else:
 
 if dry_run:
     print_prompts()
-elif generate() and push:
-    upload()
+else:
+    problem = generate()
+    if problem:
+        fail(problem)
+    if push:
+        upload()

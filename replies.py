@@ -14,15 +14,13 @@ A reply or story that is not good enough raises chat.Rejected with the reason.
 
 import collections
 import html
-import itertools
-import json
 import re
 import unicodedata
 import zlib
 
 import numpy as np
 
-from chat import Rejected
+from chat import Rejected, json_objects
 
 # ISO 639-1 codes of the languages in data/
 CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
@@ -50,24 +48,27 @@ TRAILING_COMMA = re.compile(r',(?=\s*[}\]])')
 
 
 def objects_in(text):
-    """Yield the JSON objects (dicts) in a text with anything around them, and the objects inside these.
+    """Yield the JSON objects (dicts) in a text with anything around them, and the objects inside these."""
+    for found, _, _ in json_objects(repair_json(text)):
+        yield found
 
-    Line breaks in strings, trailing commas and \\' for an apostrophe are allowed. The first 200 braces are tried.
-    """
-    text = TRAILING_COMMA.sub('', text.replace("\\'", "'"))
-    decoder = json.JSONDecoder(strict=False)
-    for brace in itertools.islice(re.finditer('{', text), 200):
-        try:
-            yield decoder.raw_decode(text, brace.start())[0]
-        except (ValueError, RecursionError):
-            continue
+
+def repair_json(text):
+    """Allow trailing commas, and \\' for an apostrophe."""
+    return TRAILING_COMMA.sub('', text.replace("\\'", "'"))
 
 
 def find_json(text, key):
-    """The first JSON object in a text that has `key`, or None."""
-    for found in objects_in(text):
-        if key in found:
-            return found
+    """The last JSON object in a text that has `key`, or None: also if a broken one follows, as earlier ones are drafts.
+
+    An object inside another one that has `key` does not count.
+    """
+    text = repair_json(text)
+    last, last_end = None, 0
+    for found, start, end in json_objects(text):
+        if key in found and start >= last_end:
+            last, last_end = found, end
+    return None if re.search(rf'"{key}"\s*:', text[last_end:]) else last
 
 
 # -----------------------------------------------------------------------------

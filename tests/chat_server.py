@@ -12,6 +12,7 @@ import collections
 import email.utils
 import json
 import random
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,12 @@ OPTIONS = {
     'status': 0,  # if not 0, every request gets this status
     'error': '',  # with this message
     'poison': ['', 0],  # a request that contains this text gets this status
-    'reply': None,  # content of good replies; {prompt} and {story} are replaced
+    'reply': None,  # content of good replies; {prompt} and {story} are replaced; a list = one of these at random
+    'finish_reason': 'stop',  # of good replies
+    'message': {},  # more fields of the message of good replies
+    'body': '',  # the body of every reply, if not empty
+    'prefix': '',  # of all addresses, such as /v1
+    'tls': [],  # files of a certificate and its key: https
     'usage': [100, 300],  # input and output tokens
     'down': [0, 0.0],  # after so many chat requests, the server is down for so many seconds
     'trickle': 0.0,  # seconds between two bytes of a reply
@@ -78,7 +84,9 @@ def completion(content, finish_reason='stop', **message):
 def good_content(rng, prompt):
     story = write_story(rng, prompt)
     if options['reply'] is not None:
-        return options['reply'].replace('{prompt}', prompt).replace('{story}', story)
+        reply = rng.choice(options['reply']) if isinstance(options['reply'], list) else options['reply']
+        text = json.dumps(reply).replace('{prompt}', json.dumps(prompt)[1:-1])
+        return json.loads(text.replace('{story}', json.dumps(story)[1:-1]))
     good = as_json(story)
     return rng.choice([
         good, f'```json\n{good}\n```', f'Here it is:\n{good}', good[:-1] + ',}', good.replace('। ', '।\n', 1)])
@@ -112,7 +120,7 @@ def reply_to(request, rng, kind):
         'short': (200, {}, completion(as_json('एक था राजा।'))),
         'unended': (200, {}, completion(as_json(write_story(rng)[:-1] + ' और'))),
     }
-    return replies.get(kind, (200, {}, completion(good)))
+    return replies.get(kind, (200, {}, completion(good, options['finish_reason'], **options['message'])))
 
 
 def random_kind(rng, kinds):
@@ -222,8 +230,13 @@ async def answer(method, path, headers, body):
     if path == '/release':
         released = True
         return 200, {}, {}
+    if not path.startswith(options['prefix']):
+        return 404, {}, b'404 page not found'
+    path = path.removeprefix(options['prefix'])
     if options['key'] and headers.get('authorization') != f'Bearer {options["key"]}':
         return 401, {}, {'error': {'message': f'Incorrect API key provided: {headers.get("authorization")}'}}
+    if options['body']:
+        return 200, {}, options['body'].encode()
     if path == '/models':
         return 200, {}, options['models']
     if path == '/chat/completions':
@@ -237,6 +250,7 @@ async def answer(method, path, headers, body):
 async def answer_chat(body):
     global in_flight
     counts['requests'] += 1
+    counts.update(f'field {name}' for name in json.loads(body))
     rng = random.Random(f'{options["seed"]} {counts["requests"]}')
     kind = random_kind(rng, KINDS)
     if is_down('down', counts['requests']):
@@ -298,7 +312,11 @@ async def serve(reader, writer):
 
 
 async def main():
-    server = await asyncio.start_server(serve, '127.0.0.1', 0, backlog=1024)
+    context = None
+    if options['tls']:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*options['tls'])
+    server = await asyncio.start_server(serve, '127.0.0.1', 0, backlog=1024, ssl=context)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

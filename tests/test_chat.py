@@ -6,7 +6,9 @@ Most tests run chat_client.py, a minimal script around chat.collect.
 import collections
 import json
 import re
+import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -103,21 +105,21 @@ def test_shards_share_a_failed_file(client, server):
 
 
 REASONS = {
-    'no choices': 'broken reply', 'null': 'empty reply', 'broken JSON': 'broken reply', 'html': 'broken reply',
+    'no choices': 'broken reply', 'null': 'empty reply', 'broken JSON': 'broken reply', 'html': 'a web page',
     'refusal': 'refused', 'length': 'cut off at max_tokens', 'latin': 'no story', 'error in 200': 'HTTP 502',
-    '500': 'HTTP 500', 'cut': 'connection failed', 'reset': 'connection failed', 'stall': 'timeout'}
+    '500': 'HTTP 500', 'cut': 'connection broken', 'reset': 'connection broken', 'stall': 'timeout'}
 
 
 def test_failed_prompts_have_their_reason(client, server):
-    api = server(faults=0.7, kinds=list(REASONS), stall=2)
-    out = client.run('--total=300', '--max_tries=1', '--timeout=1', '--num_workers=20')
+    api = server(faults=0.3, kinds=list(REASONS), stall=2)
+    out = client.run('--total=600', '--max_tries=1', '--timeout=1', '--num_workers=20')
     counts, expected = api.counts(), collections.Counter()
     for kind, reason in REASONS.items():
         expected[reason] += counts[kind]
     failed = client.jsonl('failed.jsonl')
     assert min(expected.values()) > 3 and collections.Counter(row['reason'] for row in failed) == expected
     assert f'{len(failed)} given up' in out and f'{expected["refused"]} refused' in out
-    assert sorted(client.ids() + client.ids('failed.jsonl')) == list(range(300))
+    assert sorted(client.ids() + client.ids('failed.jsonl')) == list(range(600))
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
@@ -126,9 +128,9 @@ def test_a_signal_finishes_the_requests_in_flight(client, server, number):
     process = client.start('--total=1000', '--num_workers=20')
     wait_for(lambda: api.counts().get('most in flight') == 20, process)
     process.send_signal(number)
-    status, out, err = end(process)
-    assert status == 0 and re.search(r'finishing the \d+ requests in flight', err)
-    assert 'the same command continues' in out
+    status, _, err = end(process)
+    assert status == 1 and re.search(r'finishing the \d+ requests in flight', err)
+    assert err.endswith('stopped; the same command continues\n')
     assert len(client.ids()) == api.counts()['good'] == api.counts()['requests'] < 1000
 
 
@@ -168,7 +170,7 @@ def test_a_rate_limit_is_not_hammered(client, server, retry_after):
 def test_an_outage_costs_no_prompt(client, server):
     api = server(latency=0.05, down=[100, 3])
     out = client.run('--total=600', '--num_workers=8', '--max_backoff=1')
-    assert 'connection failed' in out and api.counts()['down'] > 8
+    assert 'connection broken' in out and api.counts()['down'] > 8
     assert sorted(client.ids()) == list(range(600))
 
 
@@ -224,10 +226,11 @@ def test_retry_after(header, seconds):
 def test_max_cost_counts_all_runs(client, server):
     server(latency=0.05)
     options = ('--total=1000', '--max_cost=0.5')  # 100 tokens in and 300 out cost $0.0031 a story
-    out = client.run(*options)
+    status, out, err = end(client.start(*options))
     n = len(client.ids())
-    assert 0.45 / 0.0031 < n <= 0.5 / 0.0031 and f'${n * 0.0031:.2f}' in out and 'the same command continues' in out
-    assert '0 stories added' in client.run(*options) and len(client.ids()) == n
+    assert 0.45 / 0.0031 < n <= 0.5 / 0.0031 and f'${n * 0.0031:.2f}' in out
+    assert status == 1 and 'max_cost is reached; the same command continues' in err
+    assert 'max_cost is reached' in client.refuses(*options) and len(client.ids()) == n
     assert 'complete' in client.run('--total=160', '--max_cost=0.5', '--out=all.jsonl')
 
 
@@ -239,7 +242,7 @@ def test_tries_of_unfinished_prompts_are_paid_for(client, server):
     process.send_signal(signal.SIGINT)
     _, out, _ = end(process)
     served = api.counts()['good'] + api.counts()['latin']
-    for text in (out, client.run('--max_cost=0.01')):
+    for text in (out, end(client.start('--max_cost=0.01'))[1]):
         cost = re.search(rf'{served * 100:,} tokens in, {served * 300:,} out: \$([\d.]+)', text)
         assert float(cost[1]) == pytest.approx(served * 0.0031, abs=0.0051)
 
@@ -247,15 +250,18 @@ def test_tries_of_unfinished_prompts_are_paid_for(client, server):
 @pytest.mark.slow
 def test_without_usage_a_reply_counts_as_max_tokens(client, server):
     server(usage=None)
-    out = client.run('--total=200', '--price_in=0', '--max_tokens=1000', '--max_cost=0.5', '--num_workers=4')
-    assert len(client.ids()) == 50 and '$0.50' in out and 'the same command continues' in out
+    command = ('--total=200', '--price_in=0', '--max_tokens=1000', '--max_cost=0.5', '--num_workers=4')
+    status, out, err = end(client.start(*command))
+    assert status == 1 and len(client.ids()) == 50 and '$0.50' in out and 'max_cost is reached' in err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('status, error, says', [
     (400, 'bad request', '400: bad request'), (402, 'no credit', '402'), (403, 'forbidden', '403'),
     (401, f'Incorrect API key provided: {KEY}', '401: Incorrect API key provided: ***'),
-    (404, 'no such model', '404: no such model; are the key, base_url and model right?'),
+    (404, 'no such model', '404: no such model; is base_url right'),
+    (400, "use 'max_completion_tokens'", "{'max_tokens': None, 'max_completion_tokens': 1024}"),
+    (400, 'temperature must be 1', '--temperature=None leaves that field out'),
     (429, 'insufficient quota', 'insufficient quota')])
 def test_a_refusal_ends_the_run(client, server, status, error, says):
     api = server(status=status, error=error)
@@ -332,19 +338,163 @@ def test_wrong_settings_of_collect_are_one_line(client, option, says):
 # the text of a reply
 
 
+# {draft} and {final} are texts; what follows the last mark is the answer
+REASONING = [
+    '{draft}</think>{final}', '<think>\n{draft}\n</think>\n\n{final}', '<THINK>{draft}</Think> {final}',
+    '<thinking>{draft}</thinking><thinking>{draft}</thinking>{final}',
+    '<think>{draft} <think> </think>{draft}</think>{final}',
+    '[THINK]{draft}[/THINK]{final}', '◁think▷{draft}◁/think▷{final}', '<seed:think>{draft}</seed:think>{final}',
+    '<thought_process id="1">{draft}</thought_process>{final}', '<|START_THINKING|>{draft}<|END_THINKING|>{final}',
+    '<|begin_of_thought|>{draft}<|end_of_thought|>{final}', '<reasoning>{draft}</reasoning>{final}',
+    '<|channel|>analysis<|message|>{draft}<|end|><|start|>assistant<|channel|>final<|message|>{final}',
+    '<|channel|>analysis<|message|>{draft}<|channel|>final <|constrain|>json<|message|>{final}',
+    '<|channel>thought\n{draft}<channel|>{final}', 'analysis{draft}assistantfinal{final}',
+    '{draft}assistantfinal{final}']
+UNENDED = ['<think>{draft}', 'Sure! <think>{draft} {final}', '{final}<think>{draft}', '{draft}</think>',
+           '[THINK]{draft}', '<|channel|>analysis<|message|>{draft}', 'analysis{draft}', '◁think▷{draft}',
+           '<thought>{draft}']
+DRAFT = 'We need a story. {"story": "A DRAFT"} is it, or { <b>x</b>'
+FINAL = '{"story": "FINAL"}'
+
+
+def text_of(content, **choice):
+    return chat.text_of({'choices': [{'message': {'content': content}} | choice]})
+
+
+@pytest.mark.parametrize('form', REASONING)
+def test_reasoning_is_not_the_answer(form):
+    assert text_of(form.replace('{draft}', DRAFT).replace('{final}', FINAL)) == FINAL
+
+
+@pytest.mark.parametrize('form', UNENDED)
+def test_reasoning_that_does_not_end_has_no_answer(form):
+    with pytest.raises(chat.Rejected, match='reasoning without an answer'):
+        text_of(form.replace('{draft}', DRAFT).replace('{final}', FINAL))
+
+
 @pytest.mark.parametrize('content, text', [
-    ('A story.', 'A story.'), ('<think>{"story": 1}</think>A story.', 'A story.'),
-    ('{"story": "no"} or so\n</think>\n\nA story.', 'A story.'),
-    ('He wrote </think> on it.', 'He wrote </think> on it.'),
-    ([{'text': 'A '}, {'type': 'other'}, {'text': 'story.'}], 'A story.'),
-    ('<think>never ends', None), (None, None), (' ', None)])
-def test_thoughts_are_left_out(content, text):
-    data = {'choices': [{'message': {'content': content}}]}
-    if text:
-        assert chat.text_of(data) == text
-    else:
-        with pytest.raises(chat.Rejected, match='empty reply'):
-            chat.text_of(data)
+    ([{'type': 'thinking', 'thinking': [{'type': 'text', 'text': DRAFT}]}, {'type': 'text', 'text': FINAL}], FINAL),
+    ([{'type': 'reasoning', 'text': DRAFT}, {'type': 'output_text', 'text': '<think>x</think>'},
+      {'type': 'other', 'text': DRAFT}, {'text': FINAL}], FINAL),
+    (None, 'empty reply'), (' ', 'reasoning without'), ([{'type': 'reasoning', 'text': DRAFT}], 'reasoning without')])
+def test_parts_of_a_reply(content, text):
+    try:
+        assert text_of(content) == text
+    except chat.Rejected as e:
+        assert str(e).startswith(text)
+    with pytest.raises(chat.Rejected, match=r'cut off|used up'):
+        text_of(content, finish_reason='length')
+
+
+@pytest.mark.parametrize('text', [
+    'I think so, she thought. <b>Reason</b> [it is reasonable] and the assistant finally came.', 'Analysis\nGrammar: 8',
+    '{"story": "He wrote <think> and </think> on it."}', '{"notes": "</think> grammar: 10", "grammar": 2}',
+    '<h1>Thought of the day</h1><p>Think!</p>'])
+def test_an_answer_is_not_damaged(text):
+    assert text_of(text) == text
+
+
+# -----------------------------------------------------------------------------
+# runs that cannot succeed, and what they say
+
+
+@pytest.mark.parametrize('options, says', [
+    ({'reply': '', 'finish_reason': 'length', 'message': {'reasoning_content': GOOD}},
+     'reasoning used up max_tokens; raise max_tokens'),
+    ({'reply': '<think>' + GOOD}, 'reasoning without an answer; raise max_tokens, or shorten'),
+    ({'reply': None}, "no story; another model, prompt or limit may help; --dry_run=1 shows one reply. A reply: '"),
+    ({'body': 'data: {"choices": [{"delta": {"content": "A story"}}]}\n\ndata: [DONE]\n\n'}, 'a streamed reply; try'),
+    ({'body': '{"message": {"content": "A"}}\n{"message": {"content": "story"}}\n'}, 'a streamed reply'),
+    ({'body': '\n<!DOCTYPE html><p>Please log in'}, 'a web page; is base_url right'),
+    ({'body': '{"error": "Unexpected endpoint"}'}, 'broken reply; is base_url right')])
+def test_a_run_that_cannot_succeed_stops(client, server, options, says):
+    api = server(**options)
+    status, out, err = end(client.start('--total=1000', '--num_workers=4', '--max_tries=2'))
+    assert status == 1 and says in err.splitlines()[-1] and 'A reply: ' in err.splitlines()[-1]
+    assert 'tokens in' in out and client.ids() == []
+    assert 20 <= len(client.ids('failed.jsonl')) <= 24
+    if 'body' not in options:
+        assert api.counts()['requests'] <= 50
+
+
+def test_a_run_whose_replies_get_bad_stops(client, server):
+    server(faults=0.8, kinds=['latin'])
+    line = client.refuses('--total=1000', '--num_workers=4', '--max_tries=1')
+    assert 'of the last 100 prompts failed, mostly by: no story' in line
+    assert 70 <= len(client.ids() + client.ids('failed.jsonl')) < 150
+    assert '0 stories added' not in client.run('--total=10')  # failed prompts stay failed, others continue
+
+
+def test_too_many_failed_prompts(client, server):
+    server(poison=['Prompt 1', 422])  # and Prompt 10, after Prompt 0
+    options = ('--total=11', '--num_workers=1')
+    client.run(*options, '--max_failed=0.2')
+    line = client.refuses(*options, '--max_failed=0.1', status=1)
+    assert '2 of 11 stories were given up, more than max_failed=0.1; delete failed.jsonl' in line
+
+
+# -----------------------------------------------------------------------------
+# addresses
+
+
+@pytest.mark.parametrize('end_of_url', ['/v1', '/v1/', '/v1/chat/completions', '/v1/chat/completions/', '/v1/models'])
+def test_an_address_with_more_or_less_at_its_end(client, chat_server, end_of_url):
+    url = chat_server(prefix='/v1', reply=GOOD).url
+    client.run(f'--base_url={url}{end_of_url}', '--total=1', '--model=')
+    assert client.ids() == [0]
+
+
+@pytest.mark.parametrize('model', ['', 'tiny'])
+@pytest.mark.parametrize('options', [{'prefix': '/v1'}, {'body': '<p>Log in', 'prefix': '/'}])
+def test_a_wrong_address_is_named(client, chat_server, model, options):
+    url = chat_server(**options).url
+    line = client.refuses(f'--base_url={url}', f'--model={model}', '--total=30', '--max_tries=1', '--num_workers=2')
+    assert f'is base_url right ({url}; most servers need {url}/v1)?' in line
+
+
+@pytest.fixture
+def tls_server(client, chat_server):
+    """A server with a self-signed certificate, cert.pem in the client's folder."""
+    if not shutil.which('openssl'):
+        pytest.skip('openssl is missing')
+    command = 'openssl req -x509 -newkey rsa:2048 -nodes -out cert.pem -keyout key.pem -subj /CN=127.0.0.1'
+    command += ' -addext subjectAltName=IP:127.0.0.1'
+    subprocess.run(command.split(), cwd=client.path, check=True, capture_output=True)
+    return chat_server(tls=[str(client.path / 'cert.pem'), str(client.path / 'key.pem')], reply=GOOD)
+
+
+def test_certificates(client, tls_server):
+    url = tls_server.url.replace('http:', 'https:')
+    options = (f'--base_url={url}', '--total=2', '--start_timeout=1')
+    line = client.refuses(*options)
+    assert 'certificate verify failed: self' in line and 'SSL_CERT_FILE' in line
+    assert 'certificate' in client.refuses(*options, SSL_CERT_FILE='missing.pem')
+    assert 'need https:// in place of http://' in client.refuses(f'--base_url={tls_server.url}', *options[1:])
+    assert 'SSL_CERT_FILE' in client.refuses(*options, '--model=')
+    client.run(*options, SSL_CERT_FILE='cert.pem')
+    client.run(*options, '--out=2.jsonl', REQUESTS_CA_BUNDLE='cert.pem', SSL_CERT_FILE='missing.pem')
+
+
+def test_https_where_there_is_http_and_proxies(client, chat_server):
+    url = chat_server(reply=GOOD, status=407, error='Proxy login').url
+    options = ('--total=2', '--start_timeout=1')
+    # a server of http waits for the end of a request, so this one is closed by a reply that is no TLS
+    assert 'or the other way round' in client.refuses(f'--base_url={url.replace("http:", "https:")}', *options)
+    for proxy, scheme, says in [('http://127.0.0.1:9', 'http', 'proxy error'), (url, 'http', '407: Proxy login'),
+                                (url, 'https', 'proxy error')]:
+        variable = f'{scheme.upper()}_PROXY'
+        line = client.refuses(f'--base_url={scheme}://example.org/v1', *options, **{variable: proxy})
+        assert says in line and f'proxy of {variable}' in line
+
+
+def test_fields_can_be_left_out(client, server):
+    api = server()
+    client.run('--total=1', '--temperature=None', '--max_tokens=None', '--max_cost=1')
+    client.run('--total=2', '--extra={"temperature": None, "max_tokens": None, "max_completion_tokens": 77}')
+    counts = api.counts()
+    assert counts['requests'] == 2 and counts['field max_completion_tokens'] == 1
+    assert 'field temperature' not in counts and 'field max_tokens' not in counts
+    assert 'num_workers must be int' in client.refuses('--num_workers=None', status=2)
 
 
 # -----------------------------------------------------------------------------
@@ -409,8 +559,8 @@ def test_open_batches_are_neither_forgotten_nor_mixed(client, server):
     process = client.start('--total=10', '--batch=True')
     wait_for(lambda: api.counts().get('polls'), process)
     process.send_signal(signal.SIGINT)
-    status, out, err = end(process)
-    assert status == 0 and 'the same command fetches them' in err and 'the same command continues' in out
+    status, _, err = end(process)
+    assert status == 1 and 'the same command fetches them' in err
     assert 'lists batches that are paid for; --batch=True fetches them' in client.refuses('--total=10')
     assert 'contains open batches of' in client.refuses('--total=10', '--batch=True', '--model=other')
     api.get('/release')
@@ -434,6 +584,23 @@ def test_a_server_without_batches(client, server):
 @pytest.mark.slow
 def test_max_cost_holds_for_batches(client, server):
     server()
-    status, out, err = end(client.start('--total=100', '--batch=True', '--max_cost=0.05'))  # $0.00155 a story
-    assert status == 0 and 'max_cost is reached' in err and 'the same command continues' in out
+    status, _, err = end(client.start('--total=100', '--batch=True', '--max_cost=0.05'))  # $0.00155 a story
+    assert status == 1 and 'max_cost is reached; the same command continues' in err
     assert 0.8 * 0.05 / 0.00155 < len(client.ids()) <= 0.05 / 0.00155
+
+
+@pytest.mark.slow
+def test_a_batch_without_a_usable_reply_is_not_repeated(client, server):
+    api = server(reply='', finish_reason='length')
+    assert 'reasoning used up max_tokens; raise' in client.refuses('--total=50', '--batch=True')
+    assert api.counts()['batches'] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('state', [
+    '', '[]', '\0\0\0', '{"open": 5}', '{"open": [{"file": "x"}], "retry": [], "size": 9, "model": ""}',
+    '{"open": [], "retry": [{"nr": 1}], "size": 9, "model": ""}'])
+def test_a_damaged_state_is_one_line(client, server, state):
+    server()
+    (client.path / 'stories.batches.json').write_text(state, encoding='utf-8')
+    assert 'stories.batches.json is damaged' in client.refuses('--total=3', '--batch=True', status=1)

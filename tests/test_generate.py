@@ -259,8 +259,11 @@ def test_stories_of_the_grammar_and_of_a_chat_api_are_not_mixed(project, chat_se
 def test_the_last_line_says_what_failed(project, chat_server):
     server = chat_server(reply=json.dumps({'story': 'Too short.'}))
     command = (*GENERATE, 'config/generate_english.py', f'--base_url={server.url}', '--total=7', '--max_tries=1')
-    project.run(*command)
-    assert 'all 7 prompts are done in s.jsonl; 7 of them failed (see failed.jsonl' in project.run(*command)
+    for _ in range(2):  # the second run has nothing to do, and says it again
+        line = project.refuses(*command)
+        assert '7 of 7 stories were given up, more than max_failed=0.05; delete failed.jsonl to try them' in line
+    assert 'all 7 prompts are done in s.jsonl; 7 of them failed' in project.run(*command, '--max_failed=1')
+    assert server.counts()['requests'] == 7
 
 
 @pytest.mark.slow

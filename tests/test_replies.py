@@ -36,6 +36,19 @@ def test_a_story_is_found(reply):
         assert replies.stories_in(reply % story, 'json') == [('', story)]
 
 
+@pytest.mark.parametrize('reply, story', [
+    ('Draft: {"story": "A"}. Better: {"story": "B"}', 'B'), ('[{"story": "A"}, {"story": "B"}]', 'B'),
+    ('{"drafts": [{"story": "A"}], "final": {"story": "B"}}', 'B'),
+    ('{"story": "B", "title": {"story": "A"}} {"words": 2}', 'B'), ('{"story": "A"} {"story": "B', None),
+    ('{"story": "A"} {"story": 3}', None), ('{' * 300 + '{"story": "A"} {"story": "B"}', 'B')])
+def test_the_last_story_of_a_reply_counts(reply, story):
+    if story:
+        assert replies.stories_in(reply, 'json') == [('', story)]
+    else:
+        with pytest.raises(chat.Rejected, match='no JSON with a story'):
+            replies.stories_in(reply, 'json')
+
+
 @pytest.mark.parametrize('language, text, says', [
     ('hindi', HINDI, ''), ('hindi', HINDI + ' बिल्ली ने "mew" कहा।', ''), ('marathi', MARATHI, ''),
     ('bangla', BANGLA, ''), ('english', ENGLISH, ''), ('french', FRENCH, ''),
@@ -258,7 +271,7 @@ print([seen.add(' '.join(str(n + (n == i)) for n in range(40))) for i in range(4
 
 def test_replies_become_stories(project, chat_server):
     server = chat_server(faults=0.3, kinds=['latin', 'duplicate', 'near', 'no JSON', 'short', 'unended', '500'])
-    out = project.run(*ASK, f'--base_url={server.url}', '--total=200', '--max_tries=2')
+    out = project.run(*ASK, f'--base_url={server.url}', '--total=200', '--max_tries=2', '--max_failed=1')
     rows = project.jsonl('out/stories.jsonl')
     failed = project.jsonl('out/failed.jsonl')
     assert sorted(row['id'] for row in rows + failed) == list(range(200))
@@ -276,6 +289,17 @@ def test_a_dry_run_sends_one_prompt_and_writes_nothing(project, chat_server):
     text = project.run(*ASK, f'--base_url={server.url}', '--dry_run=3')
     assert text.count('Write a short story in Hindi') == 3 and 'passes; missing seed words: none' in text
     assert server.counts()['requests'] == 1 and not (project.path / 'out').exists()
+
+
+def test_a_draft_in_the_reasoning_is_no_story(project, chat_server):
+    draft, final = (json.dumps({'story': f'{word} {HINDI}'}, ensure_ascii=False) for word in ('मसौदा', '{story}'))
+    server = chat_server(reply=[
+        f'<think>{draft}</think>{final}', f'{draft}</think>{final}', f'analysis{draft}assistantfinal{final}',
+        f'{draft} is dull. {final}', f'[THINK]{draft}[/THINK]\n{final}',
+        [{'type': 'thinking', 'thinking': [{'type': 'text', 'text': draft}]}, {'type': 'text', 'text': final}]])
+    project.run(*ASK, f'--base_url={server.url}', '--total=40')
+    rows = project.jsonl('out/stories.jsonl')
+    assert len(rows) == 40 and not any('मसौदा' in row['text'] for row in rows)
 
 
 @pytest.mark.slow
@@ -303,7 +327,7 @@ def test_news_ten_a_reply(project, chat_server):
         f'<h1>A name in it</h1><p>{text[4]} in Paris {text[5]}.</p>',
         f'<h1>Good four</h1><p><b>{text[6]}</b>.</p><p>I {text[7]}.</p>', f'<h1>No end</h1><p>{text[8]}</p>']))
     command = ('generate_data.py', 'config/generate_news.py', f'--base_url={server.url}', '--model=tiny',
-               '--out=out/stories.jsonl', '--min_words=10', '--max_tries=1', '--num_workers=1')
+               '--out=out/stories.jsonl', '--min_words=10', '--max_tries=1', '--num_workers=1', '--max_failed=1')
     out = project.run(*command, '--total=1')
     rows = project.jsonl('out/stories.jsonl')
     headlines = ['Good one', 'Good two', 'Good & three', 'Good four']
