@@ -38,7 +38,6 @@ import os
 import re
 import secrets
 import statistics
-import unicodedata
 from dataclasses import dataclass
 
 # -----------------------------------------------------------------------------
@@ -93,8 +92,8 @@ import numpy as np
 from tqdm import tqdm
 
 import metrics
-from files import (check, fail, find, load_dataset, open_append, read_jsonl, read_rows, read_texts, write_json,
-                   write_text)
+from files import (check, fail, find, load_dataset, normalize, open_append, read_jsonl, read_rows, read_texts,
+                   write_json, write_text)
 
 use_judge = bool(provider or base_url)
 
@@ -167,7 +166,8 @@ def read_stories(path, is_reference):
             fail(f'{path}, row {number + 1}: the prompt is not text but {prompt!r:.40}')
         if text or not is_reference:  # a model may have generated nothing
             stories.append({
-                'id': row.get('id', number), 'prompt': clean(prompt), 'story': text, 'ended': row.get('ended') or None})
+                'id': row.get('id', number), 'prompt': normalize(prompt), 'story': text,
+                'ended': row.get('ended') or None})
     if not stories:
         fail(f'{path} holds no story')
     if len({str(story['id']) for story in stories}) < len(stories):

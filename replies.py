@@ -14,6 +14,7 @@ A reply or story that is not good enough raises chat.Rejected with the reason.
 
 import collections
 import html
+import itertools
 import re
 import unicodedata
 import zlib
@@ -343,9 +344,10 @@ def read_grades(reply, scales, choices, prefill=''):
         grades = set(found) - {None}
         if len(grades) != 1:
             raise Rejected(f'several grades for {name}' if grades else f'no grade for {name}')
-        scores[name] = float(grades.pop())
-        if not scale[0] <= scores[name] <= scale[1]:  # true for nan, too
+        grade = grades.pop()
+        if not scale[0] <= grade <= scale[1]:  # true for nan, too
             raise Rejected(f'{name} out of range')
+        scores[name] = float(grade)
     return scores, notes.strip()[:2000]
 
 
@@ -369,7 +371,7 @@ def values_in_json(reply, names):
                 notes = value
     for line in text.split('\n'):
         around = re.sub(r'^[^\0]*[:.!]|json', '', line)  # 'My grades: ' may stand before it
-        if '\0' in line and re.search(r'[\w"“‘«]', around):
+        if '\0' in line and re.search(r'[\w"“‘«\']', around):
             raise Rejected('JSON inside a sentence')
     return values, notes, text
 
@@ -381,8 +383,8 @@ def values_in_lines(text, names):
     label = re.compile(
         r'(?i)(?:^\s*|[^\w\s"“”\'‘’`]\s*|_)(?:the\s+|(?:score|grade|rating)\s+(?:for|of)\s+)?'
         rf'(?:{QUOTE}(?=(?:{any_name}){QUOTE}))?({any_name})(?:\s+(?:score|grade|rating))?'
-        r'[\s*_"\'“”‘’`]*(?:\bis\s+)?(?=[:=|→—\d]|[–-]\s|[(\[]+[^()\[\]]*\d)')
-    text = re.sub(r'(?m)\n{1,3}(?=[*_ ]*\d[\d/.,*_ ]*$)', ' ', text)  # '### Grammar', and '8/10' on a line of its own
+        r'[\s*_"\'“”‘’`]*(?:\bis\s+)?(?=[:=|→—\d$\\]|[–-]\s|[(\[]+[^()\[\]]*\d)')
+    text = re.sub(r'(?m)\n{1,3}(?=(?:\\boxed|[*_$\[{ ])*\d[\d/.,*_\]}$ ]*$)', ' ', text)  # '8/10' on a line of its own
     lines = text.split('\n')
     rows = [line.split('|') for line in lines if '|' in line and re.search(r'\w', line)]
     for above, below in itertools.pairwise(rows):
@@ -418,7 +420,7 @@ def read_letter(text, letters):
 
 
 UNIT = '(?:points?|pts|marks?)'
-GRADE = re.compile(rf'(?i) *(-?\d+(?:[.,]\d{{1,2}})?) *{UNIT}? *@? *{UNIT}? *')  # @ stands for 'of the highest grade'
+GRADE = re.compile(rf'(?i) *(-?\d+(?:[.,]\d{{1,2}})?) *{UNIT}?[ @]*{UNIT}? *')  # @ stands for 'of the highest grade'
 COUNT = re.compile(rf'(?i)\d+(?:[-–.,]\d+)* ?(?!{UNIT})[^\W\d_]')  # '2 mistakes', '2-3 mistakes', '9 without the typo'
 COMMENT = re.compile(r'\([^()]*\)|\|[^|]*(?=\||$)')  # a table's cell, too
 OTHER_SCALE = re.compile(r'(?i)\bof \d|\d[ -]?(?:max|stars?)\b|\bscale\b|[%٪]|percent')
