@@ -180,12 +180,6 @@ def read_stories(path, is_reference):
     return stories
 
 
-def folder_of(path):
-    """The folder of a source; '' = the working directory, for a glob and for stories from the hub"""
-    folder = os.path.dirname(path)
-    return folder if os.path.isdir(folder) else ''
-
-
 def digest(*values):
     """A hash of JSON values: 18 hexadecimal digits."""
     text = json.dumps(values, ensure_ascii=False)
@@ -256,7 +250,7 @@ def training_batches():
 def measure_losses(groups):
     """{name of a Group: measure_checkpoint} for the key `checkpoints` or, if it is empty, checkpoints beside samples"""
     models = [group for group in groups if not group.is_reference]
-    paths = split_list(checkpoints) or [folder_of(group.path) or '.' for group in models]
+    paths = split_list(checkpoints) or [os.path.dirname(group.path) or '.' for group in models]
     check(len(paths) == len(models), f'{len(models)} files of samples need as many checkpoints')
     losses = {}
     for group, path in zip(models, paths):
@@ -410,7 +404,7 @@ def grade_stories(groups, api, grades_path):
 
 def load_grades(groups, grades_path):
     """{id: row} of grades.jsonl in the folder of each Group and in out_dir"""
-    paths = [os.path.join(folder_of(group.path), 'grades.jsonl') for group in groups]
+    paths = [os.path.join(os.path.dirname(group.path), 'grades.jsonl') for group in groups]
     grades = {}
     for path in filter(os.path.exists, [*paths, grades_path]):
         for row in read_jsonl(path):
@@ -590,7 +584,8 @@ groups += read_groups(references, is_reference=True)
 names = [group.name for group in groups]
 check(len(set(names)) == len(names), f'two files have the same name: {", ".join(names)}; set one with name=path')
 stories = all_stories(groups)
-out_dir = out_dir or folder_of(groups[0].path)
+folder = os.path.dirname(groups[0].path)
+out_dir = out_dir or (folder if os.path.isdir(folder) else '')  # none for stories from the hub
 grades_path = os.path.join(out_dir, 'grades.jsonl')
 
 if dry_run:

@@ -184,10 +184,8 @@ def load_model():
     tokenizer = hub.from_pretrained(transformers.AutoTokenizer, folder)
     translator = hub.from_pretrained(transformers.AutoModelForSeq2SeqLM, folder, dtype=getattr(torch, best_dtype),
                                      output_loading_info=True)
-    eos = translator.generation_config.eos_token_id or tokenizer.eos_token_id  # an id or a list of ids
     max_length = getattr(translator.config, 'max_position_embeddings', 512)  # T5 has no such limit
-    options = {'num_beams': num_beams, 'do_sample': False, 'max_new_tokens': min(max_new_tokens, max_length - 2),
-               'eos_token_id': eos if isinstance(eos, list) else [eos]}
+    options = {'num_beams': num_beams, 'do_sample': False, 'max_new_tokens': min(max_new_tokens, max_length - 2)}
     codes = dict(getattr(tokenizer, 'lang_code_to_id', {}))  # M2M100 and mBART-50 have it, NLLB does not
     for token in tokenizer.all_special_tokens:
         if re.fullmatch('[a-z]{2,3}_[A-Z][A-Za-z]+', token):
@@ -222,13 +220,11 @@ def translate(sentences):
         texts = tokenizer.batch_decode(output, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for (sentence, ids), text, new_ids in zip(batch, texts, output.tolist()):
             text = re.sub(r'\s*\n\s*', ' ', unicodedata.normalize('NFC', text)).strip()
-            # at max_new_tokens some models are forced to end: that eos does not count
-            has_end = not set(options['eos_token_id']).isdisjoint(new_ids[:options['max_new_tokens'] - n_given])
+            n_tokens = len(new_ids) - new_ids.count(tokenizer.pad_token_id)
+            # at max_new_tokens some models are forced to end: that does not count
+            is_cut = n_tokens > options['max_new_tokens'] - n_given
             translations[sentence] = text, {
-                'prompt_tokens': len(ids),
-                'completion_tokens': len(new_ids) - new_ids.count(tokenizer.pad_token_id),
-                'unfinished': not (text and has_end),
-            }
+                'prompt_tokens': len(ids), 'completion_tokens': n_tokens, 'unfinished': is_cut or not text}
     return translations
 
 

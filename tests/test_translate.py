@@ -59,7 +59,6 @@ class AutoTokenizer:
         return ['⟦' + ''.join(chr(i) for i in ids if i > 1) + '⟧' for ids in rows.tolist()]
 class AutoModelForSeq2SeqLM:
     config, device = SimpleNamespace(max_position_embeddings=98), 'cpu'
-    generation_config = SimpleNamespace(eos_token_id=[1, 2])
     from_pretrained = classmethod(lambda cls, folder, **options: (cls(), {'missing_keys': []}))
     to = lambda self, device: self
     eval = lambda self: self
