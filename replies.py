@@ -421,7 +421,8 @@ def read_letter(text, letters):
 
 UNIT = '(?:points?|pts|marks?)'
 GRADE = re.compile(rf'(?i) *(-?\d+(?:[.,]\d{{1,2}})?) *{UNIT}?[ @]*{UNIT}? *')  # @ stands for 'of the highest grade'
-COUNT = re.compile(rf'(?i)\d+(?:[-–.,]\d+)* ?(?!{UNIT})[^\W\d_]')  # '2 mistakes', '2-3 mistakes', '9 without the typo'
+# '2 mistakes', '2-3 mistakes', '1 point less', '9 without the typo', but not '9 points'
+COUNT = re.compile(rf'(?i)\d+(?:[-–.,]\d+)* ?(?!{UNIT}\b(?! ?[^\W\d_]))[^\W\d_]')
 COMMENT = re.compile(r'\([^()]*\)|\|[^|]*(?=\||$)')  # a table's cell, too
 OTHER_SCALE = re.compile(r'(?i)\bof \d|\d[ -]?(?:max|stars?)\b|\bscale\b|[%٪]|percent')
 SEPARATOR = re.compile(r'[()\[\]{}:;!=|→।॥。—]|(?<!\d)[.,]|[.,](?!\d)|(?:^| )[-–](?= )')

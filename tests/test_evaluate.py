@@ -74,7 +74,8 @@ def test_a_reply_is_read_or_rejected(kind, expected, reply):
 def test_a_grade_is_not_the_number_before_it(project, judge):
     write(project, 's.jsonl', some_samples())
     scores = {}
-    for form in ('{grade}', '12 words, 1 slip: {grade}/10', '{grade} (1 point less for 2 slips)', '**{grade} out of 10**'):
+    forms = '{grade}', '12 words, 1 slip: {grade}/10', '{grade} (1 point less for 2 slips)', '**{grade} out of 10**'
+    for form in forms:
         shutil.rmtree(project.path / 'out', ignore_errors=True)
         project.run(*GRADE, '--out_dir=out', judge(noise=0, form=form))
         scores[form] = {row['id']: row['scores'] for row in project.jsonl('out/grades.jsonl')}
@@ -328,7 +329,9 @@ def test_scripts_and_openings(project):
 
 
 def test_samples_and_references_can_be_any_source(project):
-    rows = [{'prompt': f'{row["prompt"]}\r\n', 'story': row['story'] + '\r\nअंत।', 'ended': 'eos'} for row in some_samples()]
+    rows = []
+    for row in some_samples():
+        rows.append({'prompt': row['prompt'] + '\r\n', 'story': row['story'] + '\r\nअंत।', 'ended': 'eos'})
     write(project, 'a/one.jsonl', rows)
     with open(project.path / 'a/table.csv', 'w', encoding='utf-8', newline='') as f:
         writer = csv.DictWriter(f, rows[0], delimiter=';')
@@ -367,7 +370,8 @@ def test_the_loss_of_a_checkpoint_and_copies_of_training_stories(prepared):
     meta_path = prepared.path / 'data/unknown/meta.json'
     for share in (0.0005, 0.48):
         meta_path.write_text(json.dumps(meta | {'unknown': {'train': 0.0, 'val': share}}), encoding='utf-8')
-        text = prepared.run('evaluate.py', f'--samples={out}/samples.jsonl', '--dataset=unknown', '--out_dir=out/unknown')
+        command = ['evaluate.py', f'--samples={out}/samples.jsonl', '--dataset=unknown', '--out_dir=out/unknown']
+        text = prepared.run(*command)
         loss = prepared.json('out/unknown/results.json')['models']['judged']['loss']
         assert ('bits_per_byte' in loss) == (share < 0.001) == ('no bits per byte' not in text) and loss['val_loss'] > 0
     assert '48.0% of the tokens' in text and '| – |' in text

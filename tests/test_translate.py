@@ -67,7 +67,7 @@ class AutoModelForSeq2SeqLM:
 '''
 MARKED = [
     '⟦Mr. Fox and Dr. A. K. Sharma paid 3.14 coins.⟧ ⟦So did I.⟧ ⟦Then ...⟧ ⟦He left.⟧',
-    '⟦Gen. Roy paid Rs. 20 at No. 12, Mt. Abu Rd.⟧  ⟦Who?!⟧ ⟦No.⟧\t⟦Vol. 3 of J.R.R. Rao.⟧ ⟦It was cold.⟧ ⟦90 came.⟧',
+    '⟦Gen. Roy paid Rs. 20 at No. 12, Mt. Abu.⟧  ⟦Who?!⟧ ⟦No.⟧\t⟦Vol. 3 of J.R.R. Rao.⟧ ⟦It was cold.⟧ ⟦90 came.⟧',
     '⟦कु. मीना ने सं. 9 पर रु. 20.50 दिए।⟧ ⟦स्व. ए. पी. जे. इंजी. थे।⟧ ⟦वह आई।⟧⟦माँ हँसी।⟧', '⟦वह घर पर है.⟧ ⟦माँ थी.⟧',
     '⟦सौ. लता व पु. ल. देशपांडे क्र. ९ ला आले.⟧ ⟦ते हसले.⟧ ⟦काय?!⟧', '⟦মি. দাস ও ড. সেন নং. ৯ বাসে।⟧ ⟦কে?⟧',
     '⟦M. Roy, Mme. Petit et Ste. Anne ont env. 10 ans.⟧ ⟦Quoi ?!⟧ ⟦Non...⟧ ⟦Elle rit, etc. puis dort.⟧',
@@ -112,7 +112,7 @@ def script(tmp_path_factory):
     write(folder / 'o.jsonl', [ROWS[0] | {'language': 'french'}])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, 'argv', list(FRENCH + ('--out=o.jsonl',)))
+        patch.setattr(sys, 'argv', [*FRENCH, '--out=o.jsonl'])
         functions = runpy.run_path(str(PROJECT / 'translate.py'))
     variables = functions['translate'].__globals__
     variables['translate'] = lambda sentences: {sentence: (sentence, {}) for sentence in sentences}
@@ -121,8 +121,7 @@ def script(tmp_path_factory):
     return functions
 
 
-PIECES = st.sampled_from(['रवि', 'Dr', 'a', 'B', '.', '।', '॥', '!', '?', '…', ',', '“', '”', '"', '«', '»', '(', ')', '—', '3', ' ',
-                          '  ', '\n', '\n\n \n', '\t', '\u00a0', '\u2003', "'", '|', '\x1c'])
+PIECES = st.sampled_from([*'aB3.।॥!?…,“”"«»()—|\' \n\t\u00a0\u2003\x1c', 'रवि', 'Dr', '  ', '\n\n \n'])
 
 
 @given(st.lists(PIECES, max_size=30).map(''.join) | st.text())
@@ -249,7 +248,8 @@ def test_a_model_translates_as_it_does_alone(project):
     (ROWS, [], ['--out=o.txt'], 'end in .jsonl'), (ROWS, [], ['--shard=3/2'], "'3/2'"),
     (ROWS, [], ['--target_language=english'], 'both'),
     (ROWS, [], ['--provider=mistral', '--template=Do!'], 'template'),
-    ([], [], [], 'no story'), ([ROWS[0], ROWS[0]], [], [], 'twice'), ([ROWS[0], {'id': [1], 'text': 'a'}], [], [], 'row 2'),
+    ([], [], [], 'no story'), ([ROWS[0], ROWS[0]], [], [], 'twice'),
+    ([ROWS[0], {'id': [1], 'text': 'a'}], [], [], 'row 2'),
     ([7], [], [], 'row 1'), (ROWS, [{'id': 1, 'text': 'a'}], [], 'something other than'),
     (ROWS, [7], [], 'something other than'), (ROWS, [ROWS[1] | {'language': 'hindi'}], [], 'something other than'),
     (ROWS, [{'id': 99, 'text': 'a', 'language': 'french'}], [], 'not in'),
