@@ -238,11 +238,13 @@ def translate_rows(rows):
     new_rows = []
     for row, parts in zip(rows, stories):
         counts = collections.Counter(prompt_tokens=0, completion_tokens=0, unfinished=0)
+        last = ''
         for i in range(1, len(parts), 2):
-            translation, sentence_counts = translations[parts[i]]
-            if i > 1 and not parts[i - 1] and parts[i - 2].endswith(ENDS) and translation != parts[i]:
+            sentence = parts[i]
+            translation, sentence_counts = translations[sentence]
+            if last.endswith(ENDS) and not parts[i - 1] and translation != sentence:
                 translation = f' {translation}'  # there is no space after the danda before it
-            parts[i] = translation
+            parts[i], last = translation, sentence
             counts.update(sentence_counts)
         new_rows.append(row | {'text': ''.join(parts), 'language': target_language, 'model': model, **counts})
     return new_rows

@@ -172,7 +172,7 @@ def test_the_exit_status_is_0_only_if_all_is_graded(project, judge):
     assert 'more than max_failed=0.05' in project.refuses(*command, status=1)  # with nothing left to grade, too
     assert f'{n} grades were given up' in project.run(*command, '--max_failed=0.9')
 
-    prices = ['--price_in=1000', '--price_out=1000', '--max_cost=8']
+    prices = ['--price_in=1000', '--price_out=1000', '--max_cost=4']
     assert 'max_cost' in project.refuses(*GRADE, judge(), *prices, '--out_dir=paid', status=1)
     results = project.json('paid/results.json')
     assert 0 < results['models']['s']['grades']['truth']['grammar']['n'] < 36
