@@ -181,7 +181,7 @@ def test_the_exit_status_is_0_only_if_all_is_graded(project, judge):
 @pytest.mark.slow
 @pytest.mark.parametrize('status, arguments, message', [
     (2, [], '--samples='),
-    (1, ['--samples=nowhere.jsonl'], 'nowhere.jsonl could not be read'),
+    (1, ['--samples=nowhere.jsonl'], 'nowhere.jsonl: no such file'),
     (1, ['--samples=bad/grades.jsonl'], 'bad/grades.jsonl, line 1'),
     (2, ['--samples=s.jsonl', '--references=other/s.jsonl'], 'name=path'),
     (1, ['--samples=s.jsonl', '--out_dir=bad'], 'grades.jsonl, line 1'),
