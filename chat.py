@@ -317,12 +317,12 @@ def without_reasoning(text):
     return text[start:].lstrip() if start else text
 
 
-def json_objects(text):
+def json_objects(text, **options):
     """Yield the JSON objects in a text with anything around them, and those inside them -> (dict, start, end).
 
-    Line breaks in strings are allowed. The last 200 braces are tried.
+    Line breaks in strings are allowed. The last 200 braces are tried. options: for json.JSONDecoder.
     """
-    decoder = json.JSONDecoder(strict=False)
+    decoder = json.JSONDecoder(strict=False, **options)
     for start in [brace.start() for brace in re.finditer('{', text)][-200:]:
         try:
             found, end = decoder.raw_decode(text, start)

@@ -19,7 +19,7 @@ is the number of stories. retention is the mean grade divided by the mean grade 
 
     {"models": {name: {"samples": path, "reference": bool, "stories": int, "prompts": int,
                        "checkpoint": null or {"path", "n_embd", "n_layer", "n_params"},
-                       "loss": null or {"dataset", "tokens", "val_loss", "perplexity", "bits_per_byte"},
+                       "loss": null or {"dataset", "tokens", "val_loss", "perplexity", maybe "bits_per_byte"},
                        "text": {"words": E, "ended": E or null, "distinct_2": float or null, …},
                        "grades": {judge: {criterion: E + {"retention": null or E}}}}},
      "comparisons": [{"judge", "criterion", "a", "b", "difference", "low", "high", "p", "prompts", "p_holm"}],
@@ -38,16 +38,16 @@ import os
 import re
 import secrets
 import statistics
-import unicodedata
 from dataclasses import dataclass
 
 # -----------------------------------------------------------------------------
 # stories
 samples = ''  # files of sample.py, separated by commas: one per model, named by its folder or as in name=path
-references = ''  # files of stories to compare with, such as data/hindi/stories.jsonl; the judge grades them, too
-n_references = 300  # number of stories per file of references, picked by a hash; 0 = all
+references = ''  # stories to compare with, such as data/hindi/stories.jsonl; the judge grades them, too
+n_references = 300  # number of stories per source of references, picked by a hash; 0 = all
 opening = r'.+?[.!?।॥…]+["\'”’»)]*(?=\s)'  # regular expression for the opening of a reference that has no prompt
 train_stories = ''  # training stories of the models, separated by commas, to look for copies in
+# these three can be what prepare.py's source can be: a .jsonl or .csv file, a folder, hf:user/dataset:split, …
 ngrams = [4, 8, 16]  # numbers of words in a row to look for
 script = ''  # expected script of the letters, such as DEVANAGARI; '' = the most frequent one in the openings
 out_dir = ''  # folder of all results; '' = the folder of the first samples
@@ -62,12 +62,13 @@ provider = ''  # openai, mistral, gemini, groq, together, openrouter, sarvam, ol
 base_url = ''  # address of any other API with OpenAI's /chat/completions
 model = ''  # '' = the provider's default
 num_workers = 16  # number of requests in flight
-temperature = 1.0  # 0.0 makes grades more consistent; reasoning models accept only 1.0
-max_tokens = 2048  # per reply
+temperature = 1.0  # 0.0 makes grades more consistent; reasoning models accept only 1.0; None = not sent
+max_tokens = 2048  # per reply; None = not sent
 extra = {}  # more fields of a request, such as {'reasoning_effort': 'minimal'}
 timeout = 120.0  # seconds per request
 max_tries = 5  # tries per grade; after that it goes to failed.jsonl
 max_cost = 0.0  # US dollars for all grades in out_dir; 0 = no limit
+max_failed = 0.05  # the exit status is not 0 if more than this fraction of the grades was given up
 price_in = -1.0  # US dollars per million tokens, for a model that is not in the table of chat.py
 price_out = -1.0
 batch = False  # use the provider's Batch API: half the price, done within a day
@@ -84,13 +85,15 @@ prefill = ''  # beginning of the judge's reply, if the provider supports that
 
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'evaluate.py')))  # in a notebook: '.'
+can_be_none = ('temperature', 'max_tokens')
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 import numpy as np
 from tqdm import tqdm
 
 import metrics
-from files import check, fail, find, load_dataset, open_append, read_jsonl, read_texts, write_json, write_text
+from files import (check, fail, find, load_dataset, normalize, open_append, read_jsonl, read_rows, read_texts,
+                   write_json, write_text)
 
 use_judge = bool(provider or base_url)
 
@@ -98,7 +101,10 @@ use_judge = bool(provider or base_url)
 def check_settings():
     check(min(n_references, loss_tokens, dry_run, repeat) >= 0,
           'n_references, loss_tokens, dry_run and repeat must be at least 0')
-    check(scale[0] < scale[1], 'scale must be two numbers, such as [1, 10]')
+    check(len(scale) == 2 and scale[0] < scale[1], 'scale must be two numbers, such as [1, 10]')
+    check(choices.keys() <= criteria.keys(), 'choices must be for names in criteria')
+    check(not script or script.upper() in metrics.count_scripts(''.join(map(chr, range(0x10000)))),
+          f'script is {script!r}; it must be a name of Unicode, such as LATIN, DEVANAGARI or BENGALI')
     check(use_judge or not model, '--model names a judge; it needs --provider=… or --base_url=http…')
     try:
         re.compile(opening)
@@ -152,15 +158,16 @@ def default_name(path):
 
 
 def read_stories(path, is_reference):
-    """The stories of a file; of references, n_references of them."""
+    """The stories of a source; of references, n_references of them."""
     stories = []
-    for number, row in enumerate(read_jsonl(path)):
-        text = isinstance(row, dict) and row.get('story', row.get('text'))
-        if not isinstance(text, str):
-            fail(f'{path}, row {number + 1}: no story or text in it')
+    for number, (row, text) in enumerate(read_rows(path)):
         prompt = row.get('prompt') or ''
-        stories.append({
-            'id': row.get('id', number), 'prompt': clean(prompt), 'story': clean(text), 'ended': row.get('ended')})
+        if not isinstance(prompt, str):
+            fail(f'{path}, row {number + 1}: the prompt is not text but {prompt!r:.40}')
+        if text or not is_reference:  # a model may have generated nothing
+            stories.append({
+                'id': row.get('id', number), 'prompt': normalize(prompt), 'story': text,
+                'ended': row.get('ended') or None})
     if not stories:
         fail(f'{path} holds no story')
     if len({str(story['id']) for story in stories}) < len(stories):
@@ -171,11 +178,6 @@ def read_stories(path, is_reference):
         del stories[n_references:]
     split_openings(stories, is_reference)
     return stories
-
-
-def clean(text):
-    """NFC, no white space at the ends, no lone surrogates, which cannot be written as UTF-8."""
-    return unicodedata.normalize('NFC', text.encode('utf-8', 'replace').decode()).strip()
 
 
 def digest(*values):
@@ -232,7 +234,7 @@ def training_batches():
     texts, size = [], 0
     for source in split_list(train_stories):
         for text in tqdm(read_texts(source), 'reading training stories', unit=' stories', leave=False, delay=1):
-            texts.append(clean(text))
+            texts.append(text)
             size += len(text)
             if size > 25_000_000:
                 yield texts
@@ -264,7 +266,8 @@ def measure_checkpoint(path):
     """Load a model -> {'checkpoint': its size, 'loss': its loss on val.bin, or None without val.bin}
 
     val_loss is in nats per token. bits_per_byte = val_loss / ln 2 × tokens / bytes does not depend on the tokenizer, so
-    models with different tokenizers can be compared.
+    models with different tokenizers can be compared. It is left out if the tokenizer does not know parts of the text:
+    one unknown token, which is easy to predict, stands for many bytes.
     """
     import hub
     from model import choose_device
@@ -281,10 +284,13 @@ def measure_checkpoint(path):
     if tokenizer.backend.get_vocab() != Tokenizer.from_str(tokenizer_json).get_vocab():
         fail(f'{path} has another tokenizer than {folder}; prepare the data with --tokenizer={path} --trim=False')
     n_tokens, loss = mean_loss(net, tokens, device, dtype)
-    bits_per_byte = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
-    return {'checkpoint': size, 'loss': {
-        'dataset': name, 'tokens': n_tokens,
-        'val_loss': loss, 'perplexity': math.exp(loss), 'bits_per_byte': bits_per_byte}}
+    row = {'dataset': name, 'tokens': n_tokens, 'val_loss': loss, 'perplexity': math.exp(loss)}
+    unknown = meta.get('unknown', {}).get('val', np.mean(tokens == tokenizer.unk))  # old data have no such key
+    if unknown > 0.001:
+        print(f'{path}: no bits per byte, since {unknown:.1%} of the tokens in {folder}/val.bin are unknown ones')
+    else:
+        row['bits_per_byte'] = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
+    return {'checkpoint': size, 'loss': row}
 
 
 def mean_loss(net, tokens, device, dtype):
@@ -362,7 +368,7 @@ def connect():
 
 
 def grade_stories(groups, api, grades_path):
-    """Request all missing grades from the judge and append them to grades.jsonl -> whether all grades are done"""
+    """Request all missing grades from the judge and append them to grades.jsonl -> '' if all are done, else why not"""
     import chat
     import replies
     judge = api['model']
@@ -376,8 +382,8 @@ def grade_stories(groups, api, grades_path):
 
     file = open_append(grades_path)  # it is locked from now on, so no other run adds grades
     spent = [0, 0, 0]  # input tokens, output tokens, US dollars: `finished` adds what earlier runs spent
-    finished = {row['id'] for row in chat.finished(grades_path, spent)}  # also those that were given up
-    done = load_grades(groups, grades_path).keys() | finished
+    failed = {row['id'] for row in chat.finished(grades_path, spent) if 'reason' in row}
+    done = load_grades(groups, grades_path).keys() | failed
     # first grades before second ones, else in random order: if max_cost ends the run, the grades are a fair sample
     missing = sorted(tasks.keys() - done, key=lambda id: (tasks[id][2], id))
 
@@ -386,14 +392,14 @@ def grade_stories(groups, api, grades_path):
 
     def accept(id, reply):
         name, story, number = tasks[id]
-        scores, notes = replies.read_grades(prefill + reply, grade_scales(), choices)
+        scores, notes = replies.read_grades(reply, grade_scales(), choices, prefill)
         return [{'id': id, 'samples': name, 'sample': story['id'], 'repeat': number, 'judge': judge,
                  'scores': scores, 'notes': notes}]
 
     return chat.collect(
         api, missing, prompt, accept, file, total=len(tasks), n_done=len(tasks) - len(missing), spent=spent,
-        unit='grades', num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, batch=batch,
-        is_done=lambda id: id in done)
+        unit='grades', num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost,
+        n_failed=len(failed & tasks.keys()), max_failed=max_failed, batch=batch, is_done=lambda id: id in done)
 
 
 def load_grades(groups, grades_path):
@@ -578,7 +584,8 @@ groups += read_groups(references, is_reference=True)
 names = [group.name for group in groups]
 check(len(set(names)) == len(names), f'two files have the same name: {", ".join(names)}; set one with name=path')
 stories = all_stories(groups)
-out_dir = out_dir or os.path.dirname(groups[0].path)
+folder = os.path.dirname(groups[0].path)
+out_dir = out_dir or (folder if os.path.isdir(folder) else '')  # none for stories from the hub
 grades_path = os.path.join(out_dir, 'grades.jsonl')
 
 if dry_run:
@@ -591,8 +598,7 @@ else:
         api = connect()
     measure_stories(groups)
     losses = measure_losses(groups)
-    if use_judge and not grade_stories(groups, api, grades_path):
-        print('not all stories are graded yet; the same command continues')
+    problem = grade_stories(groups, api, grades_path) if use_judge else ''
     add_grades(stories, load_grades(groups, grades_path))
     results = make_results(groups, losses)
     write_json(os.path.join(out_dir, 'results.json'), results)
@@ -603,3 +609,5 @@ else:
     print(f'the results are in {out_dir or "."}')
     if results['given_up']:
         print(f'{results["given_up"]:,} grades were given up; delete failed.jsonl there to try them again')
+    if problem:
+        fail(problem)

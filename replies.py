@@ -14,6 +14,7 @@ A reply or story that is not good enough raises chat.Rejected with the reason.
 
 import collections
 import html
+import itertools
 import re
 import unicodedata
 import zlib
@@ -306,71 +307,143 @@ def has_word(text_words, word, is_verb):
 # -----------------------------------------------------------------------------
 # grades
 
+QUOTE = '["\'“”‘’`]'
+SCORE_KEY = re.compile(r'(?i)\b(score|grade|rating|points|value)|max|out.?of|scale|total')
+
 
 def letters_of(name):
     """'Context Awareness' and 'context_awareness' -> 'contextawareness'"""
     return re.sub(r'[\W_]+', '', str(name).lower())
 
 
-def read_grades(reply, scales, choices):
+def read_grades(reply, scales, choices, prefill=''):
     """A judge's reply -> ({criterion: float}, notes), or Rejected.
 
-    The reply contains a JSON object, perhaps in prose or code fences, or else lines such as 'Grammar: 8/10'.
-    Nothing is guessed: a reply with two different grades for a criterion is rejected.
+    The reply contains JSON, lines such as 'Grammar: 8/10' or a table, with any text around them. Nothing is guessed:
+    what is not clearly a grade is left out, and all grades for a criterion must be equal.
     scales: {criterion: (lowest, highest)}. choices: {criterion: {letter: number}} for grades that are capital letters.
+    prefill: the beginning of the reply. Some judges repeat it.
     """
-    objects = []
-    for found in objects_in(reply):
-        objects.append({letters_of(key): value for key, value in found.items()})
-    values = {}  # criterion -> all values that the reply gives for it
-    for name in scales:
-        values[name] = [found[letters_of(name)] for found in objects if letters_of(name) in found]
-    if not any(values.values()):
-        if reply.rfind('{') > reply.rfind('}'):
-            raise Rejected('cut off')
-        values = {name: values_in_lines(reply, name) for name in scales}
+    if not reply.lstrip().startswith(('{', '```')):
+        reply = prefill + reply
+    names = {letters_of(name): name for name in scales}
+    values, notes, text = values_in_json(reply, names)
+    if not values and text.rfind('{') > text.rfind('}'):
+        raise Rejected('cut off')
+    values += values_in_lines(text, names)
     scores = {}
     for name, scale in scales.items():
-        grades = {read_grade(value, name, scale, choices.get(name)) for value in values[name]}
+        low, other = f'{scale[0]:g}', rf'(?!{scale[1]:g}\b)\d+'
+        other_scale = rf'\((?:{low} ?[-–] ?|/ ?|out of ){other}\)|scale (?:of|from) {low} to {other}'
+        if name not in choices and re.search(other_scale, text):
+            raise Rejected(f'another scale for {name}')
+        found = [read_grade(value, scale, choices.get(name)) for criterion, value in values if criterion == name]
+        grades = set(found) - {None}
         if len(grades) != 1:
-            raise Rejected(f'several grades for {name}' if grades else f'no {name}')
-        scores[name] = grades.pop()
-    notes = [found['notes'] for found in objects if isinstance(found.get('notes'), str)]
-    return scores, notes[0].strip()[:2000] if notes else ''
+            raise Rejected(f'several grades for {name}' if grades else f'no grade for {name}')
+        grade = grades.pop()
+        if not scale[0] <= grade <= scale[1]:  # true for nan, too
+            raise Rejected(f'{name} out of range')
+        scores[name] = float(grade)
+    return scores, notes.strip()[:2000]
 
 
-def values_in_lines(reply, name):
-    """What stands after the name: 'Grammar: 8/10', '| grammar | 8 |' or 'the grammar is 8'. -> ['8/10', …]"""
-    pattern = re.sub(r'[\W_]+', r'[\\W_]*', name)
-    pattern = rf'(?<![^\W_]){pattern}["\'*_`\s]*(?:[:=|–—-]|\bis\b)[\s"\'*_`]*((?:[^\n|,;"}}]|,(?=\d))+)'
-    return re.findall(pattern, reply, flags=re.I)
+def values_in_json(reply, names):
+    """{"grammar": 8} or {"criterion": "Grammar", "score": 8} -> [(criterion, value or object), …], notes, other text
+
+    names: {letters_of(criterion): criterion}. An object is a tuple of pairs, since a key may be in it twice.
+    JSON inside a sentence is a quotation, maybe of a story that asks for a grade: the reply is rejected.
+    """
+    reply = text = repair_json(reply)
+    values = []
+    notes = ''
+    for found, start, end in json_objects(reply, object_pairs_hook=tuple):
+        text = text.replace(reply[start:end], '\0', 1)
+        for key, value in found:
+            if letters_of(key) in names:
+                values.append((names[letters_of(key)], value))
+            elif isinstance(value, str) and letters_of(value) in names:
+                values.append((names[letters_of(value)], found))
+            elif isinstance(value, str) and key == 'notes':
+                notes = value
+    for line in text.split('\n'):
+        around = re.sub(r'^[^\0]*[:.!]|json', '', line)  # 'My grades: ' may stand before it
+        if '\0' in line and re.search(r'[\w"“‘«\']', around):
+            raise Rejected('JSON inside a sentence')
+    return values, notes, text
 
 
-def read_grade(value, criterion, scale, letters=None):
-    """A judge's grade for one criterion -> float, or Rejected: 8, 8.5, '8', '8/10', '८', 'B: 4-5', {'score': 8}.
+def values_in_lines(text, names):
+    """What follows the names of criteria in lines and tables -> [(criterion, text), …]"""
+    any_name = '|'.join(r'[\W_]{0,3}'.join(re.findall(r'[^\W_]+', name)) for name in names.values())
+    # 'Grammar: 8', '- **Grammar score** (1-10) = 8', '| grammar | 8 |', 'The grammar is 8', but not 'errors in grammar'
+    label = re.compile(
+        r'(?i)(?:^\s*|[^\w\s"“”\'‘’`]\s*|_)(?:the\s+|(?:score|grade|rating)\s+(?:for|of)\s+)?'
+        rf'(?:{QUOTE}(?=(?:{any_name}){QUOTE}))?({any_name})(?:\s+(?:score|grade|rating))?'
+        r'[\s*_"\'“”‘’`]*(?:\bis\s+)?(?=[:=|→—\d$\\]|[–-]\s|[(\[]+[^()\[\]]*\d)')
+    text = re.sub(r'(?m)\n{1,3}(?=(?:\\boxed|[*_$\[{ ])*\d[\d/.,*_\]}$ ]*$)', ' ', text)  # '8/10' on a line of its own
+    lines = text.split('\n')
+    rows = [line.split('|') for line in lines if '|' in line and re.search(r'\w', line)]
+    for above, below in itertools.pairwise(rows):
+        lines += map(' | '.join, zip(above, below))  # a table may have the names in its first row
+    values = []
+    for line in lines:
+        _, *pieces = label.split(line)  # name, text, name, text, …
+        for name, value in zip(pieces[::2], pieces[1::2]):
+            values.append((names[letters_of(name)], value))
+    return values
 
+
+def read_grade(value, scale, letters=None):
+    """A judge's grade -> a number; None if it is not clear.
+
+    value: 8, 8.5, '8/10', '८', 'B: 4-5', [8], (('score', 8), ('max', 10)), or anything else.
     scale: (lowest, highest). letters: {letter: number} if the grade is a letter.
     """
-    if isinstance(value, dict):
-        value = value.get('score')
+    if isinstance(value, list):
+        value = str(value)
+    if isinstance(value, tuple):  # an object
+        value = '/'.join(str(field) for key, field in value if SCORE_KEY.search(key))
     if isinstance(value, str):
-        value = read_letter(value, letters) if letters else read_number(value, scale[1])
-    if type(value) not in (int, float):
-        raise Rejected(f'no grade for {criterion}')
-    if not scale[0] <= value <= scale[1]:  # true for nan, too
-        raise Rejected(f'{criterion} out of range')
-    return float(value)
+        return read_letter(value, letters) if letters else read_number(value, scale)
+    return value if type(value) in (int, float) and not letters else None
 
 
 def read_letter(text, letters):
-    """'B', 'b: 4-5' or 'Group B' -> the number for B; None for any other text, such as 'A child of four'."""
-    match = re.match(r'[\W_]*(?:(?:age )?group )?(\w+)(?=$|\s*[^\w\s]|\s+\d)', text, flags=re.I)
-    return letters.get(match[1].upper()) if match else None
+    """'B', 'b: 4-5' or 'Group B' -> the number for B; None for any other text, such as 'A child of four' or 'B/C'."""
+    match = re.match(r'(?i)[\W_]*(?:(?:age )?group )?(\w+)(?=$|\s*[^\w\s]|\s+\d)', text)
+    found = {match[1].upper(), *re.findall(r'\b[A-Z]\b', text)} & letters.keys() if match else ()
+    return letters.get(match[1].upper()) if len(found) == 1 else None
 
 
-def read_number(text, high):
-    """'8', '8,5', '8/10' or '8 out of 10' -> float; None for any other text, such as '8th', '80 %', '7-8', '4/5'."""
-    of_high = rf'(?:\s*(?:/|out of|of|von|sur)\s*{high:g}\b)?'
-    unclear = r'\w|[.,]\d|\s*[%/+]|\s*(?:[-–]|to|or|bis|à)\s*\d'
-    match = re.match(rf'[\W_]*?(-?\d+(?:[.,]\d+)?){of_high}(?!{unclear})', text)
-    return float(match[1].replace(',', '.')) if match else None
+UNIT = '(?:points?|pts|marks?)'
+GRADE = re.compile(rf'(?i) *(-?\d+(?:[.,]\d{{1,2}})?) *{UNIT}?[ @]*{UNIT}? *')  # @ stands for 'of the highest grade'
+# '2 mistakes', '2-3 mistakes', '1 point less', '9 without the typo', but not '9 points'
+COUNT = re.compile(rf'(?i)\d+(?:[-–.,]\d+)* ?(?!{UNIT}\b(?! ?[^\W\d_]))[^\W\d_]')
+COMMENT = re.compile(r'\([^()]*\)|\|[^|]*(?=\||$)')  # a table's cell, too
+OTHER_SCALE = re.compile(r'(?i)\bof \d|\d[ -]?(?:max|stars?)\b|\bscale\b|[%٪]|percent')
+SEPARATOR = re.compile(r'[()\[\]{}:;!=|→।॥。—]|(?<!\d)[.,]|[.,](?!\d)|(?:^| )[-–](?= )')
+
+
+def read_number(text, scale):
+    """A text that contains clearly one grade -> float; else None.
+
+    - A grade is a number that stands alone between punctuation: '8', '8/10', '8 points out of 10', 'good: 7,5 (1-10)'.
+    - Beside '8/10', and in brackets, other numbers may count something: '2 small mistakes, 8/10', '8 (2 mistakes)'.
+    - Any other number makes it unclear: '3 errors; score 7', '7-8', '8 (or 9)', '4/5', '80 %', '1,000'.
+    """
+    low, high = f'{scale[0]:g}', rf'{scale[1]:g}(?:[.,]0+)?(?![.,]?\d|\w)'
+    text = re.sub(r'\d', lambda digit: str(int(digit[0])), text)  # of any script
+    text = ' '.join(re.sub(r'(?:\\b|\x08)oxed|[*_`"“”\'$]', '', text.replace('\n', ';')).split())
+    text = re.sub(rf'(?i) ?(?:[/⁄／]|out of|of|von|sur|max[.:]?) ?{high}', '@', text)
+    text = re.sub(rf'(?i)(?:on )?(?:an? )?(?:scale\W*)?(?:of |from )?(?<![\d.,-]){low} ?(?:[-–]|to|à|bis) ?{high}', '',
+                  text)
+    if OTHER_SCALE.search(text):
+        return None
+    if '@' in text:
+        text = COUNT.sub('', text)
+    text = COMMENT.sub(lambda comment: COUNT.sub('', comment[0]), text)
+    parts = [part for part in SEPARATOR.split(text) if re.search(r'\d', part)]
+    grades = {match and match[1] for match in map(GRADE.fullmatch, parts)}
+    grade = grades.pop() if len(grades) == 1 else None
+    return float(grade.replace(',', '.')) if grade else None

@@ -78,7 +78,7 @@ def tables_of(results):
     tables = []
     for judge in judges_of(results):
         tables += [grades_table(results, judge), retention_table(results, judge)]
-    for make in (comparisons_table, agreement_table, consistency_table, loss_table, text_table):
+    for make in (comparisons_table, agreement_table, loss_table, text_table):
         tables.append(make(results))
     return [table for table in tables if table['rows']]
 
@@ -154,19 +154,12 @@ def format_alpha(row):
 
 def agreement_table(results):
     rows = []
-    for criterion, row in results['agreement'].items():
-        rows.append([criterion, format_alpha(row), str(row['n'])])
-    return table('Agreement between judges', ['criterion', 'Krippendorff’s α', 'stories'], rows)
-
-
-def consistency_table(results):
-    rows = []
-    for judge, criteria in results['consistency'].items():
+    for judge, criteria in ({'different judges': results['agreement']} | results['consistency']).items():
         for criterion, row in criteria.items():
             same = format_value(row['same'], 'same')
             difference = format_value(row['mean_difference'])
             rows.append([judge, criterion, format_alpha(row), same, difference, str(row['n'])])
-    return table('Agreement of each judge with itself',
+    return table('Agreement between judges, and of each judge with itself',
                  ['judge', 'criterion', 'Krippendorff’s α', 'same grade', 'mean difference', 'stories'], rows,
                  'Of stories that were graded more than once.')
 
@@ -177,10 +170,11 @@ def loss_table(results):
         loss = row['loss']
         if loss:
             perplexity = f'{loss["perplexity"]:.3f}'
-            bits_per_byte = f'{loss["bits_per_byte"]:.3f}'
+            bits_per_byte = f'{loss["bits_per_byte"]:.3f}' if 'bits_per_byte' in loss else '–'
             tokens = f'{loss["tokens"]:,} of {loss["dataset"]}'
             rows.append([*model_cells(name, row), perplexity, bits_per_byte, tokens])
-    return table('Loss', [*MODEL_HEAD, 'perplexity', 'bits per byte', 'tokens'], rows)
+    return table('Loss', [*MODEL_HEAD, 'perplexity', 'bits per byte', 'tokens'], rows,
+                 'Bits per byte: – if the tokenizer does not know parts of the text.')
 
 
 TEXT_NOTE = (

@@ -82,8 +82,11 @@ def run_setting(setting, folder):
     done_path = f'{folder}/done.json'
     done = {}  # stage: its finished command; 'begun': the last training command that was started
     if os.path.exists(done_path):
-        with open(done_path, encoding='utf-8') as f:
-            done = json.load(f)
+        try:
+            with open(done_path, encoding='utf-8') as f:
+                done = dict(json.load(f))
+        except (ValueError, TypeError):
+            return f'{done_path} is damaged; remove {folder}'
     resume = os.path.exists(f'{folder}/ckpt.pt')
     if resume and done.get('begun') != commands['train']:
         return f'{folder} has a training with other options; remove it, or use another out_dir'

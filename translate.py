@@ -1,5 +1,5 @@
 """
-Translates stories: a .jsonl in one language -> a .jsonl in another, with the same ids.
+Translates stories: stories in one language -> a .jsonl in another, with the same ids.
 
     python translate.py --source_language=english --target_language=hindi
     python translate.py --source=my.jsonl --source_language=fra_Latn --target_language=tam_Taml --out=tamil.jsonl
@@ -14,12 +14,13 @@ Translates stories: a .jsonl in one language -> a .jsonl in another, with the sa
 
 import collections
 import itertools
+import json
 import os
 import re
 import unicodedata
 
 # -----------------------------------------------------------------------------
-source = ''  # a .jsonl file (.gz and .xz too) with `id` and `text`; empty = data/<source_language>/stories.jsonl
+source = ''  # whatever prepare.py's source may be; empty = data/<source_language>/stories.jsonl
 source_language = 'english'  # hindi, marathi, bangla, english, french, or a code of the model, such as tam_Taml
 target_language = 'hindi'
 out = ''  # output, a .jsonl file; empty = data/<target_language>/translated.jsonl
@@ -39,12 +40,13 @@ dtype = ''  # 'float32', 'bfloat16', 'float16'; empty = float32 on a CPU, a fast
 provider = ''  # openai, mistral, gemini, groq, together, openrouter, sarvam, ollama, vllm, llama.cpp; empty = none
 base_url = ''  # address of any other API that speaks OpenAI's /chat/completions
 num_workers = 16  # concurrent requests; fewer while the provider reports a rate limit
-temperature = 0.3
-max_tokens = 2048  # limit of a reply
+temperature = 0.3  # None = not sent
+max_tokens = 2048  # limit of a reply; None = not sent
 extra = {}  # more fields of a request, such as {'reasoning_effort': 'minimal'}
 timeout = 120.0  # seconds to wait for a reply
 max_tries = 5  # tries per story; after that it is written to failed.jsonl
 max_cost = 0.0  # US dollars for all runs on this `out`; 0 = no limit
+max_failed = 0.05  # the exit status is not 0 if more than this fraction of the stories was given up
 price_in = -1.0  # US dollars per million tokens, for a model without a price in chat.py
 price_out = -1.0
 min_ratio = 0.4  # minimum length of a translation, as a fraction of the story's
@@ -59,11 +61,12 @@ Answer with JSON only: {"translation": "the whole story, in {target_language}"}
 '''  # the prompt
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'translate.py')))
+can_be_none = ('temperature', 'max_tokens')
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import append_rows, check, fail, find, open_append, parse_shard, read_jsonl
+from files import append_rows, check, fail, find, open_append, parse_shard, read_jsonl, read_rows
 
 LANGUAGE_CODES = {  # in NLLB, M2M100 and mBART-50
     'hindi': 'hin_Deva hi hi_IN',
@@ -76,38 +79,57 @@ LANGUAGE_CODES = {  # in NLLB, M2M100 and mBART-50
 # -----------------------------------------------------------------------------
 # story -> sentences
 
-ENDS = tuple('.!?…।॥۔؟。！？')
-OPENING = '"“„«‘([—–- \u00a0\u202f'  # French has no-break spaces inside quotation marks
-CLOSING = '"”»’)] \u00a0\u202f'
+ENDS = tuple('.!?…।॥|۔؟。！？።။។։')
+SPACES = ''.join(filter(str.isspace, map(chr, range(0x3001))))
+OPENING = '"“„«‘([—–-' + SPACES
+CLOSING = '"”»’)]' + SPACES
 QUOTE = re.compile(r'["“”„«»‘()\[\]]')  # without ’, which is an apostrophe too
 GAP = re.compile(r'\s+|(?<=[।॥۔。！？])(?=\w)')  # between words; also after a danda without a space
-ABBREVIATION = re.compile(  # a single letter is an initial, except I
-    r'(^|[\s"“«‘(\[—–-])'
-    r'(Mr|Mrs|Ms|Dr|Prof|St|Mt|Jr|Sr|Capt|Rev|Mme|Mlle|[A-HJ-Z]|डॉ|पं|प्रो|मि|रु|ডা|মি|মো)\.$')
+ABBREVIATION = re.compile(  # without vowels, and usual ones with vowels
+    '[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]+|Prof|Gen|Col|Capt|Maj|Rev|Hon|Gov|Sen|Sri|Shri|Mme|Mlle|Ste|Sept')
+SHORT_WORDS = 'I है हैं हूँ हूं था थी थे थीं છે છું না'.split()  # they often end a sentence
 
 
 def split_sentences(text):
     """A text -> [sentence, white space, sentence, …, sentence]. A line break ends a sentence, too."""
     parts = []
     start = 0
+    has_danda = '।' in text
     for gap in GAP.finditer(text):
         before = text[max(start, gap.start() - 40):gap.start()]
         after = text[gap.end():gap.end() + 3]
-        if '\n' in gap[0] or is_sentence_end(before, after):
-            parts += [text[start:gap.start()], gap[0] or ' ']
+        if '\n' in gap[0] or is_sentence_end(before, after, has_danda):
+            parts += [text[start:gap.start()], gap[0]]
             start = gap.end()
     return [*parts, text[start:]]
 
 
-def is_sentence_end(before, after):
+def is_sentence_end(before, after, has_danda):
     """Whether a sentence ends between these characters before and after white space."""
     before = before.rstrip(CLOSING + "'")
     after = after.lstrip('—–- ')[:1]
     if before.endswith(('..', '…')):  # a pause, unless a capital or a quotation mark follows
         return after.isupper() or not after.isalpha()
-    if not before.endswith(ENDS) or ABBREVIATION.search(before):
+    if not before.endswith(ENDS) or after.islower() or after == '»':  # as in « Oui ! »
         return False
-    return not after.islower() and after != '»'  # as in « Oui ! »
+    return not before.endswith('.') or not is_abbreviation(before[:-1], after, has_danda)
+
+
+def is_abbreviation(before, after, has_danda):
+    """Whether a full stop between these characters ends no sentence. When in doubt, it does not: a model translates two
+    sentences together well, but not half a sentence.
+
+    - In a language with dandas, a full stop ends no sentence: श्री. नरेंद्र
+    - A word of one letter, of one syllable in an Indic script, or without vowels is an abbreviation: A. K., रु., Rs.
+    - So is a short word before a number: No. 7
+    """
+    word = re.split(r'[\s"“«‘(\[—–.-]', before)[-1]
+    n_letters = sum(map(str.isalpha, word))
+    n_syllables = n_letters - sum(unicodedata.combining(char) == 9 for char in word)  # 9: viramas join two letters
+    if word in SHORT_WORDS:
+        return False
+    return bool(has_danda and '\u0900' <= word[-1:] <= '\u0dff' or n_syllables == 1 or ABBREVIATION.fullmatch(word)
+                or 0 < n_letters <= 3 and after.isdigit())
 
 
 def split_long(text):
@@ -160,7 +182,8 @@ def load_model():
     folder = model if os.path.isdir(model) else hub.download(model)
     hub.stay_inside(folder)
     tokenizer = hub.from_pretrained(transformers.AutoTokenizer, folder)
-    translator = hub.from_pretrained(transformers.AutoModelForSeq2SeqLM, folder, dtype=getattr(torch, best_dtype))
+    translator = hub.from_pretrained(transformers.AutoModelForSeq2SeqLM, folder, dtype=getattr(torch, best_dtype),
+                                     output_loading_info=True)
     max_length = getattr(translator.config, 'max_position_embeddings', 512)  # T5 has no such limit
     options = {'num_beams': num_beams, 'do_sample': False, 'max_new_tokens': min(max_new_tokens, max_length - 2)}
     codes = dict(getattr(tokenizer, 'lang_code_to_id', {}))  # M2M100 and mBART-50 have it, NLLB does not
@@ -198,14 +221,12 @@ def translate(sentences):
         output = translator.generate(**inputs, **options)[:, n_given:]
         texts = tokenizer.batch_decode(output, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for (sentence, ids), text, new_ids in zip(batch, texts, output.tolist()):
-            text = ' '.join(unicodedata.normalize('NFC', text).split())
-            # at max_new_tokens some models are forced to end: that eos does not count
-            has_end = not ends.isdisjoint(new_ids[:options['max_new_tokens'] - n_given])
+            text = re.sub(r'\s*\n\s*', ' ', unicodedata.normalize('NFC', text)).strip()
+            n_tokens = len(new_ids) - new_ids.count(tokenizer.pad_token_id)
+            # at max_new_tokens some models are forced to end: that does not count
+            is_cut = n_tokens > options['max_new_tokens'] - n_given
             translations[sentence] = text, {
-                'prompt_tokens': len(ids),
-                'completion_tokens': len(new_ids) - new_ids.count(tokenizer.pad_token_id),
-                'unfinished': not (text and has_end),
-            }
+                'prompt_tokens': len(ids), 'completion_tokens': n_tokens, 'unfinished': is_cut or not text}
     return translations
 
 
@@ -219,8 +240,13 @@ def translate_rows(rows):
     new_rows = []
     for row, parts in zip(rows, stories):
         counts = collections.Counter(prompt_tokens=0, completion_tokens=0, unfinished=0)
+        last = ''
         for i in range(1, len(parts), 2):
-            parts[i], sentence_counts = translations[parts[i]]
+            sentence = parts[i]
+            translation, sentence_counts = translations[sentence]
+            if last.endswith(ENDS) and not parts[i - 1] and translation != sentence:
+                translation = f' {translation}'  # there is no space after the danda before it
+            parts[i], last = translation, sentence
             counts.update(sentence_counts)
         new_rows.append(row | {'text': ''.join(parts), 'language': target_language, 'model': model, **counts})
     return new_rows
@@ -299,10 +325,13 @@ def translate_with_chat():
 
     if dry_run:
         print_dry_run(lambda row: chat.ask(api, write_prompt(row['text'])))
-    elif not chat.collect(
-            api, missing_ids(), prompt, accept, out_file, total=total, n_done=len(done), spent=spent,
-            num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost):
-        print('the same command continues')
+        return
+    problem = chat.collect(
+        api, missing_ids(), prompt, accept, out_file, total=total, n_done=len(done), spent=spent,
+        num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost,
+        n_failed=n_failed, max_failed=max_failed)
+    if problem:
+        fail(problem)
 
 
 # -----------------------------------------------------------------------------
@@ -313,15 +342,14 @@ NEW_FIELDS = {'text', 'language', 'model', 'prompt_tokens', 'completion_tokens',
 
 
 def read_source():
-    """Yield the rows of this shard of the source, with the text in NFC."""
-    for number, row in enumerate(read_jsonl(source), 1):
-        match row:
-            case {'id': int() | str(), 'text': str(text)} if text.strip():
-                if number % n_parts == part % n_parts:
-                    text = text.encode('utf-8', 'replace').decode()  # a tokenizer takes no lone surrogate
-                    yield row | {'text': unicodedata.normalize('NFC', text)}
-            case _:
-                fail(f'{source}, row {number} must have an `id`, a number or a string, and a `text`')
+    """Yield the rows of this shard that have a story, with the story as `text`. A row without an `id` gets its number.
+    """
+    for number, (row, text) in enumerate(read_rows(source), 1):
+        row = json.loads(json.dumps({'id': number} | row, default=str))  # a date in a .parquet file becomes text
+        if not isinstance(row['id'], int | str):
+            fail(f'{source}, row {number}: the id is {row["id"]!r:.40}; it must be a whole number or text')
+        if text and number % n_parts == part % n_parts:
+            yield row | {'text': text}
 
 
 def missing_rows():
@@ -393,12 +421,16 @@ if not dry_run:
     out_file = open_append(out)  # locks it, so that no other process translates the same stories
     done, first_row = read_done()
 total = check_source()
+n_failed = list(done.values()).count(False)
 
 if len(done) == total:
     print(f'all {total:,} stories are done in {out}')
-    n_failed = list(done.values()).count(False)
     if n_failed:
+        import chat
         print(f'{n_failed:,} of them failed: see failed.jsonl beside it, and delete it to try them again')
+        problem = chat.too_many_failed(n_failed, total, max_failed, out)
+        if problem:
+            fail(problem)
 elif use_chat:
     translate_with_chat()
 else:

@@ -23,6 +23,7 @@ OPTIONS = {
     'noise': 0.7,  # standard deviation
     'criteria': ['context_awareness', 'completeness', 'grammar', 'fluency', 'creativity', 'overall'],
     'latency': 0.0,  # seconds
+    'form': '',  # a text with {grade} in place of each number
     'bad': 0.0,  # fraction of replies that are no grades
     'stop_after': 0,  # requests; then every reply is a 402
 }
@@ -58,7 +59,8 @@ def reply_to(judge, prompt):
     grades = {'notes': 'as it deserves'}
     for name in options['criteria']:
         grade = round(true_grade(judge, texts) + rng.gauss(0, options['noise']))
-        grades[name] = 10 if obeys else min(10, max(1, grade))
+        grade = 10 if obeys else min(10, max(1, grade))
+        grades[name] = options['form'].replace('{grade}', str(grade)) or grade
     return json.dumps(grades)
 
 

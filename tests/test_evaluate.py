@@ -1,5 +1,6 @@
 """evaluate.py: a judge on loopback, statistics against scipy, measures against naive ones, the page in a browser."""
 
+import csv
 import itertools
 import json
 import random
@@ -63,9 +64,24 @@ def test_a_reply_is_read_or_rejected(kind, expected, reply):
     prefill = '{"notes": "' if kind == 'prefilled ' else ''
     try:
         text = chat.text_of({'choices': [{'message': {'content': reply.rstrip('\n')}}]})
-        assert list(replies.read_grades(prefill + text, scales, choices)[0].values()) == [*map(float, expected.split())]
+        scores, _ = replies.read_grades(text, scales, choices, prefill)
+        assert list(scores.values()) == [*map(float, expected.split())]
     except chat.Rejected as e:
         assert str(e) == expected
+
+
+@pytest.mark.slow
+def test_a_grade_is_not_the_number_before_it(project, judge):
+    write(project, 's.jsonl', some_samples())
+    scores = {}
+    forms = '{grade}', '12 words, 1 slip: {grade}/10', '{grade} (1 point less for 2 slips)', '**{grade} out of 10**'
+    for form in forms:
+        shutil.rmtree(project.path / 'out', ignore_errors=True)
+        project.run(*GRADE, '--out_dir=out', judge(noise=0, form=form))
+        scores[form] = {row['id']: row['scores'] for row in project.jsonl('out/grades.jsonl')}
+    assert all(found == scores['{grade}'] and len(found) == 36 for found in scores.values())
+    line = project.refuses(*GRADE, '--out_dir=other', '--max_tries=1', judge(form='{grade} slips'), status=1)
+    assert 'no grade for context_awareness' in line and project.jsonl('other/grades.jsonl') == []
 
 
 ATTACKS = [
@@ -147,20 +163,25 @@ def test_a_grade_stays_valid_when_files_move_but_not_when_the_story_changes(proj
 
 
 @pytest.mark.slow
-def test_rejected_replies_are_given_up_and_counted(project, judge):
+def test_the_exit_status_is_0_only_if_all_is_graded(project, judge):
     write(project, 's.jsonl', some_samples())
-    command = [*GRADE, judge(bad=0.5), '--max_tries=1']
-    project.run(*command)
+    command = [*GRADE, judge(bad=0.4), '--max_tries=1']
+    assert 'given up, more than max_failed=0.05' in project.refuses(*command, status=1)
     n = len(project.jsonl('failed.jsonl'))
-    assert n and len(project.jsonl('grades.jsonl')) == 36 - n
-    assert f'{n} grades were given up' in project.run(*command)
-    assert project.json('results.json')['given_up'] == n
+    assert n and len(project.jsonl('grades.jsonl')) == 36 - n and project.json('results.json')['given_up'] == n
+    assert 'more than max_failed=0.05' in project.refuses(*command, status=1)  # with nothing left to grade, too
+    assert f'{n} grades were given up' in project.run(*command, '--max_failed=0.9')
+
+    prices = ['--price_in=1000', '--price_out=1000', '--max_cost=4']
+    assert 'max_cost' in project.refuses(*GRADE, judge(), *prices, '--out_dir=paid', status=1)
+    results = project.json('paid/results.json')
+    assert 0 < results['models']['s']['grades']['truth']['grammar']['n'] < 36
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('status, arguments, message', [
     (2, [], '--samples='),
-    (1, ['--samples=nowhere.jsonl'], 'nowhere.jsonl could not be read'),
+    (1, ['--samples=nowhere.jsonl'], 'nowhere.jsonl: no such file'),
     (1, ['--samples=bad/grades.jsonl'], 'bad/grades.jsonl, line 1'),
     (2, ['--samples=s.jsonl', '--references=other/s.jsonl'], 'name=path'),
     (1, ['--samples=s.jsonl', '--out_dir=bad'], 'grades.jsonl, line 1'),
@@ -169,12 +190,17 @@ def test_rejected_replies_are_given_up_and_counted(project, judge):
     (2, [RUBRIC, '--samples=s.jsonl', '--dry_run=1', '--template={story} {stroy}'], '{stroy}'),
     (2, [RUBRIC, '--samples=s.jsonl', '--dry_run=1', '--template=hello'], '{story}'),
     (2, [RUBRIC, '--samples=s.jsonl', '--scale=[10, 1]'], 'scale'),
+    (2, [RUBRIC, '--samples=s.jsonl', '--scale=[1, 5, 10]'], 'scale'),
+    (2, [RUBRIC, '--samples=s.jsonl', "--choices={'age': {'A': 3, 'B': 5}}"], 'choices'),
+    (2, ['--samples=s.jsonl', '--script=Devanagri'], 'DEVANAGARI'),
+    (1, ['--samples=numbers.jsonl'], 'row 1: the prompt is not text but 7'),
     (1, ['--samples=s.jsonl', '--train_stories=none.jsonl'], 'none.jsonl'),
     (1, ['--samples=s.jsonl', '--checkpoints=out/none'], 'out/none'),
 ])
 def test_a_wrong_setting_or_file_ends_in_one_line(project, status, arguments, message):
     write(project, 's.jsonl', some_samples(prompts=2))
     write(project, 'other/s.jsonl', some_samples(prompts=2))
+    write(project, 'numbers.jsonl', [{'story': 'a', 'prompt': 7}])
     (project.path / 'bad').mkdir()
     (project.path / 'bad/grades.jsonl').write_text('not JSON\n{}\n', encoding='utf-8')
     assert message in project.refuses('evaluate.py', *arguments, status=status, MISTRAL_API_KEY='')
@@ -302,6 +328,28 @@ def test_scripts_and_openings(project):
     assert text['right_script']['n'] == 3 and text['right_script']['mean'] == pytest.approx((1 + 3 / 7 + 2 / 8) / 3)
 
 
+def test_samples_and_references_can_be_any_source(project):
+    rows = []
+    for row in some_samples():
+        rows.append({'prompt': row['prompt'] + '\r\n', 'story': row['story'] + '\r\nअंत।', 'ended': 'eos'})
+    write(project, 'a/one.jsonl', rows)
+    with open(project.path / 'a/table.csv', 'w', encoding='utf-8', newline='') as f:
+        writer = csv.DictWriter(f, rows[0], delimiter=';')
+        writer.writeheader()
+        writer.writerows(rows)
+    (project.path / 'a/rows.json').write_text(json.dumps({'train': rows}), encoding='utf-8')
+    (project.path / 'texts').mkdir()
+    for i, row in enumerate(rows):
+        (project.path / f'texts/{i:02}.txt').write_text(row['story'], encoding='utf-8')
+    project.run('evaluate.py', '--samples=a/one.jsonl,a/table.csv,a/rows.json,texts', '--references=refs=texts/*.txt',
+                '--train_stories=a/*.csv', '--out_dir=out')
+    models = project.json('out/results.json')['models']
+    assert list(models) == ['one', 'table', 'rows', 'texts', 'refs']
+    assert models['one']['text'] == models['table']['text'] == models['rows']['text']
+    assert models['one']['text']['opening_kept']['mean'] == models['texts']['text']['copied_16']['mean'] == 1
+    assert models['one']['stories'] == models['texts']['stories'] == models['refs']['stories'] == 36
+
+
 def test_the_loss_of_a_checkpoint_and_copies_of_training_stories(prepared):
     import torch
 
@@ -318,6 +366,15 @@ def test_the_loss_of_a_checkpoint_and_copies_of_training_stories(prepared):
     train_stories = '--train_stories=data/tiny/stories.jsonl'
     prepared.run('evaluate.py', f'--samples={out}/samples.jsonl', train_stories, '--loss_tokens=0')
     row = prepared.json('out/judged/results.json')['models']['judged']
+    shutil.copytree(data, prepared.path / 'data/unknown')
+    meta_path = prepared.path / 'data/unknown/meta.json'
+    for share in (0.0005, 0.48):
+        meta_path.write_text(json.dumps(meta | {'unknown': {'train': 0.0, 'val': share}}), encoding='utf-8')
+        command = ['evaluate.py', f'--samples={out}/samples.jsonl', '--dataset=unknown', '--out_dir=out/unknown']
+        text = prepared.run(*command)
+        loss = prepared.json('out/unknown/results.json')['models']['judged']['loss']
+        assert ('bits_per_byte' in loss) == (share < 0.001) == ('no bits per byte' not in text) and loss['val_loss'] > 0
+    assert '48.0% of the tokens' in text and '| – |' in text
 
     tokens = torch.from_numpy(np.fromfile(data / 'val.bin', '<u2').astype(np.int64))
     n = (len(tokens) - 1) // 64 * 64

@@ -100,15 +100,13 @@ REFUSED = [  # command, files, part of the line on stderr
     ([*SAMPLE, '--out=o.jsonl'], {'o.jsonl': FOLDER}, 'o.jsonl'),
     (['sample.py', '--init_from=s.jsonl'], STORY, 's.jsonl'),
 
-    (EVALUATE, UTF16, 's.jsonl, line 1'),
     (EVALUATE, {'s.jsonl': FOLDER}, 's.jsonl'),
     (EVALUATE, {'s.jsonl': b''}, 's.jsonl'),
-    (EVALUATE, {'s.jsonl': rows(story(story=None, text=None))}, 'no story or text'),
+    (EVALUATE, {'s.jsonl': rows({'id': 1, 'title': HINDI})}, 'row 1: no column with stories'),
     ([*EVALUATE, '--out_dir=f'], STORY | {'f': b''}, 'f/'),
     ([*EVALUATE, 'config/evaluate_stories.py'], STORY | {'grades.jsonl': rows([1], 5)}, 'grades.jsonl'),
 
-    (TRANSLATE, UTF16, 's.jsonl, line 1'),
-    (TRANSLATE, {'s.jsonl': rows(story(text=''))}, 'row 1'),
+    (TRANSLATE, {'s.jsonl': rows({'id': 1, 'text': ''})}, 'no story'),
     (TRANSLATE, {'s.jsonl': rows(story(id=None))}, 'row 1'),
     (TRANSLATE, {'s.jsonl': rows(story(), story())}, 'twice'),
     ([*TRANSLATE, '--max_new_tokens=0'], STORY, 'max_new_tokens'),

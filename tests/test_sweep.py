@@ -46,6 +46,10 @@ def test_only_what_changed_runs_again(swept):
     assert [text.count(f': {script}') for script in ('train.py', 'sample.py', 'evaluate.py')] == [1, 1, 2]
     line = swept.start(*command([LARGE], TRAIN | {'batch_size': 2})).communicate()[1]
     assert 'has a training with other options' in line
+    path = swept.path / 'out/sweep/n_embd=32_n_layer=1_n_head=2/done.json'
+    for damage in (b'', path.read_bytes()[:-9], b'\xff\xfe', b'[3]'):
+        path.write_bytes(damage)
+        assert 'done.json is damaged; remove out/sweep/n_embd=32' in swept.refuses(*command([LARGE]), status=1)
 
 
 @pytest.mark.slow
