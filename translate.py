@@ -209,8 +209,6 @@ def translate(sentences):
     translations = {}
     queue = [(sentence, tokenizer(prefix + sentence).input_ids) for sentence in sentences]
     queue.sort(key=lambda item: len(item[1]))  # sentences of similar length need little padding
-    ends = translator.generation_config.eos_token_id or tokenizer.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends])
     n_given = 2 if 'forced_bos_token_id' in options else 1  # first tokens of the output: start and language
     while queue:
         longest = len(queue[-1][1])  # the longest first: if they fit into memory, all do
