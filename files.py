@@ -288,7 +288,7 @@ def open_source(source, text_column='', separator=''):
     for name in [source] if source.startswith('hf:') else story_files(source):
         what = ''
         if ending_of(name) == '.txt':
-            what, rows = txt_rows(name, separator, is_alone=name == source)
+            what, rows = txt_rows(name, text_column, separator, is_alone=name == source)
         elif ending_of(name) in ('.json', '.jsonl'):
             what, rows = json_rows(name, text_column)
         else:
@@ -331,7 +331,7 @@ def normalize(text):
 
 
 def story_column(rows):
-    """The column that contains the stories, by its name; of several, the one with the longest texts. '' if there is none.
+    """The column that contains the stories, by its name; of several, the one with the longest texts; '' = none.
 
     Its last word is one of STORY_WORDS, as in Story_text or `translated story`, but not in story_id.
     """
@@ -445,12 +445,12 @@ def json_rows(path, text_column):
         if has_lines:
             return '', read_jsonl(path)
         data = json.load(f)
-    if isinstance(data, list):
-        return '', data
     what = ''
     if isinstance(data, dict) and 'train' in data:
-        what = f'train, of {", ".join(data)}'
+        what = f'each of train (not of {", ".join(data.keys() - {"train"})})'
         data = data['train']
+    if isinstance(data, list):
+        return what, data
     rows = list(find_rows(data, text_column))
     if not rows:
         fail(f'{path}: contains no stories; set --text_column, or save it as .jsonl with a row on each line')
@@ -491,7 +491,7 @@ def csv_rows(path):
             yield row
 
 
-def txt_rows(path, separator, is_alone):
+def txt_rows(path, text_column, separator, is_alone):
     """(what was taken for a story, rows) of a .txt file. Its first million characters decide.
 
     Stories are separated by `separator` or <|endoftext|>. Without these, a file of a folder or glob is one story, and
@@ -500,9 +500,10 @@ def txt_rows(path, separator, is_alone):
     with open_text(path) as f:
         start = f.read(BLOCK_SIZE)
     lines = start.strip().splitlines()
-    tabs = [line.count('\t') for line in lines[:2]]
-    if not separator and len(tabs) == 2 and tabs[0] == tabs[1] > 0:  # a spreadsheet's "Unicode text" is a .txt, too
-        return '', csv_rows(path)
+    header = lines[0].split('\t') if lines else []
+    if not separator and len(header) > 1:  # perhaps a spreadsheet's "Unicode text"
+        if text_column or story_column([dict.fromkeys(header)]) or '\t' in ''.join(lines[1:2]):
+            return '', csv_rows(path)
     mark = separator or '<|endoftext|>'
     if mark in start:
         return f'text between {mark!r}', split_text(path, re.escape(mark))

@@ -246,12 +246,12 @@ def write_bins(tok, batches):
                 stats[split]['unknown'] += np.count_nonzero(ids == tok.unk)
                 stats[split].update(count_lost(tok, texts[::1 + len(texts) // 100]))
         if not stats['train']['stories']:
-            fail(f'{source}: no story in it for train.bin; use a smaller --val_fraction, or a val_source of other stories')
+            fail(f'{source}: no story in it for train.bin; use a smaller --val_fraction, or another val_source')
         for split, counts in stats.items():
             share = unknown_share(counts)
             if share > max_unknown:
-                fail(f'{tokenizer} cannot encode {share:.2%} of the {split} stories, more than max_unknown={max_unknown}; '
-                     'train one (--tokenizer=train), use another one for this script, or raise --max_unknown')
+                fail(f'{share:.2%} of {split} is unknown to {tokenizer}, more than max_unknown={max_unknown}; '
+                     'train a tokenizer (--tokenizer=train), use one for this language, or raise --max_unknown')
         if os.path.exists(meta_path):
             os.remove(meta_path)  # it describes the old bins, which are replaced now
     return stats, token_counts, story_lengths

@@ -45,7 +45,7 @@ class Tokenizer:
     backend: the pipeline
     bos, eos: ids, equal if one token serves as both, as in GPT-2
     bos_token, eos_token: the same tokens as text
-    unk: id of what encodes unknown text, or None
+    unk: id of the unknown token, or None
     vocab_size: every id is below it
     """
 
@@ -75,6 +75,7 @@ class Tokenizer:
             single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
 
     def unknown_id(self):
+        """The id of what encodes unknown text, or None: such a model has bytes for it, or drops it."""
         model = self.backend.model
         if isinstance(model, models.Unigram):
             return json.loads(self.to_str())['model']['unk_id']
@@ -93,7 +94,10 @@ class Tokenizer:
     def encode_batch(self, texts):
         """List of texts -> list of lists of ids, without bos and eos. Uses all cores."""
         texts = [unicodedata.normalize('NFC', text) for text in texts]
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as e:  # a model without an unknown token; `tokenizers` raises nothing narrower
+            fail(f'the tokenizer cannot encode these texts: {e}')
         return [encoding.ids for encoding in encodings]
 
     def encoder(self):
@@ -383,9 +387,9 @@ def trim(tokenizer, used_ids):
     new ids: int64, (old vocab_size,): the new id of each old id, -1 where the token is removed
 
     The corpus is encoded into the same tokens as before, and any other text can still be encoded. bos, eos and the
-    tokens that encode what is unknown stay, other added tokens only where they are used. In a BPE, the tokens on the way
-    to a used token stay too: a merge is removed only with one of its three tokens, so the merges that happened still
-    happen in the same order. In a unigram model, the best path is still the best among fewer.
+    tokens that encode what is unknown stay, other added tokens only where they are used. In a BPE, the tokens on the
+    way to a used token stay too: a merge is removed only with one of its three tokens, so the merges that happened
+    still happen in the same order. In a unigram model, the best path is still the best among fewer.
     """
     spec = json.loads(tokenizer.to_str())
     model = spec['model']
