@@ -286,13 +286,18 @@ def open_source(source, text_column='', separator=''):
     """Yield (name, what was taken for a story, iterator of (row, story)) for each file of a source."""
     source = find(source)
     for name in [source] if source.startswith('hf:') else story_files(source):
+        ending = ending_of(name)
         what = ''
-        if ending_of(name) == '.txt':
+        if name.startswith('hf:'):
+            rows = hub_rows(name)
+        elif ending == '.txt':
             what, rows = txt_rows(name, text_column, separator, is_alone=name == source)
-        elif ending_of(name) in ('.json', '.jsonl'):
-            what, rows = json_rows(name, text_column)
+        elif ending == '.parquet':
+            rows = parquet_rows(name)
+        elif ending in ('.csv', '.tsv'):
+            rows = csv_rows(name)
         else:
-            rows = table_rows(name)
+            what, rows = json_rows(name, text_column)
         rows = iter(rows)
         first_rows = list(itertools.islice(rows, 100))
         column = text_column or story_column(first_rows)
@@ -372,12 +377,9 @@ def on_hub(name):
 
 def story_files(source):
     """The sorted paths of the story files that a file, folder or glob names."""
-    endings = ' '.join(STORY_ENDINGS)
-    if os.path.isfile(source) and ending_of(source) not in STORY_ENDINGS:
-        fail(f'{source}: stories are read from {endings}; save a table as CSV UTF-8, a document as plain text (.txt)')
     if os.path.isfile(source):
-        return [source]
-    if os.path.isdir(source):
+        paths = [source]
+    elif os.path.isdir(source):
         found = glob.glob(os.path.join(glob.escape(source), '**'), recursive=True)
         paths = [path for path in found if os.path.basename(path) not in NOT_STORIES]
     else:
@@ -386,7 +388,8 @@ def story_files(source):
             fail(f'{source}: no such file')
     paths = sorted(path for path in paths if ending_of(path) in STORY_ENDINGS)
     if not paths:
-        fail(f'{source}: there is no story file in it; they end in one of {endings}')
+        fail(f'{source}: stories are read from files that end in {" ".join(STORY_ENDINGS)}; save a table as CSV UTF-8, '
+             'a document as plain text')
     return paths
 
 
@@ -415,12 +418,6 @@ def open_text(path, newline=None):
             yield f
     except (*UNREADABLE, ValueError, csv.Error, RecursionError) as e:  # ValueError: not UTF-8, not JSON
         fail(f'{path} could not be read as {ending_of(path)} in UTF-8: {e}; save it again, a spreadsheet as CSV UTF-8')
-
-
-def table_rows(name):
-    if name.startswith('hf:'):
-        return hub_rows(name)
-    return parquet_rows(name) if ending_of(name) == '.parquet' else csv_rows(name)
 
 
 def parquet_rows(path):
@@ -523,13 +520,13 @@ def txt_rows(path, text_column, separator, is_alone):
 
 
 def split_text(path, pattern):
-    """Yield the texts between the matches of a regular expression."""
+    """Yield the texts between the matches of a regular expression, without empty ones."""
     with open_text(path) as f:
         story = ''
         while block := f.read(BLOCK_SIZE):
             *stories, story = re.split(pattern, story + block)
-            yield from stories
-        yield story
+            yield from filter(str.strip, stories)
+        yield from filter(str.strip, [story])
 
 
 # -----------------------------------------------------------------------------

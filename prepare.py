@@ -75,11 +75,8 @@ def read_stories():
     notes.clear()
     seen = set()  # hashes of the stories so far
     val_stories = collections.Counter()  # the same of val_source, without those that were found in source
-    leak = 'stories of val_source also stand in source'
-    if deduplicate:
-        leak += '; they were dropped from train.bin'
-    else:
-        leak += ', so the loss on val.bin is too low; --deduplicate=True drops them from train.bin'
+    advice = 'they were dropped from train.bin' if deduplicate else '--deduplicate=True drops them from train.bin'
+    leak = f'stories of val_source also stand in source; {advice}'
     sources = [(source, '')]
     if val_source:
         sources = [(val_source, 'val'), (source, 'train')]  # what stands in both is dropped from the training stories
@@ -182,6 +179,7 @@ def trim_to_stories(tok):
     for _, _, ids, _ in encode_batches(tok, 'finding used tokens'):
         used[ids] = True
         full_ids.write(ids.tobytes())
+    used[[tok.backend.token_to_id(token) for token in special_tokens]] = True
     full_ids.seek(0)
     trimmed, new_ids = trim_tokenizer(tok, np.flatnonzero(used))
     batches = encode_batches(trimmed, 'encoding')

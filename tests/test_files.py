@@ -247,7 +247,7 @@ TABLE = {'Titel': 'Owl', 'Story Text': TALE}
     ('a.tsv', '\ufefftext\tn\nx, y; z\t1\n', ['x, y; z']),
     ('a.txt', f'Nr\tFull text\n1\t{QUOTED}\n', [TALE]),
     ('a.txt', 'Story\tNr\n"Two\n\nlines"\t1\n', ['Two\n\nlines']),
-    ('a.txt', 'x<|endoftext|>\ny\n\ny<|endoftext|>', ['x', 'y\n\ny', '']),
+    ('a.txt', 'x<|endoftext|>\ny\n\ny<|endoftext|>', ['x', 'y\n\ny']),
     ('a.txt', 'x\nx\n  \ny', ['x\nx', 'y']),
     ('a.txt', 'The end.\n“Really?”\nयह कहानी है।', ['The end.', '“Really?”', 'यह कहानी है।']),
     ('a.txt', 'only one line', ['only one line']),
@@ -328,7 +328,7 @@ def test_the_longest_texts_are_the_stories(path):
     ('a.jsonl.xz', b'nonsense', 'could not be read'),
     ('a.jsonl.gz', gzip.compress(b'{"text": "abc"}\n' * 1000, mtime=0)[:-10], 'could not be read'),
     ('a.xlsx', b'PK', 'save a table as CSV UTF-8'),
-    ('a', b'x', 'stories are read from .jsonl'),
+    ('a', b'x', 'stories are read from files that end in .jsonl'),
 ])
 def test_a_source_that_cannot_be_read_ends_in_one_line(tmp_path, name, content, message):
     write(tmp_path / name, content)

@@ -153,7 +153,7 @@ def test_validation_stories_from_a_source_of_their_own(home, texts):
 
 
 @pytest.mark.parametrize('options, rest', [
-    ([], ', so the loss on val.bin is too low; --deduplicate=True drops them from train.bin'),
+    ([], '; --deduplicate=True drops them from train.bin'),
     (['--deduplicate=True'], '; they were dropped from train.bin')])
 def test_validation_stories_that_stand_in_source_are_counted(home, texts, options, rest):
     """They are the same after normalisation: other line ends, white space, case."""
