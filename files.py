@@ -6,18 +6,21 @@ Files: settings and errors in one line, files that survive a kill, every kind of
     lock              one process at a time
     open_append       append-only .jsonl files; a kill can only tear the last line
     replacing         a file appears whole or not at all (atomic write)
-    read_texts        stories from .jsonl, .json, .csv, .tsv, .parquet, .txt, a folder, a glob, the Hugging Face hub
+    read_texts        stories of .jsonl, .json, .csv, .tsv, .parquet, .txt files and the Hugging Face hub, in one form
+    read_rows         the same with the other columns of each row
     load_dataset      the bins of prepare.py; TokenStream puts their stories in random order
 """
 
 import atexit
 import builtins
+import codecs
 import contextlib
 import csv
 import errno
 import glob
 import gzip
 import io
+import itertools
 import json
 import lzma
 import math
@@ -25,8 +28,10 @@ import os
 import re
 import secrets
 import signal
+import statistics
 import sys
 import time
+import unicodedata
 import zlib
 
 STORY_ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
@@ -35,11 +40,12 @@ NOT_STORIES = (  # other files that data/<name>/ can contain
     'characters.txt', 'refusals.txt', 'exam.tsv', 'failed.jsonl',
     'meta.json', 'tokenizer.json', 'tokenizer_config.json',
 )
-TEXT_COLUMNS = (
-    'text', 'story', 'translated story', 'translated_story', 'stories', 'content', 'generated_text', 'news', 'article',
-)
+STORY_WORDS = ('text', 'story', 'stories', 'content', 'news', 'article')  # in the names of columns
+SENTENCE_ENDS = tuple('.!?…।॥۔؟。！？|"”’»)')
+BLANK_LINES = r'\n\s*\n'
+BLOCK_SIZE = 1 << 20  # characters of a .txt file that are read at once
 ISO_CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error)  # errors of reading a damaged or packed file
+UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)  # errors of reading a damaged or packed file
 
 # -----------------------------------------------------------------------------
 # errors
@@ -270,47 +276,92 @@ def parse_shard(text):
         return int(match[1]), int(match[2])
 
 
-def read_texts(source, text_column=''):
-    """Yield the stories of a source as text, '' where there is none.
+def read_texts(source, text_column='', separator=''):
+    """Yield the stories of a source as text, '' where there is none; the arguments are those of read_rows."""
+    for _, text in read_rows(source, text_column, separator):
+        yield text
 
+
+def read_rows(source, text_column='', separator=''):
+    """Yield (row, story) for each row of a source; normalize() was applied to the story, which is '' if there is none.
+
+    row: a dict of the other columns, empty for a plain text
     source: a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of them, or
-        hf:user/dataset[@revision][:split]. A row is an object with a text column, or a plain text.
-    text_column: the column with the story; when empty, the first of TEXT_COLUMNS that the rows have.
+        hf:user/dataset[@revision][:split]. UTF-16 is understood where a file begins with its byte order mark.
+    text_column: the column with the story; '' = found by story_column
+    separator: what stands between two stories in a .txt file; '' = found by txt_rows
     """
-    for name, rows in open_source(source):
-        column = text_column
-        for number, row in enumerate(rows, 1):
-            if isinstance(row, str):
-                yield row
-                continue
-            if not isinstance(row, dict):
-                fail(f'{name}, row {number}: neither an object nor a text')
-            column = column or story_column(row)
-            if column not in row:
-                columns = ' '.join(', '.join(row).split())
-                missing = column or 'with stories'
-                fail(f'{name}, row {number}: no column {missing} among {columns:.200}; set --text_column')
-            text = row[column]
-            if text is not None and not isinstance(text, str):
-                fail(f'{name}, row {number}: {column} is not text but {text!r:.40}')
-            yield text or ''
+    for _, _, rows in open_source(source, text_column, separator):
+        yield from rows
 
 
-def story_column(row):
-    """The first of TEXT_COLUMNS that a row has, in upper or lower case; None if it has none."""
-    columns = {column.lower(): column for column in row}
-    for name in TEXT_COLUMNS:
-        if name in columns:
-            return columns[name]
+def open_source(source, text_column='', separator=''):
+    """Yield (name, what was taken for a story, iterator of (row, story)) for each file of a source."""
+    source = find(source)
+    for name in [source] if source.startswith('hf:') else story_files(source):
+        ending = ending_of(name)
+        what = ''
+        if name.startswith('hf:'):
+            rows = hub_rows(name)
+        elif ending == '.txt':
+            what, rows = txt_rows(name, text_column, separator, is_alone=name == source)
+        elif ending == '.parquet':
+            rows = parquet_rows(name)
+        elif ending in ('.csv', '.tsv'):
+            rows = csv_rows(name)
+        else:
+            what, rows = json_rows(name, text_column)
+        rows = iter(rows)
+        first_rows = list(itertools.islice(rows, 100))
+        column = text_column or story_column(first_rows)
+        what = what or (f'column {column}' if column else 'each text')
+        yield name, what, row_stories(name, itertools.chain(first_rows, rows), column)
 
 
-def open_source(source):
-    """Yield (name for messages, iterator of rows) for each file of a source."""
-    if source.startswith('hf:'):
-        yield source, hub_rows(source)
-    else:
-        for path in story_files(find(source)):
-            yield path, file_rows(path)
+def row_stories(name, rows, column):
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, str):
+            row = {column: row}
+        elif not isinstance(row, dict):
+            fail(f'{name}, row {number}: neither an object nor a text')
+        elif not column or column not in row:
+            columns = ' '.join(', '.join(row).split())
+            fail(f'{name}, row {number}: no column {column or "with stories"} among {columns:.200}; set --text_column '
+                 '(the first line of a table must name its columns)')
+        text = row.pop(column)
+        if text is not None and not isinstance(text, str):
+            fail(f'{name}, row {number}: {column} is not text but {text!r:.40}')
+        text = normalize(text or '')
+        if 50 * text.count('\0') > len(text):  # UTF-16 without its mark can be valid UTF-8: it is full of NULs then
+            fail(f'{name}: a story is full of NUL characters: {text[:20]!r}; save the file as UTF-8')
+        yield row, text.replace('\0', '')
+
+
+def normalize(text):
+    """A text in the form in which all files give the same: NFC, stripped, all line ends as \\n, without GPT-2's marks.
+
+    A broken escape in JSON leaves half a surrogate pair, which UTF-8 cannot encode; it becomes U+FFFD.
+    """
+    text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    text = '\n'.join(text.splitlines())  # also of Word (U+000B) and the web (U+2028)
+    text = unicodedata.normalize('NFC', text).strip().removeprefix('\ufeff')
+    return text.removeprefix('<|startoftext|>').removesuffix('<|endoftext|>').strip()
+
+
+def story_column(rows):
+    """The column that contains the stories, by its name; of several, the one with the longest texts; '' = none.
+
+    Its last word is one of STORY_WORDS, as in Story_text or `translated story`, but not in story_id.
+    """
+    lengths = {}
+    for row in rows:
+        for column, text in row.items() if isinstance(row, dict) else ():
+            words = re.findall(r'[^\W\d_]+', re.sub('([a-z])([A-Z])', r'\1 \2', column or ''))
+            if words and words[-1].lower() in STORY_WORDS and len(words) <= 4:  # more words: a story without a header
+                lengths.setdefault(column, [0])
+                if text:
+                    lengths[column].append(len(str(text)))
+    return max(lengths, key=lambda column: statistics.median(lengths[column]), default='')
 
 
 def hub_rows(source):
@@ -346,9 +397,12 @@ def story_files(source):
         paths = [path for path in found if os.path.basename(path) not in NOT_STORIES]
     else:
         paths = glob.glob(source, recursive=True)
+        if not paths:
+            fail(f'{source}: no such file')
     paths = sorted(path for path in paths if ending_of(path) in STORY_ENDINGS)
     if not paths:
-        fail(f'{source}: there is no story file of this name; they end in one of {" ".join(STORY_ENDINGS)}')
+        fail(f'{source}: stories are read from files that end in {" ".join(STORY_ENDINGS)}; save a table as CSV UTF-8, '
+             'a document as plain text')
     return paths
 
 
@@ -359,20 +413,24 @@ def ending_of(path):
 
 
 def open_binary(path):
-    """Open a file for reading bytes; .gz and .xz are unpacked."""
+    """Open a file for reading bytes; .gz and .xz are unpacked, UTF-16 with its byte order mark becomes UTF-8."""
     openers = {'.gz': gzip.open, '.xz': lzma.open}
     ending = os.path.splitext(path)[1].lower()
-    return openers.get(ending, open)(path, 'rb')
+    f = openers.get(ending, open)(path, 'rb')
+    if f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        with f:
+            return io.BytesIO(f.read().decode('utf-16').encode())
+    return f
 
 
-def file_rows(path):
-    """The rows of one story file."""
-    ending = ending_of(path)
-    if ending == '.jsonl':
-        return read_jsonl(path)
-    if ending == '.parquet':
-        return parquet_rows(path)
-    return text_file_rows(path, ending)
+@contextlib.contextmanager
+def open_text(path, newline=None):
+    """`with open_text(path) as f:` read text. Any error of reading or parsing it in the block ends the script."""
+    try:
+        with open_binary(path) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline=newline) as f:
+            yield f
+    except (*UNREADABLE, ValueError, csv.Error, RecursionError) as e:  # ValueError: not UTF-8, not JSON
+        fail(f'{path} could not be read as {ending_of(path)} in UTF-8: {e}; save it again, a spreadsheet as CSV UTF-8')
 
 
 def parquet_rows(path):
@@ -385,56 +443,103 @@ def parquet_rows(path):
         fail(f'{path} could not be read: {str(e).splitlines()[0]}')
 
 
-def text_file_rows(path, ending):
-    newline = '' if ending in ('.csv', '.tsv') else None  # the csv module reads line ends itself
-    try:
-        with open_binary(path) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline=newline) as f:
-            if ending == '.json':
-                yield from json_rows(f, path)
-            elif ending == '.txt':
-                yield from split_text(f)
-            else:
-                yield from csv_rows(f, path, delimiter='\t' if ending == '.tsv' else ',')
-    except (*UNREADABLE, ValueError, csv.Error, RecursionError) as e:  # ValueError: not UTF-8, not JSON
-        fail(f'{path} could not be read as {ending} in UTF-8: {e}')
+def json_rows(path, text_column):
+    """(what is read, or '' for all, rows) of a file with a row of JSON on each line, or with one JSON value."""
+    with open_text(path) as f:
+        has_lines = ending_of(path) == '.jsonl' and f.read(1) != '['
+        f.seek(0)
+        if not has_lines:
+            starts = [line.strip()[:1] for line in itertools.islice(f, 2)]
+            has_lines = starts[1:] == starts[:1]  # in one JSON value the lines begin with different brackets
+            f.seek(0)
+        if has_lines:
+            return '', read_jsonl(path)
+        data = json.load(f)
+    what = ''
+    if isinstance(data, dict) and 'train' in data:
+        what = f'each of train (not of {", ".join(data.keys() - {"train"})})'
+        data = data['train']
+    if isinstance(data, list):
+        return what, data
+    rows = list(find_rows(data, text_column))
+    if not rows:
+        fail(f'{path}: contains no stories; set --text_column, or save it as .jsonl with a row on each line')
+    return what, rows
 
 
-def json_rows(f, path):
-    """The list that a .json file is, or the longest list under one of its keys."""
-    data = json.load(f)
-    if isinstance(data, dict):
-        lists = [value for value in data.values() if isinstance(value, list)]
-        data = max(lists, key=len, default=None)
-    if not isinstance(data, list):
-        fail(f'{path}: contains no list of stories')
-    return data
+def find_rows(data, text_column):
+    """Yield the rows in a JSON value, however nested: objects with a story, or pandas' {column: {index: value}}."""
+    column = text_column or story_column([data])
+    if isinstance(data, dict) and column in data:
+        if not isinstance(data[column], (dict, list)):
+            yield data
+            return
+        columns = {}
+        for key, values in data.items():
+            if isinstance(values, (dict, list)):
+                columns[key] = list(values.values()) if isinstance(values, dict) else values
+        if columns[column] and isinstance(columns[column][0], str):
+            for row in itertools.zip_longest(*columns.values()):
+                yield dict(zip(columns, row))
+            return
+    if isinstance(data, (dict, list)):
+        for value in data.values() if isinstance(data, dict) else data:
+            yield from find_rows(value, text_column)
 
 
-def csv_rows(f, path, delimiter):
+def csv_rows(path):
+    """The rows of a table with a header; the header shows whether commas, semicolons, tabs or | separate the fields."""
     csv.field_size_limit(2**31 - 1)
-    for number, row in enumerate(csv.DictReader(f, delimiter=delimiter, strict=True), 1):
-        if None in row:  # the csv module's key for surplus fields
-            fail(f'{path}, row {number}: more fields than the header; quote texts that contain a comma or a tab')
-        yield row
+    delimiters = ',;\t|' if ending_of(path) == '.csv' else '\t,;|'
+    with open_text(path, newline='') as f:
+        header = f.readline()
+        delimiter = max(delimiters, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), '')))
+        rows = csv.DictReader(itertools.chain([header], f), delimiter=delimiter, strict=True)
+        for number, row in enumerate(rows, 1):
+            if None in row:  # the csv module's key for surplus fields
+                fail(f'{path}, row {number}: more fields than the header; quote texts that contain {delimiter!r}')
+            yield row
 
 
-def split_text(f):
-    """The stories of a text file. They are separated by <|endoftext|>, else by empty lines, else each line is one.
+def txt_rows(path, text_column, separator, is_alone):
+    """(what was taken for a story, rows) of a .txt file. Its first million characters decide.
 
-    The first million characters decide which.
+    Stories are separated by `separator` or <|endoftext|>. Without these, a file of a folder or glob is one story, and
+    in a file that is the whole source (is_alone) blank lines separate stories, else each line is one.
     """
-    block = f.read(1 << 20)
-    separator = r'\n'
-    for pattern in (r'<\|endoftext\|>', r'\n\s*\n'):
-        if re.search(pattern, block.strip()):
-            separator = pattern
-            break
-    story = ''
-    while block:
-        *stories, story = re.split(separator, story + block)
-        yield from stories
-        block = f.read(1 << 20)
-    yield story
+    with open_text(path) as f:
+        start = f.read(BLOCK_SIZE)
+    lines = start.strip().splitlines()
+    header = lines[0].split('\t') if lines else []
+    if not separator and len(header) > 1:  # perhaps a spreadsheet's "Unicode text"
+        if text_column or story_column([dict.fromkeys(header)]) or '\t' in ''.join(lines[1:2]):
+            return '', csv_rows(path)
+    mark = separator or '<|endoftext|>'
+    if mark in start:
+        return f'text between {mark!r}', split_text(path, re.escape(mark))
+    if separator and is_alone:
+        fail(f'{path}: does not contain the separator {separator!r}')
+    if not is_alone:
+        if len(start) == BLOCK_SIZE:
+            fail(f'{path}: more than a million characters in one story; set --separator')
+        return 'each .txt file', [start]
+    if re.search(BLANK_LINES, start.strip()):
+        return 'text between blank lines', split_text(path, BLANK_LINES)
+    n_sentences = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in lines)
+    if len(lines) > max(1, 2 * n_sentences):
+        fail(f'{path}: has no blank lines, and few lines end like a story; put a blank line between stories, '
+             r"or take each line for a story by --separator='\n'")
+    return 'each line', split_text(path, r'\n')
+
+
+def split_text(path, pattern):
+    """Yield the texts between the matches of a regular expression, without empty ones."""
+    with open_text(path) as f:
+        story = ''
+        while block := f.read(BLOCK_SIZE):
+            *stories, story = re.split(pattern, story + block)
+            yield from filter(str.strip, stories)
+        yield from filter(str.strip, [story])
 
 
 # -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ Turns stories into tokens: source -> data/<dataset>/{train.bin, val.bin, meta.js
     python prepare.py --dataset=hindi --decode=500
 
 A source is a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of such files, or a
-dataset of the Hugging Face hub.
+dataset of the Hugging Face hub. The first two stories are printed, and what was taken for a story.
 
 - The bins are uint16 token ids without a header, <bos> story <eos> <bos> story <eos> …, as nanoGPT reads them.
   If one token is both bos and eos, it is written once between two stories, and once before the first.
@@ -20,6 +20,7 @@ dataset of the Hugging Face hub.
 import collections
 import concurrent.futures
 import hashlib
+import itertools
 import math
 import os
 import sys
@@ -31,14 +32,16 @@ import unicodedata
 source = ''  # stories: a file, folder, glob, or hf:user/dataset[@revision][:split]
 val_source = ''  # the same for validation; '' = a part of source
 text_column = ''  # column that contains the story; '' = found by its name
+separator = ''  # what stands between two stories of a .txt file; '' = <|endoftext|>, a blank line or the file's end
 lower_case = False  # convert stories to lower case, as for news
-deduplicate = False  # drop exact copies of earlier stories
+deduplicate = False  # drop exact copies of earlier stories, and training stories that also stand in val_source
 # output
 dataset = 'hindi'  # the output folder is data/<dataset>
 tokenizer = 'train'  # 'train' a new one, 'tiktoken:gpt2', a folder, a .json or .model file, or hub name[@revision]
 vocab_size = 4096  # number of tokens of a new tokenizer
 special_tokens = []  # strings that become one token each, such as '</h>' after the headline of news
 trim = True  # remove the tokens of a pretrained tokenizer that the stories do not use
+max_unknown = 0.001  # largest fraction of unknown tokens or lost characters; more ends the script
 val_fraction = 0.05  # fraction of the stories for validation
 seed = 1337  # a different seed selects different stories for validation
 num_proc = 0  # threads for encoding; 0 = all cores
@@ -50,7 +53,7 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import numpy as np
 from tqdm import tqdm
 
-from files import at_end, check, fail, find, lock, read_texts, replacing, write_json
+from files import at_end, check, fail, find, lock, open_source, read_texts, replacing, write_json
 from tokenizer import MAX_VOCAB_SIZE
 from tokenizer import load as load_tokenizer
 from tokenizer import train as train_tokenizer
@@ -61,43 +64,51 @@ folder = os.path.join('data', dataset)
 train_bin = os.path.join(folder, 'train.bin')
 val_bin = os.path.join(folder, 'val.bin')
 meta_path = os.path.join(folder, 'meta.json')
+notes = collections.Counter()  # what the last pass over the stories found
 
 # -----------------------------------------------------------------------------
 # stories
 
 
 def read_stories():
-    """Yield (split, text) of each story: cleaned, not empty, in the same order in every pass."""
+    """Yield (split, text) of each story: not empty, in the same order in every pass. Counts in `notes`."""
+    notes.clear()
     seen = set()  # hashes of the stories so far
+    val_stories = collections.Counter()  # the same of val_source, without those that were found in source
+    advice = 'they were dropped from train.bin' if deduplicate else '--deduplicate=True drops them from train.bin'
+    leak = f'stories of val_source also stand in source; {advice}'
     sources = [(source, '')]
     if val_source:
-        sources = [(source, 'train'), (val_source, 'val')]
+        sources = [(val_source, 'val'), (source, 'train')]  # what stands in both is dropped from the training stories
     for name, split in sources:
-        for text in read_texts(name, text_column):
-            text = clean(text, name)
+        for text in read_texts(name, text_column, separator):
+            if lower_case:
+                text = unicodedata.normalize('NFC', text.lower())
             if not text:
+                notes['rows without a story'] += 1
                 continue
-            data = text.encode('utf-8', 'surrogatepass')
-            digest = hashlib.blake2b(data, digest_size=16, key=b'%d' % seed).digest()
+            digest = hashlib.blake2b(text.encode(), digest_size=16, key=b'%d' % seed).digest()
+            if split == 'train':
+                notes[leak] += val_stories.pop(digest, 0)
             if deduplicate:
                 if digest in seen:
+                    notes['copies of earlier stories dropped'] += 1
                     continue
                 seen.add(digest)
+            if split == 'val':
+                val_stories[digest] += 1
             in_val = int.from_bytes(digest[:8], 'little') < val_fraction * 2**64
             split_by_hash = 'val' if in_val else 'train'
-            # a broken escape in JSON leaves half a surrogate pair, which UTF-8 cannot encode
-            yield split or split_by_hash, data.decode('utf-8', 'replace')
+            yield split or split_by_hash, text
 
 
-def clean(text, name):
-    """The text as it is encoded: NFC, stripped, without GPT-2's bos and eos, without NUL characters."""
-    text = unicodedata.normalize('NFC', text).strip()
-    text = text.removeprefix('<|startoftext|>').removesuffix('<|endoftext|>').strip()
-    if lower_case:
-        text = text.lower()
-    if 50 * text.count('\0') > len(text):  # UTF-16 text can be valid UTF-8: it is full of NUL characters then
-        fail(f'{name}: a story is full of NUL characters: {text[:20]!r}; convert the file to UTF-8')
-    return text.replace('\0', '')
+def print_first_stories(name):
+    """Say what is taken for a story in a source, and print the first two."""
+    path, what, _ = next(open_source(name, text_column, separator))
+    print(f'{path}: a story is {what}')
+    stories = filter(None, read_texts(name, text_column, separator))
+    for number, text in enumerate(itertools.islice(stories, 2), 1):
+        print(f'  {number}. {" ".join(text.split()):.70} ({len(text):,} characters)')
 
 
 def read_batches(title):
@@ -168,6 +179,7 @@ def trim_to_stories(tok):
     for _, _, ids, _ in encode_batches(tok, 'finding used tokens'):
         used[ids] = True
         full_ids.write(ids.tobytes())
+    used[[tok.backend.token_to_id(token) for token in special_tokens]] = True
     full_ids.seek(0)
     trimmed, new_ids = trim_tokenizer(tok, np.flatnonzero(used))
     batches = encode_batches(trimmed, 'encoding')
@@ -193,12 +205,15 @@ def compare_batches(batches, full_ids, new_ids):
 def prepare():
     """Write the bins, the tokenizer and meta.json. Print a summary."""
     lock(train_bin)
+    for name in filter(None, (source, val_source)):
+        print_first_stories(name)
     tok, batches = make_tokenizer()
     stats, token_counts, story_lengths = write_bins(tok, batches)
     tok.save(folder)
     meta = {'vocab_size': tok.vocab_size, 'bos': tok.bos, 'eos': tok.eos, 'tokenizer': tokenizer, 'dtype': 'uint16'}
     for name in ('stories', 'tokens', 'bytes', 'words'):
         meta[name] = {split: stats[split][name] for split in stats}
+    meta['unknown'] = {split: unknown_share(stats[split]) for split in stats}
     entropy = renyi_entropy(token_counts)
     meta['longest'] = max(story_lengths)
     meta['renyi_entropy'] = round(entropy, 4)
@@ -226,8 +241,15 @@ def write_bins(tok, batches):
                 n_bytes = sum(len(text.encode()) for text in texts)
                 n_words = sum(len(text.split()) for text in texts)
                 stats[split].update(stories=len(texts), tokens=len(tokens), bytes=n_bytes, words=n_words)
+                stats[split]['unknown'] += np.count_nonzero(ids == tok.unk)
+                stats[split].update(count_lost(tok, texts[::1 + len(texts) // 100]))
         if not stats['train']['stories']:
-            fail(f'{source}: no story in it for train.bin; if it has few stories, use a smaller --val_fraction')
+            fail(f'{source}: no story in it for train.bin; use a smaller --val_fraction, or another val_source')
+        for split, counts in stats.items():
+            share = unknown_share(counts)
+            if share > max_unknown:
+                fail(f'{share:.2%} of {split} is unknown to {tokenizer}, more than max_unknown={max_unknown}; '
+                     'train a tokenizer (--tokenizer=train), use one for this language, or raise --max_unknown')
         if os.path.exists(meta_path):
             os.remove(meta_path)  # it describes the old bins, which are replaced now
     return stats, token_counts, story_lengths
@@ -248,6 +270,31 @@ def add_bos_and_eos(tok, ids, lengths, is_first):
     return np.insert(ids, ends, tok.eos)
 
 
+def count_lost(tok, texts):
+    """Count how many characters are in `texts` and not in the decoded tokens: {'lost': n, 'characters': n}.
+
+    A tokenizer without an unknown token drops what it lacks. White space, control characters and case do not count.
+    Texts with an unknown token are left out, as those tokens are counted.
+    """
+    counts = collections.Counter()
+    for text, ids in zip(texts, tok.encode_batch(texts)):
+        if tok.unk not in ids:
+            characters = count_characters(text)
+            lost = characters - count_characters(tok.backend.decode(ids, skip_special_tokens=False))
+            counts.update(lost=lost.total(), characters=characters.total())
+    return counts
+
+
+def count_characters(text):
+    counts = collections.Counter(unicodedata.normalize('NFKC', text).casefold())
+    return collections.Counter({c: n for c, n in counts.items() if c.isprintable() and c != ' '})
+
+
+def unknown_share(counts):
+    """The fraction of unknown tokens or of lost characters of a split, whichever is larger."""
+    return max(counts['unknown'] / max(1, counts['tokens']), counts['lost'] / max(1, counts['characters']))
+
+
 def renyi_entropy(token_counts, alpha=2.5):
     """Rényi entropy of the tokens in bits (Zouhar et al. 2023, Tokenization and the noiseless channel)."""
     p = token_counts[token_counts > 0] / token_counts.sum()
@@ -258,6 +305,10 @@ def print_summary(meta, stats, story_lengths):
     print(f'\n{folder}\n{"":11} {"train":>15} {"val":>12}')
     for name in ('stories', 'tokens', 'bytes'):
         print(f'{name:11} {stats["train"][name]:>15,} {stats["val"][name]:>12,}')
+    print(f'{"unknown":11} {meta["unknown"]["train"]:>15.2%} {meta["unknown"]["val"]:>12.2%}')
+    for note, n in notes.items():
+        if n:
+            print(f'{n:,} {note}')
     total = stats['train'] + stats['val']
     tokens_per_word = total['tokens'] / max(1, total['words'])
     bytes_per_token = total['bytes'] / total['tokens']
@@ -289,6 +340,8 @@ def print_bins():
 check(source or decode, '--source= names the stories; --help lists what it can be')
 check(0 <= num_proc <= 4096 and decode >= 0, 'num_proc must be from 0 to 4096, decode at least 0')
 check(0 <= val_fraction < 1, f'val_fraction is {val_fraction}; it must be at least 0 and below 1')
+check(0 <= max_unknown <= 1, f'max_unknown is {max_unknown}; it must be from 0 to 1')
+separator = separator.replace('\\n', '\n')  # a shell passes \n as two characters
 check(all(isinstance(token, str) and token for token in special_tokens), 'special_tokens must be a list of strings')
 if num_proc:
     os.environ['RAYON_NUM_THREADS'] = str(num_proc)  # `tokenizers` reads it when it first needs threads

@@ -48,6 +48,7 @@ class Tokenizer:
     bos, eos: ids, equal if one token serves as both, as in GPT-2
     bos_token, eos_token: the same tokens as text
     ends: the ids at which generation ends: eos, or those that a model's files name
+    unk: id of the unknown token, or None
     vocab_size: every id is below it
     """
 
@@ -70,11 +71,19 @@ class Tokenizer:
         self.bos = self.backend.token_to_id(self.bos_token)
         self.eos = self.backend.token_to_id(self.eos_token)
         self.ends = [self.eos]
+        self.unk = self.unknown_id()
         self.set_vocab_size()
         # for other programs that read tokenizer.json: a prompt begins with bos and has no eos
         bos = self.bos_token
         self.backend.post_processor = processors.TemplateProcessing(
             single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
+
+    def unknown_id(self):
+        """The id of what encodes unknown text, or None: such a model has bytes for it, or drops it."""
+        model = self.backend.model
+        if isinstance(model, models.Unigram):
+            return json.loads(self.to_str())['model']['unk_id']
+        return self.backend.token_to_id(model.unk_token or '')
 
     def set_vocab_size(self):
         largest_id = max(self.backend.get_vocab(with_added_tokens=True).values())
@@ -89,7 +98,10 @@ class Tokenizer:
     def encode_batch(self, texts):
         """List of texts -> list of lists of ids, without bos and eos. Uses all cores."""
         texts = [unicodedata.normalize('NFC', text) for text in texts]
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as e:  # a model without an unknown token; `tokenizers` raises nothing narrower
+            fail(f'the tokenizer cannot encode these texts: {e}')
         return [encoding.ids for encoding in encodings]
 
     def encoder(self):
@@ -446,18 +458,17 @@ def trim(tokenizer, used_ids):
     used_ids: the ids that the corpus contains
     new ids: int64, (old vocab_size,): the new id of each old id, -1 where the token is removed
 
-    The corpus is encoded into the same tokens as before, and any other text can still be encoded. Added tokens stay,
-    and the tokens that encode what is unknown. In a BPE, the tokens on the way to a used token stay too: a merge is
-    removed only with one of its three tokens, so the merges that happened still happen in the same order. In a
-    unigram model, the best path is still the best among fewer.
+    The corpus is encoded into the same tokens as before, and any other text can still be encoded. bos, eos and the
+    tokens that encode what is unknown stay, other added tokens only where they are used. In a BPE, the tokens on the
+    way to a used token stay too: a merge is removed only with one of its three tokens, so the merges that happened
+    still happen in the same order. In a unigram model, the best path is still the best among fewer.
     """
     spec = json.loads(tokenizer.to_str())
     model = spec['model']
     old_ids = tokenizer.backend.get_vocab(with_added_tokens=True)
     used_ids = set(used_ids)
     keep = {token for token, i in old_ids.items() if i in used_ids}
-    keep |= {token['content'] for token in spec['added_tokens']}
-    keep |= tokens_for_unknown_text(model, old_ids)
+    keep |= {tokenizer.bos_token, tokenizer.eos_token} | tokens_for_unknown_text(model, old_ids)
     if model['type'] == 'BPE':
         trim_merges(model, keep)
     if model['type'] == 'Unigram':
@@ -472,6 +483,7 @@ def trim(tokenizer, used_ids):
     ids = {token: i for i, token in enumerate(tokens)}
     if model['type'] != 'Unigram':
         model['vocab'] = {token: ids[token] for token in model['vocab'] if token in keep}
+    spec['added_tokens'] = [token for token in spec['added_tokens'] if token['content'] in keep]
     for token in spec['added_tokens']:
         token['id'] = ids[token['content']]
     return Tokenizer(json.dumps(spec, ensure_ascii=False), tokenizer.bos_token, tokenizer.eos_token), new_ids

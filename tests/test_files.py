@@ -223,17 +223,38 @@ def test_shards():
         assert files.parse_shard(text) is None
 
 
+TALE = 'The owl; "wise", they say | hid\ta nut.'
+QUOTED = '"' + TALE.replace('"', '""') + '"'
+TABLE = {'Titel': 'Owl', 'Story Text': TALE}
+
+
 @pytest.mark.parametrize('name, content, texts', [
     ('a.jsonl', '{"text": "x"}\n"y"\n', ['x', 'y']),
-    ('a.json', '{"meta": [1], "stories": [{"text": "x"}, {"text": "y"}]}', ['x', 'y']),
+    ('a.jsonl', '[{"text": "x"},\n {"text": "y"}]', ['x', 'y']),
+    ('a.jsonl', '{"text": "x"}\n{"te', ['x']),
+    ('a.json', '{"text": "x"}\n{"text": "y"}\n', ['x', 'y']),
+    ('a.json', json.dumps([TABLE, TABLE], indent=1), [TALE, TALE]),
+    ('a.json', json.dumps({'meta': [1], 'stories': ['x', 'y']}), ['x', 'y']),
+    ('a.json', json.dumps({'test': ['z'], 'train': ['x', 'y']}), ['x', 'y']),
+    ('a.json', json.dumps({'train': {'r7': TABLE, 'r8': TABLE}, 'dev': [TABLE]}), [TALE, TALE]),
+    ('a.json', json.dumps({'n': {'4': 1, '5': 2}, 'text': {'4': 'x', '5': 'y'}}), ['x', 'y']),
+    ('a.json', json.dumps({'schema': {'fields': [{'name': 'text'}]}, 'data': [{'text': 'x'}]}), ['x']),
+    ('a.json', json.dumps({'rows': [{'row_idx': 0, 'row': {'text': 'x'}}]}), ['x']),
     ('a.csv', 'text,n\n"x,\ny",1\n', ['x,\ny']),
-    ('a.tsv', '\ufefftext\tn\nx\t1\n', ['x']),
-    ('a.txt', 'x<|endoftext|>\ny\n\ny<|endoftext|>', ['x', '\ny\n\ny', '']),
+    ('a.csv', f'Titel;Story Text\r\nOwl;{QUOTED}\r\n', [TALE]),
+    ('a.csv', f'n|StoryText\n1|{QUOTED}\n', [TALE]),
+    ('a.csv', f'STORY_TEXT\n{QUOTED}\n', [TALE]),
+    ('a.tsv', '\ufefftext\tn\nx, y; z\t1\n', ['x, y; z']),
+    ('a.txt', f'Nr\tFull text\n1\t{QUOTED}\n', [TALE]),
+    ('a.txt', 'Story\tNr\n"Two\n\nlines"\t1\n', ['Two\n\nlines']),
+    ('a.txt', 'x<|endoftext|>\ny\n\ny<|endoftext|>', ['x', 'y\n\ny']),
     ('a.txt', 'x\nx\n  \ny', ['x\nx', 'y']),
-    ('a.txt', 'x\ny', ['x', 'y']),
+    ('a.txt', 'The end.\n“Really?”\nयह कहानी है।', ['The end.', '“Really?”', 'यह कहानी है।']),
+    ('a.txt', 'only one line', ['only one line']),
 ])
-def test_stories_in_every_kind_of_file(tmp_path, name, content, texts):
-    data = content.encode()
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
+def test_stories_in_every_kind_of_file(tmp_path, name, content, texts, encoding):
+    data = content.encode(encoding)
     write(tmp_path / name, data)
     assert list(files.read_texts(str(tmp_path / name))) == texts
     write(tmp_path / f'{name}.gz', gzip.compress(data))
@@ -248,9 +269,29 @@ def test_a_folder_and_a_glob(tmp_path):
     assert list(files.read_texts(str(tmp_path / '*.jsonl'))) == ['stories.jsonl']
 
 
+def test_a_text_file_of_a_folder_is_one_story(tmp_path):
+    write(tmp_path / 'a.txt', b'One.\n\nStill one.\n\nAnd still.')
+    write(tmp_path / 'b.txt', b'Two.\n\nTwo.<|endoftext|>Three.')
+    stories = ['One.\n\nStill one.\n\nAnd still.', 'Two.\n\nTwo.', 'Three.']
+    assert list(files.read_texts(str(tmp_path))) == list(files.read_texts(str(tmp_path / '*.txt'))) == stories
+    assert list(files.read_texts(str(tmp_path / '[a].txt'), separator='Still')) == ['One.', 'one.\n\nAnd still.']
+
+
+@pytest.mark.parametrize('text', [
+    'a\r\nb\rc', 'a\u2028b\u2029c', 'a\x0bb\x0cc', 'a\x85b\nc', '\ufeffa\nb\nc', ' \u2009a\nb\nc\r\n',
+    '<|startoftext|>a\nb\nc\n<|endoftext|>'])
+def test_every_source_gives_the_same_text(path, text):
+    append(path, {'text': text})
+    assert list(files.read_texts(path)) == ['a\nb\nc']
+
+
 @pytest.mark.parametrize('row, text_column, text', [
     ({'id': 1, 'Story': 'x'}, '', 'x'),
-    ({'content': 'y', 'text': 'x'}, '', 'x'),
+    ({'content': 'y', 'text': 'longer'}, '', 'longer'),
+    ({'text': 'The title', 'translated_story': 'A story is longer than its title.'}, '',
+     'A story is longer than its title.'),
+    ({'story_id': 'a long name of a story', 'Story': 'x'}, '', 'x'),
+    ({'history': 'a long past', 'context': 'a long context', 'fullText': 'x'}, '', 'x'),
     ({'content': 'y', 'text': 'x'}, 'content', 'y'),
     ({'text': None}, '', ''),
     ('x', '', 'x'),
@@ -260,6 +301,15 @@ def test_the_text_of_a_row(path, row, text_column, text):
     assert list(files.read_texts(path, text_column)) == [text]
 
 
+def test_the_longest_texts_are_the_stories(path):
+    """The median decides: a few empty stories and one absurd title change nothing."""
+    rows = [{'text': 'A title', 'story': 'Once there was an owl.', 'n': n} for n in range(9)]
+    rows[0] |= {'story': None, 'text': 'A title ' * 1000}
+    append(path, *rows)
+    assert list(files.read_texts(path)) == [''] + 8 * ['Once there was an owl.']
+    assert next(files.read_rows(path)) == ({'text': rows[0]['text'], 'n': 0}, '')
+
+
 @pytest.mark.parametrize('name, content, message', [
     ('a.jsonl', b'{"id": 1}\n', 'row 1: no column with stories among id; set --text_column'),
     ('a.jsonl', b'{"text": "x"}\n{"story": "x"}\n', 'row 2: no column text among story'),
@@ -267,18 +317,29 @@ def test_the_text_of_a_row(path, row, text_column, text):
     ('a.jsonl', b'5\n', 'row 1: neither an object nor a text'),
     ('a.csv', b'text\nx,y\n', 'row 1: more fields than the header'),
     ('a.csv', 'text\ndéjà\n'.encode('latin-1'), 'could not be read as .csv in UTF-8'),
-    ('a.json', b'{"text": "x"}', 'contains no list of stories'),
+    ('a.csv', b'"An owl lived near the end of a story."\n"It slept."\n', 'first line of a table must name'),
+    ('a.csv', b'id;text\n1;x; y\n', "quote texts that contain ';'"),
+    ('a.txt', 'Nr\tKahani\n1\tx.\n'.encode('utf-16'), 'no column with stories among Nr, Kahani'),
+    ('a.txt', b'The wind is low,\nthe owl is slow\nand so am I', 'few lines end like a story'),
+    ('a.txt', 'बिल्ली यहाँ है।'.encode('utf-16-be'), 'save'),
+    ('a.json', b'{"title": "x"}', 'contains no stories'),
     ('a.json', b'[' * 100_000, 'could not be read as .json'),
     ('a.parquet', b'nonsense', 'could not be read'),
     ('a.jsonl.xz', b'nonsense', 'could not be read'),
     ('a.jsonl.gz', gzip.compress(b'{"text": "abc"}\n' * 1000, mtime=0)[:-10], 'could not be read'),
-    ('a.docx', b'', 'there is no story file of this name'),
+    ('a.xlsx', b'PK', 'save a table as CSV UTF-8'),
+    ('a', b'x', 'stories are read from files that end in .jsonl'),
 ])
 def test_a_source_that_cannot_be_read_ends_in_one_line(tmp_path, name, content, message):
     write(tmp_path / name, content)
     with pytest.raises(SystemExit) as stopped:
         list(files.read_texts(str(tmp_path / name)))
     assert message in str(stopped.value) and '\n' not in str(stopped.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(SystemExit, match='no such file'):
+        list(files.read_texts(str(tmp_path / 'nothing.xlsx')))
 
 
 def test_parquet(tmp_path):

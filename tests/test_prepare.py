@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import shutil
 import unicodedata
@@ -9,6 +10,8 @@ import unicodedata
 import numpy as np
 import pytest
 from conftest import PROJECT, Project
+from tokenizers import Tokenizer as Pipeline
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 import tokenizer
 
@@ -77,6 +80,17 @@ def stories_in(folder):
     return found
 
 
+def pipeline_of_words(vocab):
+    """The text of a tokenizer.json that knows only these words."""
+    tok = Pipeline(models.WordLevel(vocab, unk_token='[UNK]'))
+    tok.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tok.to_str()
+
+
+def n_stories(project):
+    return sum(project.json('data/t/meta.json')['stories'].values())
+
+
 def same_bins(a, b):
     names = ('train.bin', 'val.bin', 'tokenizer.json')
     return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
@@ -135,7 +149,23 @@ def test_validation_stories_from_a_source_of_their_own(home, texts):
     found = stories_in(prepare(home, 's.jsonl', '--val_source=val.jsonl'))
     assert found == {'train': texts, 'val': texts[:7]}
     found = stories_in(prepare(home, 's.jsonl', '--val_source=val.jsonl', '--deduplicate=True'))
-    assert found == {'train': texts, 'val': []}
+    assert found == {'train': texts[7:], 'val': texts[:7]}
+
+
+@pytest.mark.parametrize('options, rest', [
+    ([], '; --deduplicate=True drops them from train.bin'),
+    (['--deduplicate=True'], '; they were dropped from train.bin')])
+def test_validation_stories_that_stand_in_source_are_counted(home, texts, options, rest):
+    """They are the same after normalisation: other line ends, white space, case."""
+    (home.path / 'val.txt').write_bytes('<|endoftext|>'.join(
+        [texts[0], texts[1].replace('\n', '\r\n') + ' ', 'Ein neues Ende', 'Ein neues Ende']).encode())
+    write_jsonl(home.path / 'train.jsonl', [*texts, 'EIN NEUES ENDE'])
+    write_jsonl(home.path / 'new.jsonl', ['Ganz neu'])
+    command = ['prepare.py', '--source=train.jsonl', '--val_source=val.txt', '--dataset=t', '--vocab_size=400']
+    out = home.run(*command, '--lower_case=True', *options)
+    n = 3 if options else 4  # copies in val_source are dropped, too
+    assert f'\n{n} stories of val_source also stand in source{rest}\n' in out
+    assert 'stories of val_source' not in home.run(*command, *options, '--val_source=new.jsonl')
 
 
 def test_copies_can_be_dropped(home, texts):
@@ -176,6 +206,50 @@ def test_a_folder_of_packed_files(home, texts, reference):
     (folder / 'a.json').write_text(json.dumps({'tags': ['a'], 'stories': texts[:90]}), encoding='utf-8')
     (folder / 'b.txt.gz').write_bytes(gzip.compress('<|endoftext|>'.join(texts[90:]).encode()))
     assert same_bins(reference, prepare(home, 'in [1]'))
+
+
+def csv_table(texts, delimiter):
+    f = io.StringIO()
+    csv.writer(f, delimiter=delimiter).writerows([['id', 'Story'], *enumerate(texts)])
+    return f.getvalue()
+
+
+@pytest.mark.parametrize('kind', ['.txt', '.csv', '.tsv', '.json', '.jsonl.gz', '.parquet'])
+def test_the_same_texts_give_the_same_bins(home, texts, reference, kind):
+    """Whatever the line ends, the white space around a story, the encoding and the form of Unicode are."""
+    texts = [f' {unicodedata.normalize("NFD", text)}\n'.replace('\n', '\r\n') for text in texts]
+    path = home.path / f'in{kind}'
+    if kind == '.parquet':
+        parquet = pytest.importorskip('pyarrow.parquet')
+        import pyarrow
+        parquet.write_table(pyarrow.table({'n': range(len(texts)), 'text': texts}), path)
+    path_bytes = {
+        '.txt': '<|endoftext|>'.join(texts).encode('utf-16'),
+        '.csv': csv_table(texts, ';').encode('utf-8-sig'),
+        '.tsv': csv_table(texts, '\t').encode('utf-16'),
+        '.json': json.dumps({str(i): {'text': text} for i, text in enumerate(texts)}).encode(),
+        '.jsonl.gz': gzip.compress(b''.join(json.dumps({'text': text}).encode() + b'\r\n' for text in texts))}
+    if kind in path_bytes:
+        path.write_bytes(path_bytes[kind])
+    assert same_bins(reference, prepare(home, path.name))
+
+
+def test_what_was_taken_for_a_story_is_printed(home, texts):
+    """Also how many rows have none."""
+    (home.path / 'in').mkdir()
+    for i in range(40):
+        (home.path / f'in/{i:02}.txt').write_text(f'\n{texts[i]}\n', encoding='utf-8')
+    (home.path / 'in/99.txt').write_text(' \n', encoding='utf-8')
+    out = home.run('prepare.py', '--source=in', '--dataset=t', '--vocab_size=400')
+    lines = out.splitlines()
+    assert lines[0].endswith('00.txt: a story is each .txt file')
+    for number, line in enumerate(lines[1:3]):
+        assert line.startswith(f'  {number + 1}. {texts[number][:50]}')
+        assert line.endswith(f'({len(texts[number])} characters)')
+    assert '\n1 rows without a story\n' in out and n_stories(home) == 40
+    out = home.run('prepare.py', '--source=in', '--dataset=t', '--vocab_size=400', r'--separator=\n\n')
+    assert "a story is text between '\\n\\n'" in out
+    assert n_stories(home) == 80
 
 
 HUB_LAYOUTS = {  # the files of data sets on the hub, and the column with the story
@@ -267,6 +341,69 @@ def test_a_story_that_a_tokenizer_cannot_encode_is_refused(home):
     assert "t.json has no token for anything in 'xyz'" in refusal
 
 
+def wordpiece(texts):
+    """BERT's uncased kind of tokenizer, which also drops accents and vowel signs."""
+    tok = Pipeline(models.WordPiece(unk_token='[UNK]'))
+    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tok.decoder = decoders.WordPiece()
+    tok.train_from_iterator(texts, trainers.WordPieceTrainer(special_tokens=['[UNK]'], show_progress=False))
+    return tok
+
+
+def bpe(unk, pre_tokenizer):
+    def make(texts):
+        tok = Pipeline(models.BPE(unk_token=unk))
+        tok.pre_tokenizer = pre_tokenizer
+        special = [unk] if unk else []
+        tok.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=special, show_progress=False))
+        return tok
+    return make
+
+
+def unigram(texts):
+    tok = Pipeline(models.Unigram())
+    tok.pre_tokenizer = pre_tokenizers.Metaspace()
+    tok.train_from_iterator(texts, trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=['<?>'], unk_token='<?>', show_progress=False))
+    return tok
+
+
+UNKNOWN_KINDS = {
+    'wordpiece': wordpiece, 'unigram': unigram, 'characters': bpe('<oov>', pre_tokenizers.Whitespace()),
+    'characters without unk': bpe(None, pre_tokenizers.Whitespace()),
+    'bytes without all bytes': bpe(None, pre_tokenizers.ByteLevel())}
+
+
+@pytest.mark.parametrize('kind', UNKNOWN_KINDS)
+def test_a_tokenizer_that_lacks_letters_is_refused(home, texts, kind):
+    """Its unknown tokens are counted, and so is what it drops without one."""
+    known = ['the owl saw a nut, a leaf and the sea. ' * 5] * 20
+    make = UNKNOWN_KINDS[kind]
+    make(known).save(str(home.path / 't.json'))
+    write_jsonl(home.path / 'mixed.jsonl', [*known, *[f'the owl saw {text[:10]}' for text in texts[:20]]])
+    write_jsonl(home.path / 'known.jsonl', known)
+    command = ['prepare.py', '--dataset=t', '--tokenizer=t.json', '--val_source=known.jsonl']
+    refusal = home.refuses(*command, '--source=mixed.jsonl', status=1)
+    assert 'of train is unknown to t.json, more than max_unknown=0.001; train a tokenizer' in refusal
+    assert not list((home.path / 'data/t').iterdir())
+    home.run(*command, '--source=mixed.jsonl', '--max_unknown=0.9')
+    unknown = home.json('data/t/meta.json')['unknown']
+    assert 0.01 < unknown['train'] < 0.5 and unknown['val'] == 0
+    out = home.run(*command, '--source=known.jsonl')
+    assert 'unknown               0.00%        0.00%' in out
+
+
+def test_the_share_of_unknown_tokens(home):
+    spec = json.loads(pipeline_of_words({'owl': 0, 'nut': 1, '[UNK]': 2}))
+    (home.path / 't.json').write_text(json.dumps(spec), encoding='utf-8')
+    write_jsonl(home.path / 's.jsonl', ['owl nut owl leaf'] * 3)
+    write_jsonl(home.path / 'v.jsonl', ['owl nut'])
+    home.run('prepare.py', '--source=s.jsonl', '--val_source=v.jsonl', '--dataset=t', '--tokenizer=t.json',
+             '--max_unknown=0.5')
+    assert home.json('data/t/meta.json')['unknown'] == {'train': pytest.approx(1 / 6), 'val': 0}  # of 4, bos and eos
+
+
 # -----------------------------------------------------------------------------
 # what it prints
 
@@ -295,6 +432,8 @@ def test_bad_data_keeps_the_old_bins(home, reference, pretrained):
     (2, ['--source='], '--source= names the stories'),
     (2, ['--val_fraction=1'], 'val_fraction is 1.0'),
     (2, ['--vocab_size=100'], 'vocab_size is 100'),
+    (2, ['--max_unknown=2'], 'max_unknown is 2.0'),
+    (1, ['--val_source=s.jsonl', '--deduplicate=True'], 'another val_source'),
     (2, ['--special_tokens=[1]'], 'special_tokens must be a list of strings'),
     (1, ['--tokenizer=nowhere.json'], "tokenizer 'nowhere.json': no such file"),
     (1, ['--tokenizer=nobody/nothing'], 'nobody/nothing'),

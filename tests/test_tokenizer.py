@@ -333,6 +333,25 @@ def test_trim(any_kind, stories, tmp_path, request):
     assert twice.vocab_size == small.vocab_size and (new_ids == np.arange(small.vocab_size)).all()
 
 
+@pytest.mark.parametrize('kind', ['bpe', 'unigram'])
+def test_trimming_removes_unused_added_tokens(kind, stories, tmp_path):
+    """Used ones stay, and a text with an unused one is still encoded."""
+    options = {'user_defined_symbols': ['</h>', '\n\n', *[f'<unused{i}>' for i in range(300)]], 'byte_fallback': True,
+               'normalization_rule_name': 'identity',
+               'remove_extra_whitespaces': False, 'add_dummy_prefix': False, 'vocab_size': 2000}
+    full = tokenizer.load(sentencepiece_model(tmp_path, stories, model_type=kind, **options)[0])
+    corpus = [f'Boats</h> {text}' for text in stories[:50]]
+    full_ids = full.encode_batch(corpus)
+    small, new_ids = tokenizer.trim(full, set(flat(full_ids)))
+    assert small.encode_batch(corpus) == [new_ids[ids].tolist() for ids in full_ids]
+    added = {token['content'] for token in json.loads(small.to_str())['added_tokens']}
+    assert added == {'</h>', '<s>', '</s>', '<unk>'}
+    assert (small.bos, small.eos, small.unk) == tuple(new_ids[[full.bos, full.eos, full.unk]])
+    assert not any('unused' in token for token in small.backend.get_vocab())
+    for text in ('a <unused7> b', 'two\n\nlines', 'ठ Ω 漢'):
+        assert small.decode(small.encode(text)) == text
+
+
 @pytest.mark.slow
 def test_transformers_opens_the_folder(any_kind, stories, tmp_path):
     from transformers import AutoTokenizer
