@@ -69,7 +69,7 @@ min_script = 0.9  # minimum fraction of letters in the script of the word lists
 proper_nouns = True  # False = reject stories with names, found by capitals inside sentences
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'generate_data.py')))
-can_be_none = ('temperature', 'max_tokens')
+can_be_none = ('temperature', 'max_tokens')  # for configurator.py
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
