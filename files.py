@@ -37,7 +37,7 @@ NOT_STORIES = (  # other files that data/<name>/ can contain
     'characters.txt', 'refusals.txt', 'exam.tsv', 'failed.jsonl',
     'meta.json', 'tokenizer.json', 'tokenizer_config.json',
 )
-STORY_WORDS = ('text', 'story', 'stories', 'content', 'news', 'article')  # in the names of columns
+STORY_WORDS = ('text', 'story', 'stories', 'content', 'body', 'news', 'article')  # in the names of columns
 SENTENCE_ENDS = tuple('.!?…।॥۔؟。！？|"”’»)')
 BLANK_LINES = r'\n\s*\n'
 BLOCK_SIZE = 1 << 20  # characters of a .txt file that are read at once
