@@ -40,7 +40,7 @@ NOT_STORIES = (  # other files that data/<name>/ can contain
     'characters.txt', 'refusals.txt', 'exam.tsv', 'failed.jsonl',
     'meta.json', 'tokenizer.json', 'tokenizer_config.json',
 )
-STORY_WORDS = ('text', 'story', 'stories', 'content', 'news', 'article')  # in the names of columns
+STORY_WORDS = ('text', 'story', 'stories', 'content', 'body', 'news', 'article')  # in the names of columns
 SENTENCE_ENDS = tuple('.!?…।॥۔؟。！？|"”’»)')
 BLANK_LINES = r'\n\s*\n'
 BLOCK_SIZE = 1 << 20  # characters of a .txt file that are read at once
@@ -314,7 +314,7 @@ def open_source(source, text_column='', separator=''):
         rows = iter(rows)
         first_rows = list(itertools.islice(rows, 100))
         column = text_column or story_column(first_rows)
-        what = what or (f'column {column}' if column else 'each text')
+        what = what or (f'a text of column {column}' if column else 'each text')
         yield name, what, row_stories(name, itertools.chain(first_rows, rows), column)
 
 

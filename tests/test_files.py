@@ -239,6 +239,7 @@ TABLE = {'Titel': 'Owl', 'Story Text': TALE}
     ('a.json', json.dumps({'train': {'r7': TABLE, 'r8': TABLE}, 'dev': [TABLE]}), [TALE, TALE]),
     ('a.json', json.dumps({'n': {'4': 1, '5': 2}, 'text': {'4': 'x', '5': 'y'}}), ['x', 'y']),
     ('a.json', json.dumps({'schema': {'fields': [{'name': 'text'}]}, 'data': [{'text': 'x'}]}), ['x']),
+    ('a.json', '\ufeff[\n"x",\n"y"]', ['x', 'y']),
     ('a.json', json.dumps({'rows': [{'row_idx': 0, 'row': {'text': 'x'}}]}), ['x']),
     ('a.csv', 'text,n\n"x,\ny",1\n', ['x,\ny']),
     ('a.csv', f'Titel;Story Text\r\nOwl;{QUOTED}\r\n', [TALE]),

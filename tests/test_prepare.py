@@ -214,11 +214,18 @@ def csv_table(texts, delimiter):
     return f.getvalue()
 
 
-@pytest.mark.parametrize('kind', ['.txt', '.csv', '.tsv', '.json', '.jsonl.gz', '.parquet'])
+@pytest.mark.parametrize('kind', ['.txt', '.csv', '.tsv', '.json', '.jsonl.gz', '.parquet',
+                                  pytest.param('hf:', marks=pytest.mark.slow)])
 def test_the_same_texts_give_the_same_bins(home, texts, reference, kind):
     """Whatever the line ends, the white space around a story, the encoding and the form of Unicode are."""
     texts = [f' {unicodedata.normalize("NFD", text)}\n'.replace('\n', '\r\n') for text in texts]
     path = home.path / f'in{kind}'
+    source = path.name
+    if kind == 'hf:':
+        source = 'hf:./hub:train'
+        path = home.path / 'hub/train.jsonl'
+        path.parent.mkdir()
+        write_jsonl(path, texts)
     if kind == '.parquet':
         parquet = pytest.importorskip('pyarrow.parquet')
         import pyarrow
@@ -231,7 +238,7 @@ def test_the_same_texts_give_the_same_bins(home, texts, reference, kind):
         '.jsonl.gz': gzip.compress(b''.join(json.dumps({'text': text}).encode() + b'\r\n' for text in texts))}
     if kind in path_bytes:
         path.write_bytes(path_bytes[kind])
-    assert same_bins(reference, prepare(home, path.name))
+    assert same_bins(reference, prepare(home, source))
 
 
 def test_what_was_taken_for_a_story_is_printed(home, texts):
