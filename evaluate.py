@@ -164,7 +164,7 @@ def read_stories(path, is_reference):
         prompt = row.get('prompt') or ''
         if not isinstance(prompt, str):
             fail(f'{path}, row {number + 1}: the prompt is not text but {prompt!r:.40}')
-        if text or not is_reference:  # a model may have generated nothing
+        if text or 'ended' in row:  # a row of sample.py may be empty: a model may generate nothing
             stories.append({
                 'id': row.get('id', number), 'prompt': normalize(prompt), 'story': text,
                 'ended': row.get('ended') or None})

@@ -390,7 +390,7 @@ def values_in_lines(text, names):
     for line in lines:
         _, *pieces = label.split(line)  # name, text, name, text, …
         for name, value in zip(pieces[::2], pieces[1::2]):
-            values.append((names[letters_of(name)], value))
+            values.append((names.get(letters_of(name)), value))  # None: `ſ` matches s
     return values
 
 

@@ -337,7 +337,8 @@ def test_samples_and_references_can_be_any_source(project):
         writer = csv.DictWriter(f, rows[0], delimiter=';')
         writer.writeheader()
         writer.writerows(rows)
-    (project.path / 'a/rows.json').write_text(json.dumps({'train': rows}), encoding='utf-8')
+    nulls = [{'prompt': None, 'story': None}] * 5  # these are no stories
+    (project.path / 'a/rows.json').write_text(json.dumps({'train': rows + nulls}), encoding='utf-8')
     (project.path / 'texts').mkdir()
     for i, row in enumerate(rows):
         (project.path / f'texts/{i:02}.txt').write_text(row['story'], encoding='utf-8')

@@ -215,7 +215,7 @@ def test_a_reply_contains_grades_or_is_rejected(reply, letters, prefill):
     scales = {'grammar': (1, 10), 'Plot_K': (1, 10), 'I': (3, 8.5) if letters else (1, 10)}
     choices = {'I': {'K': 3, 'S': 5, 'I': 8.5}} if letters else {}
     try:
-        grades, notes = replies.read_grades(prefill + reply, scales, choices)
+        grades, notes = replies.read_grades(reply, scales, choices, prefill)
     except chat.Rejected as e:
         assert str(e) and '\n' not in str(e)
         return
