@@ -291,7 +291,7 @@ def find_beside(path, n_tokens=0):
         for beside in sorted(Path(path).parent.glob(pattern)):
             return str(beside)
     if 0 < n_tokens < 256:
-        fail(f'{path} is a model of {n_tokens} characters. nanoGPT stores them in a meta.pkl, which can contain code and '
+        fail(f'{path} is a model of {n_tokens} characters. nanoGPT stores them in meta.pkl, which can contain code and '
              'is not read; train on the same texts with prepare.py and train.py')
     usual = 'tiktoken:gpt2' if n_tokens in (50257, 50304) else '…'
     fail(f'{path} contains no tokenizer; put the tokenizer.json, tokenizer.bin or .model of its training beside it, or '
