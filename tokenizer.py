@@ -374,7 +374,7 @@ def from_sentencepiece(path):
         else:
             proto.ParseFromString(data)
     except (DecodeError, struct.error, ValueError, IndexError) as e:
-        fail(f'{path}: damaged, or not a tokenizer of SentencePiece or llama2.c ({e})')
+        fail(f'{path}: damaged, or not a SentencePiece model or tokenizer.bin of llama2.c ({e})')
     pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
 
     settings = proto.normalizer_spec
