@@ -54,8 +54,9 @@ def load(name, device='cpu', tokenizer=''):
     else:
         fail(f'{path} is neither a .pt file, nor a model.bin of llama2.c, nor the folder of a Hugging Face model')
     has_own = os.path.isdir(path) or 'tokenizer' in checkpoint
+    n_tokens = model.config.vocab_size
     if tokenizer or 'tokenizer' not in checkpoint:
-        tok = load_tokenizer(tokenizer or (path if has_own else find_beside(path)))
+        tok = load_tokenizer(tokenizer or (path if has_own else find_beside(path, n_tokens)))
     else:
         try:
             tok = Tokenizer(**checkpoint['tokenizer'])
@@ -65,7 +66,6 @@ def load(name, device='cpu', tokenizer=''):
         tok.ends = [tok.eos, tok.bos]
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
     n_needed = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
-    n_tokens = model.config.vocab_size
     if n_needed > n_tokens or not has_own and tok.vocab_size <= n_tokens - 64:  # nanoGPT pads to a multiple of 64
         fail(f'{name} has {n_tokens:,} tokens, but {tokenizer or "its tokenizer"} {n_needed:,}')
     if tok.eos not in tok.ends:

@@ -182,6 +182,9 @@ def trim_to_stories(tok):
     used[[tok.backend.token_to_id(token) for token in special_tokens]] = True
     full_ids.seek(0)
     trimmed, new_ids = trim_tokenizer(tok, np.flatnonzero(used))
+    if trimmed.bos == trimmed.eos:  # with eos as padding, fine-tuning in other programs would not learn where to end
+        trimmed.backend.add_special_tokens(['<pad>'])
+        trimmed.set_vocab_size()
     batches = encode_batches(trimmed, 'encoding')
     return trimmed, compare_batches(batches, full_ids, new_ids)
 

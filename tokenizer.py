@@ -294,14 +294,20 @@ def from_file(path):
     return from_file(find_beside(path))
 
 
-def find_beside(path):
-    """The file of the tokenizer in the folder of a model's file. nanoGPT and llama2.c store it apart from the model."""
+def find_beside(path, n_tokens=0):
+    """The file of the tokenizer in the folder of a model's file. nanoGPT and llama2.c store it apart from the model.
+
+    n_tokens: of the model, for the advice if there is none.
+    """
     for pattern in ('tokenizer.json', 'tok*.bin', '*.model'):
         for beside in sorted(Path(path).parent.glob(pattern)):
             return str(beside)
+    if 0 < n_tokens < 256:
+        fail(f'{path} is a model of {n_tokens} characters. nanoGPT stores them in meta.pkl, which can contain code and '
+             'is not read; train on the same texts with prepare.py and train.py')
+    usual = 'tiktoken:gpt2' if n_tokens in (50257, 50304) else '…'
     fail(f'{path} contains no tokenizer; put the tokenizer.json, tokenizer.bin or .model of its training beside it, or '
-         'name it, such as --tokenizer=tiktoken:gpt2 (nanoGPT has a model\'s characters in meta.pkl, which could '
-         'contain code and is not read)')
+         f'name it with --tokenizer={usual} (sample.py and export.py)')
 
 
 def read_json(path):
@@ -380,7 +386,7 @@ def from_sentencepiece(path):
         else:
             proto.ParseFromString(data)
     except (DecodeError, struct.error, ValueError, IndexError) as e:
-        fail(f'{path}: damaged, or not a tokenizer of SentencePiece or llama2.c ({e})')
+        fail(f'{path}: damaged, or not a SentencePiece model or tokenizer.bin of llama2.c ({e})')
     pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
 
     settings = proto.normalizer_spec

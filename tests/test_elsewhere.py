@@ -125,18 +125,21 @@ def header(*numbers, rest=b''):
     ('model.bin', header(0x616b3432, 2, 64, 160, 2, 4, 2, rest=bytes(999)), '--version 0'),
     ('pytorch_model.bin', b'PK' + bytes(9999), 'damaged'),
     ('model.gguf', b'GGUF' + bytes(99), 'neither')])
-def test_a_foreign_file_is_refused_for_what_it_is(home, tmp_path, name, content, message):
+def test_a_foreign_file_is_refused_for_what_it_is(tmp_path, name, content, message):
     path = tmp_path / name
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    for command in (SAMPLE, [*TRAIN, '--out_dir=out/foreign']):
-        assert message in home.refuses(*command, f'--init_from={path}')
+    with pytest.raises(SystemExit, match=message):
+        hub.load(str(path))
 
 
 def test_the_tokenizer_of_another_model_is_refused(home, tmp_path):
     torch.save(nanogpt(1088), tmp_path / 'ckpt.pt')
+    for command in ([*SAMPLE, f'--init_from={tmp_path}'], [*TRAIN, f'--init_from={tmp_path}', '--out_dir=out/foreign'],
+                    ['export.py', f'--out_dir={tmp_path}']):
+        assert 'contains no tokenizer' in home.refuses(*command)
     shutil.copy(home.path / 'data/tiny/tokenizer.json', tmp_path)  # of 1,024 tokens
     assert '1,088 tokens' in home.refuses(*SAMPLE, f'--init_from={tmp_path}')
     (tmp_path / 'tokenizer.bin').write_bytes(struct.pack('<ifi', 9, 0.0, 2**30) + b'ab')

@@ -156,10 +156,26 @@ print(labels[0, -1].item() == tokenizer.eos_token_id)
 def test_transformers_has_nothing_to_warn_of_and_learns_the_end(trained, temperature):
     trained.run('export.py', '--out_dir=out/llama', '--examples=0', f'--temperature={temperature}')
     folder = trained.path / 'out/llama/hf'
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~os.umask(os.umask(0))}
+    assert {path.stat().st_mode for path in folder.iterdir()} == {(trained.path / 'stories.jsonl').stat().st_mode}
     process = trained.start('-c', QUIET, folder)
     out, err = process.communicate(timeout=600)
     assert out == 'True\n' and not err, err
+
+
+@pytest.mark.slow
+def test_padding_is_not_the_end_where_bos_and_eos_are_one_token(trained):
+    """A trimmed GPT-2 tokenizer has a token for it."""
+    tiny = json.loads((trained.path / 'data/tiny/tokenizer.json').read_text(encoding='utf-8'))
+    (trained.path / 'one').mkdir()
+    (trained.path / 'one/tokenizer.json').write_text(json.dumps(tiny), encoding='utf-8')
+    names = {'bos_token': '</s>', 'eos_token': '</s>'}
+    (trained.path / 'one/tokenizer_config.json').write_text(json.dumps(names), encoding='utf-8')
+    trained.run('prepare.py', '--source=stories.jsonl', '--dataset=one', '--tokenizer=one')
+    folder = random_checkpoint(trained, load_tokenizer(str(trained.path / 'data/one')))
+    trained.run('export.py', f'--out_dir={folder}', '--examples=0')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / 'hf')
+    assert tokenizer.bos_token == tokenizer.eos_token == '</s>' and tokenizer.pad_token == '<pad>'
+    assert tokenizer.pad_token_id < hub.load(str(folder))[0].config.vocab_size
 
 
 @pytest.mark.slow
