@@ -173,7 +173,7 @@ def test_a_tokenizer_of_a_checkpoint(bpe, tmp_path):
     ('bad.json', b'{"model": 1}', 'not a usable tokenizer.json'),
     ('torn.json', b'{"mod', 'not a usable tokenizer.json'),
     ('latin.json', '{"é": 1}'.encode('latin-1'), 'not a usable tokenizer.json'),
-    ('bad.model', b'\xff\xff\xffnot a model', 'not a tokenizer of SentencePiece'),
+    ('bad.model', b'\xff\xff\xffnot a model', 'not a SentencePiece model'),
     ('empty.pt', b'', 'empty.pt'),
     ('folder/x', b'', 'contains no tokenizer.json'),
     ('tiktoken:gpt9', None, 'no encoding'),
