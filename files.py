@@ -456,15 +456,26 @@ def json_rows(path, text_column):
             return '', read_jsonl(path)
         data = json.load(f)
     what = ''
-    if isinstance(data, dict) and 'train' in data:
-        what = f'each of train (not of {", ".join(data.keys() - {"train"})})'
-        data = data['train']
+    splits = find_splits(data)
+    if splits:
+        what = f'each of train (not of {", ".join(splits.keys() - {"train"})})'
+        data = splits['train']
     if isinstance(data, list):
         return what, data
     rows = list(find_rows(data, text_column))
     if not rows:
         fail(f'{path}: contains no stories; set --text_column, or save it as .jsonl with a row on each line')
     return what, rows
+
+
+def find_splits(data):
+    """The object in a JSON value that contains the split `train`, however nested in objects; None if none does."""
+    if isinstance(data, dict):
+        if isinstance(data.get('train'), (dict, list)):
+            return data
+        for value in data.values():
+            if found := find_splits(value):
+                return found
 
 
 def find_rows(data, text_column):
@@ -492,7 +503,7 @@ def csv_rows(path):
     csv.field_size_limit(2**31 - 1)
     delimiters = ',;\t|' if ending_of(path) == '.csv' else '\t,;|'
     with open_text(path, newline='') as f:
-        header = f.readline()
+        header = next((line for line in f if line.strip()), '')
         delimiter = max(delimiters, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), '')))
         rows = csv.DictReader(itertools.chain([header], f), delimiter=delimiter, strict=True)
         for number, row in enumerate(rows, 1):
@@ -527,7 +538,7 @@ def txt_rows(path, text_column, separator, is_alone):
         return 'text between blank lines', split_text(path, BLANK_LINES)
     n_sentences = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in lines)
     if len(lines) > max(1, 2 * n_sentences):
-        fail(f'{path}: has no blank lines, and few lines end like a story; put a blank line between stories, '
+        fail(f'{path} has no blank lines, and few of its lines end like a story; put a blank line between stories, '
              r"or take each line for a story by --separator='\n'")
     return 'each line', split_text(path, r'\n')
 
