@@ -328,13 +328,14 @@ def row_stories(name, rows, column):
             columns = ' '.join(', '.join(row).split())
             fail(f'{name}, row {number}: no column {column or "with stories"} among {columns:.200}; set --text_column '
                  '(the first line of a table must name its columns)')
-        text = row.pop(column)
+        text = row[column]
         if text is not None and not isinstance(text, str):
             fail(f'{name}, row {number}: {column} is not text but {text!r:.40}')
         text = normalize(text or '')
         if 50 * text.count('\0') > len(text):  # UTF-16 without its mark can be valid UTF-8: it is full of NULs then
             fail(f'{name}: a story is full of NUL characters: {text[:20]!r}; save the file as UTF-8')
-        yield row, text.replace('\0', '')
+        other_columns = {key: value for key, value in row.items() if key != column}
+        yield other_columns, text.replace('\0', '')
 
 
 def normalize(text):
