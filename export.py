@@ -34,7 +34,6 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import dataclasses
 import html
 import json
-import math
 import re
 import shutil
 import struct
@@ -43,7 +42,7 @@ import torch
 from safetensors import SafetensorError
 
 import hub
-from files import ISO_CODES, check, fail, lock, on_hub, write_json, write_text
+from files import ISO_CODES, check, fail, lock, loss_measures, on_hub, write_json, write_text
 from model import GPT, export_problems, generate
 from tokenizer import WORDS, byte_characters, word_pattern
 
@@ -390,12 +389,9 @@ def data_and_loss():
     for unit in ('stories', 'tokens', 'bytes'):
         for split, n in meta[unit].items():
             rows[f'{unit}, {split}'] = n
-    loss = checkpoint['best_val_loss']
-    rows['validation loss, nats per token'] = f'{loss:.4f}'
-    rows['perplexity'] = f'{math.exp(loss):.4f}'
-    if meta.get('unknown', {'val': 0})['val'] <= 0.001:  # an unknown token stands for any number of bytes
-        bits_per_byte = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
-        rows['bits per byte'] = f'{bits_per_byte:.4f}'
+    for key, value in loss_measures(checkpoint['best_val_loss'], meta).items():
+        name = 'validation loss, nats per token' if key == 'val_loss' else key.replace('_', ' ')
+        rows[name] = f'{value:.4f}'
     return rows
 
 

@@ -597,6 +597,10 @@ def load_dataset(folder):
         tokens.append(np.memmap(path, '<u2', 'r'))
         if tokens[-1].max() >= meta['vocab_size']:
             fail(f'{path} and the tokenizer.json beside it do not belong together; prepare the data again')
+    if 'unknown' not in meta:  # prepared by an older version
+        model = json.loads(tokenizer_json)['model']
+        unk = model.get('unk_id', vocab.get(model.get('unk_token')))
+        meta['unknown'] = {'val': float(np.mean(tokens[1] == unk))}
     return meta, tokenizer_json, *tokens
 
 
