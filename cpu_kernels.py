@@ -237,11 +237,6 @@ class PagedKV:
                             per_sample_weights=weights.flatten())
         return y.view(B, H, 1, d)
 
-    def move(self, source, target):
-        """Copy one slot over another."""
-        self.keys[:, target] = self.keys[:, source]
-        self.values[:, target] = self.values[:, source]
-
 
 class Int8Linear(nn.Module):
     """A linear layer with 8-bit weights and one scale for each output: a quarter of the memory traffic."""

@@ -516,11 +516,6 @@ class KVTensors:
         q = q.reshape(B, k.size(1), -1, d).type_as(keys)
         return F.scaled_dot_product_attention(q, keys, values, self.mask).reshape(B, H, 1, d)
 
-    def move(self, source, target):
-        """Copy one slot over another."""
-        self.keys[:, target] = self.keys[:, source]
-        self.values[:, target] = self.values[:, source]
-
 
 class KVCache:
     """Fixed slots, each with the keys and values of one sequence.
@@ -578,7 +573,8 @@ class KVCache:
 
     def move(self, source, target):
         """Copy one slot over another."""
-        self.kv.move(source, target)
+        for tensor in (self.kv.keys, self.kv.values):
+            tensor[:, target] = tensor[:, source]
         self.lengths[target] = self.lengths[source]
 
 
