@@ -388,6 +388,8 @@ def load_grades(groups, grades_path):
     grades = {}
     for path in filter(os.path.exists, [*paths, grades_path]):
         for row in read_jsonl(path):
+            if not isinstance(row, dict) or 'scores' not in row:
+                fail(f'{path}: {json.dumps(row):.60} is not a grade; delete its line')
             grades.setdefault(row['id'], row)
     return grades
 
@@ -485,10 +487,11 @@ def compare_models(groups, judge):
         grades_b = grades_by_prompt(b.stories, judge, criterion)
         differences = np.array([grades_a[prompt] - grades_b[prompt] for prompt in grades_a if prompt in grades_b])
         if len(differences) > 1:
-            mean = metrics.estimate(differences, np.arange(len(differences)))
+            n = len(differences)
+            mean = metrics.estimate(differences, np.arange(n))
             rows.append({'judge': judge, 'criterion': criterion, 'a': a.name, 'b': b.name,
                          'difference': mean['mean'], 'low': mean['low'], 'high': mean['high'],
-                         'p': metrics.permutation_p(differences), 'prompts': len(differences)})
+                         'p': metrics.permutation_p(differences), 'prompts': n})
     p_values = metrics.holm([row['p'] for row in rows])
     for row, p in zip(rows, p_values):
         row['p_holm'] = p
