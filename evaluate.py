@@ -347,6 +347,13 @@ def grade_id(judge, story, number):
                   story['prompt'], story['opening'], story['story'], story['copy'], number)
 
 
+def connect():
+    """The API of the judge."""
+    import chat
+    return chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
+                        'or leave --provider out to evaluate without a judge')
+
+
 def grade_stories(groups, api, grades_path):
     """Request all missing grades from the judge and append them to grades.jsonl -> '' if all are done, else why not"""
     import chat
@@ -574,10 +581,8 @@ if dry_run:
             print(f'--- {message["role"]}\n{message["content"]}\n')
 else:
     if use_judge:  # wrong settings end the script here, before the long measurements
-        import chat
         write_prompt(stories[0])
-        api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
-                           'or leave --provider out to evaluate without a judge')
+        api = connect()
     measure_stories(groups)
     losses = measure_losses(groups)
     problem = grade_stories(groups, api, grades_path) if use_judge else ''
