@@ -13,6 +13,7 @@ What each one gains is in docs/RESULTS.md; in short, on two cores:
 """
 
 import ctypes
+import math
 import sys
 
 import torch
@@ -46,7 +47,9 @@ class RMSNormFunction(torch.autograd.Function):
     def forward(ctx, x, weight, eps):
         dtype = torch.promote_types(x.dtype, torch.float32)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-        scale = (length.square() / x.size(-1) + eps).rsqrt().type_as(x)  # (…, 1)
+        mean_square = length.square() / x.size(-1)
+        scale = (mean_square + eps).rsqrt()  # (…, 1)
+        scale = scale.type_as(x)
         normed = x * scale
         ctx.weight_dtype = weight.dtype
         weight = weight.type_as(x)
@@ -58,24 +61,35 @@ class RMSNormFunction(torch.autograd.Function):
         # dx = scale · (grad · weight - normed · mean(grad · weight · normed))
         normed, scale, weight = ctx.saved_tensors
         product = grad * normed
-        mean = (product @ weight)[..., None] / normed.size(-1)
-        dx = torch.addcmul(grad * weight, normed, mean, value=-1) * scale
-        dweight = product.flatten(0, -2).sum(0, dtype=ctx.weight_dtype)
+        total = product @ weight  # (…,)
+        mean = total[..., None] / normed.size(-1)
+        dx = torch.addcmul(grad * weight, normed, mean, value=-1)
+        dx = dx * scale
+        product = product.flatten(0, -2)
+        dweight = product.sum(0, dtype=ctx.weight_dtype)
         return dx, dweight, None
 
 
 def has_faster_attention(q, k, dropout):
     """Whether causal_attention is faster than torch's: up to 512 positions, where the scores fit in the CPU's cache."""
-    return q.is_cpu and q.dtype == torch.bfloat16 and q.shape == k.shape and 1 < q.size(2) <= 512 and not dropout
+    if not q.is_cpu or q.dtype != torch.bfloat16:
+        return False
+    if q.shape != k.shape or dropout:
+        return False
+    return 1 < q.size(2) <= 512
 
 
 def causal_attention(q, k, v):
     """Causal attention as two plain matrix products. q, k, v: (B, n_head, T, d) -> (B, n_head, T, d)"""
-    B, H, T, d = q.shape
+    shape = q.shape
+    T, d = shape[2:]
+    q = q.flatten(0, 1)  # (B * H, T, d)
+    k = k.flatten(0, 1)
+    v = v.flatten(0, 1)
     mask = q.new_full((T, T), -torch.inf).triu(1)
-    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=d**-0.5)  # (B * H, T, T)
-    y = scores.softmax(-1) @ v.flatten(0, 1)
-    return y.view(B, H, T, d)
+    scores = torch.baddbmm(mask, q, k.mT, alpha=d**-0.5)  # (B * H, T, T)
+    y = scores.softmax(-1) @ v
+    return y.view(shape)
 
 
 def keep_freed_memory():
@@ -101,12 +115,16 @@ def fast_lm_head(head):
     if type(head) is not nn.Linear:  # quantized
         return head
     transposed = head.weight.t().contiguous()
-    return lambda x: x @ transposed  # the head has no bias
+
+    def transposed_head(x):
+        return x @ transposed  # the head has no bias
+    return transposed_head
 
 
 def has_faster_kv(n_slots):
     """Whether PagedKV is faster than KVTensors: it needs AVX, and enough slots to pay for its index arrays."""
-    return n_slots >= 8 and torch.backends.cpu.get_cpu_capability().startswith('AVX')
+    capability = torch.backends.cpu.get_cpu_capability()
+    return n_slots >= 8 and capability.startswith('AVX')
 
 
 class PagedKV:
@@ -125,19 +143,24 @@ class PagedKV:
     def __init__(self, config, n_slots, length, dtype):
         if dtype.itemsize == 2:
             dtype = torch.float16
-        self.n_pages = (length + PAGE_SIZE - 1) // PAGE_SIZE
-        first = (config.n_layer, n_slots, config.n_kv_head)
-        self.keys = torch.zeros(*first, self.n_pages, config.head_size, PAGE_SIZE, dtype=dtype)
-        self.values = torch.zeros(*first, self.n_pages * PAGE_SIZE, config.head_size, dtype=dtype)
+        d = config.head_size
+        n_pages = math.ceil(length / PAGE_SIZE)
+        sequences = (config.n_layer, n_slots, config.n_kv_head)
+        self.keys = torch.zeros(*sequences, n_pages, d, PAGE_SIZE, dtype=dtype)
+        self.values = torch.zeros(*sequences, n_pages * PAGE_SIZE, d, dtype=dtype)
+        self.n_pages = n_pages
         self.n_head = config.n_head
         self.n_kv_head = config.n_kv_head
 
     def write(self, layer, slots, k, v):
         """Prefill: store positions 0 … T-1 of these slots. k, v: (len(slots), n_kv_head, T, d)"""
-        T = k.size(2)
-        self.values[layer, slots, :, :T] = v.type_as(self.values)
-        for page, part in enumerate(k.type_as(self.keys).split(PAGE_SIZE, dim=2)):
-            self.keys[layer, slots, :, page, :, :part.size(2)] = part.mT
+        k = k.type_as(self.keys)
+        v = v.type_as(self.values)
+        self.values[layer, slots, :, :v.size(2)] = v
+        pages = k.split(PAGE_SIZE, dim=2)  # (len(slots), n_kv_head, up to PAGE_SIZE, d) each
+        for number, page in enumerate(pages):
+            n = page.size(2)
+            self.keys[layer, slots, :, number, :, :n] = page.mT
 
     def begin_step(self, positions):
         """Prepare a decode step: compute once, for all layers, which rows to read.
@@ -147,22 +170,31 @@ class PagedKV:
         """
         self.positions = positions
         d = self.keys.size(-2)
-        pages_per_head = (positions // PAGE_SIZE + 1).repeat_interleave(self.n_head)  # (B * n_head,)
-        first_page = pages_per_head.cumsum(0) - pages_per_head
-        self.head = torch.arange(len(first_page)).repeat_interleave(pages_per_head)  # of each page, (P,)
+        n_pages = positions // PAGE_SIZE + 1  # (B,)
+        n_pages = n_pages.repeat_interleave(self.n_head)  # (B * n_head,)
+        first_page = n_pages.cumsum(0) - n_pages
+        heads = torch.arange(len(n_pages))
+        self.head = heads.repeat_interleave(n_pages)  # of each page, (P,)
         page = torch.arange(len(self.head)) - first_page[self.head]  # its number within the sequence
+        page = page[:, None]  # (P, 1)
 
         # rows of the tables, which are the flattened keys and values of a layer
-        slot_and_kv_head = self.head // (self.n_head // self.n_kv_head)  # = slot * n_kv_head + KV head
-        table_page = (slot_and_kv_head * self.n_pages + page).int()[:, None]
+        heads_per_kv_head = self.n_head // self.n_kv_head
+        slot_and_kv_head = self.head // heads_per_kv_head  # = slot * n_kv_head + KV head
+        table_page = slot_and_kv_head[:, None] * self.n_pages + page
+        table_page = table_page.int()
+        offsets = torch.arange(PAGE_SIZE).int()  # of positions in a page
         self.key_rows = table_page * d + torch.arange(d).int()  # (P, d)
-        self.value_rows = (table_page * PAGE_SIZE + torch.arange(PAGE_SIZE).int()).flatten()  # (P * PAGE_SIZE,)
+        value_rows = table_page * PAGE_SIZE + offsets  # (P, PAGE_SIZE)
+        self.value_rows = value_rows.flatten()
         self.first_value_row = (first_page * PAGE_SIZE).int()  # of each head
 
         # -inf where a page has no key yet
-        self.mask = torch.zeros(len(page), PAGE_SIZE, dtype=torch.promote_types(self.keys.dtype, torch.float32))
-        position = page[:, None] * PAGE_SIZE + torch.arange(PAGE_SIZE)
-        self.mask[position > positions[self.head // self.n_head, None]] = -torch.inf
+        dtype = torch.promote_types(self.keys.dtype, torch.float32)
+        last_position = positions[self.head // self.n_head]  # (P,)
+        is_empty = page * PAGE_SIZE + offsets > last_position[:, None]
+        self.mask = torch.zeros(is_empty.shape, dtype=dtype)
+        self.mask[is_empty] = -torch.inf
 
     def attend(self, layer, q, k, v):
         """Decode: store the new position and attend to all up to it.
@@ -172,30 +204,38 @@ class PagedKV:
         B, H, _, d = q.shape
         keys = self.keys[layer]
         values = self.values[layer]
+        k = k.type_as(keys)
+        v = v.type_as(values)
         slots = torch.arange(B)
-        keys[slots, :, self.positions // PAGE_SIZE, :, self.positions % PAGE_SIZE] = k[:, :, 0].type_as(keys)
-        values[slots, :, self.positions] = v[:, :, 0].type_as(values)
+        page = self.positions // PAGE_SIZE
+        offset = self.positions % PAGE_SIZE
+        keys[slots, :, page, :, offset] = k[:, :, 0]  # (B, n_kv_head, d)
+        values[slots, :, self.positions] = v[:, :, 0]
 
         # here each page is a bag
-        query = (q * d**-0.5).type_as(keys).reshape(B * H, d).index_select(0, self.head)  # (P, d)
-        scores = F.embedding_bag(self.key_rows, keys.view(-1, PAGE_SIZE), mode='sum', per_sample_weights=query)
+        query = (q * d**-0.5).type_as(keys)
+        query = query.reshape(B * H, d)
+        query = query.index_select(0, self.head)  # (P, d)
+        table = keys.view(-1, PAGE_SIZE)
+        scores = F.embedding_bag(self.key_rows, table, mode='sum', per_sample_weights=query)
         scores = scores.to(self.mask.dtype) + self.mask  # (P, PAGE_SIZE)
 
         # softmax over all pages of a head. The weights are normalized first: in float16 the sum could overflow.
-        largest = scores.new_full((B * H,), -torch.inf)
+        largest = scores.new_full((B * H,), -torch.inf)  # of each head
         largest.scatter_reduce_(0, self.head, scores.amax(-1), 'amax')
-        weights = scores.sub_(largest.index_select(0, self.head)[:, None]).exp_()
-        total = weights.new_zeros(B * H).scatter_add_(0, self.head, weights.sum(-1))
-        weights.div_(total.index_select(0, self.head)[:, None])
+        largest = largest.index_select(0, self.head)  # (P,)
+        weights = scores.sub_(largest[:, None]).exp_()
+        total = weights.new_zeros(B * H)  # of each head
+        total.scatter_add_(0, self.head, weights.sum(-1))
+        total = total.index_select(0, self.head)  # (P,)
+        weights.div_(total[:, None])
+        weights = weights.type_as(values)
 
-        y = F.embedding_bag(self.value_rows, values.view(-1, d), self.first_value_row, mode='sum',
-                            per_sample_weights=weights.type_as(values).flatten())
+        # here each head is a bag
+        table = values.view(-1, d)
+        y = F.embedding_bag(self.value_rows, table, self.first_value_row, mode='sum',
+                            per_sample_weights=weights.flatten())
         return y.view(B, H, 1, d)
-
-    def move(self, source, target):
-        """Copy one slot over another."""
-        self.keys[:, target] = self.keys[:, source]
-        self.values[:, target] = self.values[:, source]
 
 
 class Int8Linear(nn.Module):
@@ -203,16 +243,19 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear):
         super().__init__()
-        scale = linear.weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+        largest = linear.weight.abs().amax(1, keepdim=True)  # of each output
+        scale = largest.clamp(min=1e-12) / 127
+        rounded = (linear.weight / scale).round()
         # plain tensors: as buffers, model.to(torch.bfloat16) would convert them
-        self.weight = (linear.weight / scale).round().to(torch.int8)
+        self.weight = rounded.to(torch.int8)
         self.scale = scale.flatten().bfloat16()
         self.bias = linear.bias
 
     def forward(self, x):
         rows = x.flatten(0, -2).bfloat16()
         if len(rows) > 16:  # the product takes longer than reading the weights
-            y = rows @ self.weight.t().bfloat16() * self.scale
+            weight = self.weight.bfloat16()
+            y = rows @ weight.t() * self.scale
         else:
             y = torch._weight_int8pack_mm(rows, self.weight, self.scale)  # the call that torchao makes
         y = y.view(*x.shape[:-1], -1)
@@ -224,8 +267,7 @@ class Int8Linear(nn.Module):
 @torch.no_grad()
 def quantize_int8(model):
     """Convert linear layers to 8-bit weights and all else to bfloat16, in place -> the model, for a CPU."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, Int8Linear(child))
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            model.set_submodule(name, Int8Linear(module))
     return model.to(torch.bfloat16)

@@ -92,8 +92,8 @@ import numpy as np
 from tqdm import tqdm
 
 import metrics
-from files import (check, fail, find, load_dataset, normalize, open_append, read_jsonl, read_rows, read_texts,
-                   write_json, write_text)
+from files import (check, fail, find, load_dataset, loss_measures, normalize, open_append, read_jsonl, read_rows,
+                   read_texts, write_json, write_text)
 
 use_judge = bool(provider or base_url)
 
@@ -165,13 +165,10 @@ def read_stories(path, is_reference):
         if not isinstance(prompt, str):
             fail(f'{path}, row {number + 1}: the prompt is not text but {prompt!r:.40}')
         if text or 'ended' in row:  # a row of sample.py may be empty: a model may generate nothing
-            stories.append({
-                'id': row.get('id', number), 'prompt': normalize(prompt), 'story': text,
-                'ended': row.get('ended') or None})
+            ended = row.get('ended') or None
+            stories.append({'id': row.get('id', number), 'prompt': normalize(prompt), 'story': text, 'ended': ended})
     if not stories:
         fail(f'{path} holds no story')
-    if len({str(story['id']) for story in stories}) < len(stories):
-        fail(f'{path}: two stories have the same id; was it joined from two files?')
     if is_reference and n_references:
         # the smallest hashes: mostly the same stories when the file has grown
         stories.sort(key=lambda story: digest(story['id'], story['story']))
@@ -254,21 +251,17 @@ def measure_losses(groups):
     check(len(paths) == len(models), f'{len(models)} files of samples need as many checkpoints')
     losses = {}
     for group, path in zip(models, paths):
-        has_checkpoint = any(os.path.exists(os.path.join(path, name)) for name in ('best.pt', 'ckpt.pt'))
-        if checkpoints or has_checkpoint and importlib.util.find_spec('hub'):
+        if not checkpoints and not any(os.path.exists(f'{path}/{name}') for name in ('best.pt', 'ckpt.pt')):
+            continue
+        if checkpoints or importlib.util.find_spec('hub'):
             losses[group.name] = measure_checkpoint(path)
-        elif has_checkpoint:
+        else:
             print(f'no loss of {path}: copy hub.py, model.py and tokenizer.py beside evaluate.py')
     return losses
 
 
 def measure_checkpoint(path):
-    """Load a model -> {'checkpoint': its size, 'loss': its loss on val.bin, or None without val.bin}
-
-    val_loss is in nats per token. bits_per_byte = val_loss / ln 2 × tokens / bytes does not depend on the tokenizer, so
-    models with different tokenizers can be compared. It is left out if the tokenizer does not know parts of the text:
-    one unknown token, which is easy to predict, stands for many bytes.
-    """
+    """Load a model -> {'checkpoint': its size, 'loss': its loss on val.bin, or None without val.bin}"""
     import hub
     from model import choose_device
     from tokenizers import Tokenizer
@@ -284,13 +277,7 @@ def measure_checkpoint(path):
     if tokenizer.backend.get_vocab() != Tokenizer.from_str(tokenizer_json).get_vocab():
         fail(f'{path} has another tokenizer than {folder}; prepare the data with --tokenizer={path} --trim=False')
     n_tokens, loss = mean_loss(net, tokens, device, dtype)
-    row = {'dataset': name, 'tokens': n_tokens, 'val_loss': loss, 'perplexity': math.exp(loss)}
-    unknown = meta.get('unknown', {}).get('val', np.mean(tokens == tokenizer.unk))  # old data have no such key
-    if unknown > 0.001:
-        print(f'{path}: no bits per byte, since {unknown:.1%} of the tokens in {folder}/val.bin are unknown ones')
-    else:
-        row['bits_per_byte'] = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
-    return {'checkpoint': size, 'loss': row}
+    return {'checkpoint': size, 'loss': {'dataset': name, 'tokens': n_tokens} | loss_measures(loss, meta)}
 
 
 def mean_loss(net, tokens, device, dtype):
@@ -300,13 +287,13 @@ def mean_loss(net, tokens, device, dtype):
     size = min(net.config.block_size, n)
     n -= n % size
     ids = torch.from_numpy(tokens[:n + 1].astype(np.int64)).to(device)
-    inputs = ids[:-1].view(-1, size).split(16)  # (16, size) each
-    targets = ids[1:].view(-1, size).split(16)
+    inputs = ids[:-1].split(16 * size)  # 16 windows each
+    targets = ids[1:].split(16 * size)
     total = 0.0
     with torch.no_grad(), torch.autocast(device, getattr(torch, dtype), enabled=dtype != 'float32'):
         for x, y in tqdm(zip(inputs, targets), 'loss', len(inputs), leave=False, delay=1):
-            total += net(x, y).item() * len(x)
-    return n, total / (n // size)
+            total += net(x.view(-1, size), y.view(-1, size)).item() * len(x)
+    return n, total / n
 
 
 # -----------------------------------------------------------------------------
@@ -338,7 +325,7 @@ def write_prompt(story):
         'low': str(scale[0]),
         'high': str(scale[1]),
     }
-    messages = [{'role': 'user', 'content': GUARD + '\n\n' + chat.fill(template, slots)}]
+    messages = [{'role': 'user', 'content': f'{GUARD}\n\n{chat.fill(template, slots)}'}]
     if prefill:
         messages.append({'role': 'assistant', 'content': prefill})
         if provider == 'mistral':
@@ -361,7 +348,7 @@ def grade_id(judge, story, number):
 
 
 def connect():
-    """The judge for grade_stories, checked before the long measurements."""
+    """The API of the judge."""
     import chat
     return chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
                         'or leave --provider out to evaluate without a judge')
@@ -437,9 +424,8 @@ def add_grades(stories, grades):
 def count_given_up():
     """The number of grades in failed.jsonl."""
     path = os.path.join(out_dir, 'failed.jsonl')
-    if not os.path.exists(path):
-        return 0
-    return sum(row.get('out') == 'grades.jsonl' and 'id' in row for row in read_jsonl(path))
+    rows = read_jsonl(path) if os.path.exists(path) else []
+    return sum(row.get('out') == 'grades.jsonl' and 'id' in row for row in rows)
 
 
 # -----------------------------------------------------------------------------
@@ -476,16 +462,16 @@ def summarize(group, judges, references):
             text['longest_copied_of_all'] = max(values)
     text |= metrics.measure_diversity(stories)
 
+    if group.is_reference:
+        references = []  # without retention
     grades = collections.defaultdict(dict)
     for judge, criterion in itertools.product(judges, criteria):
         values = grades_of(stories, judge, criterion)
         grade = metrics.estimate(values, clusters)
         if grade:
-            grade['retention'] = None
-            if not group.is_reference:
-                reference_values = grades_of(references, judge, criterion)
-                grade['retention'] = metrics.ratio(values, clusters, reference_values, clusters_of(references))
-            grades[judge][criterion] = grade
+            reference_values = grades_of(references, judge, criterion)
+            retention = metrics.ratio(values, clusters, reference_values, clusters_of(references))
+            grades[judge][criterion] = grade | {'retention': retention}
     n_prompts = len({story['prompt'] for story in stories})
     return {'samples': group.path, 'reference': group.is_reference, 'stories': len(stories), 'prompts': n_prompts,
             'text': text, 'grades': grades}
@@ -508,10 +494,11 @@ def compare_models(groups, judge):
         grades_b = grades_by_prompt(b.stories, judge, criterion)
         differences = np.array([grades_a[prompt] - grades_b[prompt] for prompt in grades_a if prompt in grades_b])
         if len(differences) > 1:
-            mean = metrics.estimate(differences, np.arange(len(differences)))
+            n = len(differences)
+            mean = metrics.estimate(differences, np.arange(n))
             rows.append({'judge': judge, 'criterion': criterion, 'a': a.name, 'b': b.name,
                          'difference': mean['mean'], 'low': mean['low'], 'high': mean['high'],
-                         'p': metrics.permutation_p(differences), 'prompts': len(differences)})
+                         'p': metrics.permutation_p(differences), 'prompts': n})
     p_values = metrics.holm([row['p'] for row in rows])
     for row, p in zip(rows, p_values):
         row['p_holm'] = p
@@ -566,7 +553,7 @@ def write_report(results, groups):
     text = report.as_markdown(tables)
     write_text(os.path.join(out_dir, 'results.md'), text)
     picture = ''
-    if any(row['grades'] for row in results['models'].values()):
+    if results['consistency']:  # by judge
         picture = os.path.join(out_dir, 'results.png')
         report.draw_grades(results, picture)
     stories_of = {group.name: group.stories for group in groups}
@@ -593,8 +580,8 @@ if dry_run:
         for message in write_prompt(story):
             print(f'--- {message["role"]}\n{message["content"]}\n')
 else:
-    if use_judge:
-        write_prompt(stories[0])  # a wrong slot in the template ends the script here
+    if use_judge:  # wrong settings end the script here, before the long measurements
+        write_prompt(stories[0])
         api = connect()
     measure_stories(groups)
     losses = measure_losses(groups)

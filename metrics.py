@@ -16,8 +16,8 @@ import collections
 import itertools
 import math
 import re
+import statistics
 import unicodedata
-from statistics import NormalDist
 
 import numpy as np
 
@@ -79,29 +79,10 @@ class Words:
         positions = positions[inside]
         return positions, hashes[inside] * BASE + self.hashes[positions + n - 1]
 
-    def ngrams(self, n):
-        """All runs of n words in order -> (runs,) the number of the text that each is in, (runs,) hashes"""
-        positions, hashes = self.runs(n)
-        return self.text_of[positions], hashes
-
-    def split(self, texts, values):
-        """Split values, which belong to texts with these ascending numbers -> a list with an array for each text"""
-        bounds = np.searchsorted(texts, np.arange(1, len(self.lengths)))
+    def split(self, positions, values):
+        """Split values, which belong to these ascending positions -> a list with an array for each text"""
+        bounds = np.searchsorted(positions, np.cumsum(self.lengths)[:-1])
         return np.split(values, bounds)
-
-
-def is_in(hashes, others):
-    """Whether each hash is among the others. (n,), (m,) -> (n,) bool. numpy.isin takes several times as long."""
-    others = np.append(np.sort(others), BASE)  # one more, where searchsorted returns the end
-    positions = np.searchsorted(others[:-1], hashes)
-    return others[positions] == hashes
-
-
-def may_be_in(hashes, others):
-    """The same but faster, by the first 24 bits of each hash, so there are some false positives."""
-    table = np.zeros(1 << 24, bool)
-    table[others >> np.uint64(40)] = True
-    return table[hashes >> np.uint64(40)]
 
 
 def longest_runs(words, corpus):
@@ -115,10 +96,10 @@ def longest_runs(words, corpus):
     for n in itertools.count(1):
         positions, hashes = words.extend(positions, hashes, n)
         corpus_positions, corpus_hashes = corpus.extend(corpus_positions, corpus_hashes, n)
-        common = may_be_in(corpus_hashes, hashes)
+        common = np.isin(corpus_hashes, hashes)
         corpus_positions = corpus_positions[common]
         corpus_hashes = corpus_hashes[common]
-        common = is_in(hashes, corpus_hashes)
+        common = np.isin(hashes, corpus_hashes)
         positions = positions[common]
         hashes = hashes[common]
         if not len(positions):
@@ -132,21 +113,22 @@ def count_shared_bigrams(words, corpus):
     counts: (texts of the corpus,). It uses an inverted index: for each word pair, the corpus texts that contain it.
     """
     n_texts = len(corpus.lengths)
-    texts, hashes = words.ngrams(2)
-    corpus_texts, corpus_hashes = corpus.ngrams(2)
+    positions, hashes = words.runs(2)
+    corpus_positions, corpus_hashes = corpus.runs(2)
     pairs, pair_numbers = np.unique(hashes, return_inverse=True)
-    common = is_in(corpus_hashes, pairs)
+    common = np.isin(corpus_hashes, pairs)
     corpus_pair_numbers = np.searchsorted(pairs, corpus_hashes[common])
+    corpus_texts = corpus.text_of[corpus_positions[common]]
 
     # 1) the index: the corpus texts that contain pair i are index[bounds[i]:bounds[i + 1]]
-    entries = np.sort(corpus_pair_numbers * n_texts + corpus_texts[common])
+    entries = np.sort(corpus_pair_numbers * n_texts + corpus_texts)
     is_new = np.diff(entries, prepend=-1) > 0  # np.unique would be many times slower
     entries = entries[is_new]
     index = entries % n_texts
     bounds = np.searchsorted(entries, np.arange(len(pairs) + 1) * n_texts)
 
     # 2) look up the pairs of each text
-    for numbers in words.split(texts, pair_numbers):
+    for numbers in words.split(positions, pair_numbers):
         numbers = np.unique(numbers)
         matches = [index[:0]]
         for i in numbers:
@@ -170,7 +152,7 @@ def measure_text(stories, script):
     Generation with Unlikelihood Training").
     """
     words = Words([story['continuation'] for story in stories])
-    fourgrams = words.split(*words.ngrams(4))
+    fourgrams = words.split(*words.runs(4))
     for story, n_words, grams in zip(stories, words.lengths, fourgrams):
         letters = count_scripts(story['continuation'])
         n_different = len(np.unique(grams))
@@ -192,16 +174,17 @@ def measure_diversity(stories):
     words = Words([story['continuation'] for story in stories])
     diversity = {}
     for n in (1, 2, 3):
-        _, hashes = words.ngrams(n)
+        _, hashes = words.runs(n)
         diversity[f'distinct_{n}'] = len(np.unique(hashes)) / len(hashes) if len(hashes) else None
 
-    sizes = np.array([len(np.unique(grams)) for grams in words.split(*words.ngrams(2))])
+    sizes = np.array([len(np.unique(grams)) for grams in words.split(*words.runs(2))])
+    n_others = len(stories) - 1
     similarities = []
     for counts, n in count_shared_bigrams(words, words):
-        if n and len(stories) > 1:
+        if n and n_others:
             similarity = 2 * counts / (n + sizes)  # (stories,), 1 to the story itself
-            similarities.append((similarity.sum() - 1) / (len(stories) - 1))
-    diversity['self_rouge2'] = float(np.mean(similarities)) if similarities else None
+            similarities.append((similarity.sum() - 1) / n_others)
+    diversity['self_rouge2'] = statistics.fmean(similarities) if similarities else None
     return diversity
 
 
@@ -228,10 +211,10 @@ def measure_copying(stories, batches, ngrams):
                 n_shared[i] = counts[best]
                 nearest[i] = texts[best]
 
-    for i, runs in enumerate(words.split(words.text_of, longest)):  # runs: (words of the story,)
+    for i, runs in enumerate(words.split(np.arange(len(longest)), longest)):  # runs: (words of the story,)
         story = stories[i]
-        n_words = len(runs)
         measures = story['measures']
+        n_words = len(runs)
         for n in ngrams:
             n_grams = max(0, n_words - n + 1)
             n_copied = (runs[:n_grams] >= n).sum()
@@ -265,11 +248,12 @@ def resample_means(values, clusters, seed=SEED):
     _, cluster_of = np.unique(clusters, return_inverse=True)
     sums = np.bincount(cluster_of, values)
     counts = np.bincount(cluster_of)
+    n = len(sums)
     means = []
     for _ in range(8):  # 500 samples at a time, which bounds memory
-        picked = rng.integers(len(sums), size=(500, len(sums)))
+        picked = rng.integers(n, size=(500, n))
         means.append(sums[picked].sum(1) / counts[picked].sum(1))
-    return np.concatenate(means), len(sums)
+    return np.concatenate(means), n
 
 
 def interval(resampled, n):
@@ -280,7 +264,7 @@ def interval(resampled, n):
     """
     if n < 2 or not len(resampled):
         return None, None
-    normal = NormalDist()
+    normal = statistics.NormalDist()
     z = normal.inv_cdf(0.975)
     # the quantile of Student's t as a series in 1 / degrees of freedom (Abramowitz and Stegun 1964, 26.7.5)
     t = z + (z**3 + z) / (4 * (n - 1))
@@ -363,26 +347,30 @@ def agreement(units):
     units = [np.array(unit, float) for unit in units if len(unit) > 1]
     if len(units) < 2:
         return None
+    n_units = len(units)
     sums = []  # of each unit: the number of grades, their sum, their sum of squares, and n × their variance
     differences = []
     for unit in units:
         n = len(unit)
         sums.append([n, unit.sum(), unit @ unit, n * unit.var(ddof=1)])
-        differences.append(abs(unit[0] - unit[1]))
+        differences.append(float(abs(unit[0] - unit[1])))
     sums = np.array(sums)
 
     def alpha(sums):
         n, total, squares, within = sums.sum(0)
         variance = (squares - total**2 / n) / (n - 1)
-        return 1 - within / n / variance if variance > 1e-9 else None
+        if variance < 1e-9:
+            return None
+        return 1 - within / n / variance
 
     rng = np.random.default_rng(SEED)
     resampled = []
     for _ in range(1000):
-        picked = rng.integers(len(units), size=len(units))
-        value = alpha(sums[picked])
-        if value is not None:
-            resampled.append(value)
-    low, high = interval(resampled, len(units))
-    return {'alpha': alpha(sums), 'low': low, 'high': high, 'n': len(units),
-            'same': differences.count(0) / len(units), 'mean_difference': float(np.mean(differences))}
+        picked = rng.integers(n_units, size=n_units)
+        resampled.append(alpha(sums[picked]))
+    resampled = [value for value in resampled if value is not None]
+    low, high = interval(resampled, n_units)
+    same = differences.count(0) / n_units
+    mean_difference = statistics.fmean(differences)
+    return {'alpha': alpha(sums), 'low': low, 'high': high, 'n': n_units, 'same': same,
+            'mean_difference': mean_difference}

@@ -189,7 +189,9 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
-        self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.bias) if config.mlp == 'swiglu' else None
+        self.gate = None
+        if config.mlp == 'swiglu':
+            self.gate = nn.Linear(config.n_embd, config.n_inner, bias=config.bias)
         self.down = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
         self.activation = ACTIVATIONS[config.mlp]
         self.dropout = config.dropout
@@ -514,11 +516,6 @@ class KVTensors:
         q = q.reshape(B, k.size(1), -1, d).type_as(keys)
         return F.scaled_dot_product_attention(q, keys, values, self.mask).reshape(B, H, 1, d)
 
-    def move(self, source, target):
-        """Copy one slot over another."""
-        self.keys[:, target] = self.keys[:, source]
-        self.values[:, target] = self.values[:, source]
-
 
 class KVCache:
     """Fixed slots, each with the keys and values of one sequence.
@@ -534,13 +531,15 @@ class KVCache:
         self.model = model
         self.head = model.head
         self.lengths = [0] * n_slots
-        if cpu_kernels and weight.is_cpu:
+        dtype = weight.dtype
+        use_kernels = cpu_kernels and weight.is_cpu
+        if use_kernels:
             self.head = cpu_kernels.fast_lm_head(model.head)
-        if cpu_kernels and weight.is_cpu and cpu_kernels.has_faster_kv(n_slots):
-            self.kv = cpu_kernels.PagedKV(model.config, n_slots, length, weight.dtype)
+        if use_kernels and cpu_kernels.has_faster_kv(n_slots):
+            self.kv = cpu_kernels.PagedKV(model.config, n_slots, length, dtype)
         else:
-            # CPUs attend faster in float32
-            dtype = torch.promote_types(weight.dtype, torch.float32) if weight.is_cpu else weight.dtype
+            if weight.is_cpu:
+                dtype = torch.promote_types(dtype, torch.float32)  # CPUs attend faster in float32
             self.kv = KVTensors(model.config, n_slots, length, dtype, weight.device)
 
     def prefill(self, slots, sequences):
@@ -574,7 +573,8 @@ class KVCache:
 
     def move(self, source, target):
         """Copy one slot over another."""
-        self.kv.move(source, target)
+        for tensor in (self.kv.keys, self.kv.values):
+            tensor[:, target] = tensor[:, source]
         self.lengths[target] = self.lengths[source]
 
 
@@ -651,10 +651,12 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
             chunk = logits[rows].float()
             penalize(chunk, histories[rows], repetition_penalty, no_repeat_ngram, bad_words)
             tokens += sample_tokens(chunk, uniforms[rows], temperature, top_k, top_p, min_p).tolist()
+        step = []
         for sequence, token in zip(batch, tokens):
             sequence.ids.append(token)
             sequence.n_left -= 1
-        yield [(sequence.index, token) for sequence, token in zip(batch, tokens)]
+            step.append((sequence.index, token))
+        yield step
 
         # 3) refill the slots of finished sequences, or else move the last slot there
         for slot in reversed(range(len(running))):  # the slots after this one are not finished
@@ -681,8 +683,7 @@ def penalize(logits, histories, repetition_penalty, no_repeat_ngram, bad_words):
             score = row[seen]
             row[seen] = torch.where(score > 0, score / repetition_penalty, score * repetition_penalty)
         banned = []
-        for word in bad_words:
-            *before, last = word
+        for *before, last in bad_words:
             if not before or ids[-len(before):] == before:
                 banned.append(last)
         if no_repeat_ngram and len(ids) >= no_repeat_ngram:
@@ -742,20 +743,19 @@ def load_checkpoint(path):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
         if isinstance(checkpoint, dict):
             return checkpoint
-        python_object, reason = None, f'it contains a {type(checkpoint).__name__}'
+        reason = f'it contains a {type(checkpoint).__name__}'
     except Exception as e:  # torch.load raises errors of many kinds for damaged and foreign files
         reason = str(e).split('\n')[0] or type(e).__name__
         python_object = re.search(r'GLOBAL (\S+)', str(e))  # torch's message: Unsupported global: GLOBAL os.system
-    if python_object:
-        fail(f'{path} contains, besides weights, a Python object ({python_object[1]}), and loading it could run code '
-             'from the file; use a checkpoint with tensors and plain values only')
-    if 'weights_only' in reason:  # torch suggests weights_only=False here: do not pass that on
-        reason = 'it contains something other than tensors and plain values'
+        if python_object:
+            reason = f'it contains a Python object, {python_object[1]}, and loading that could run code from the file'
+        elif 'weights_only' in reason:  # torch suggests weights_only=False here: do not pass that on
+            reason = 'it contains something other than tensors and plain values'
     advice = ''
     for name in ('best.pt', 'ckpt.pt'):
         other = os.path.join(os.path.dirname(path), name)
         if other != path and os.path.exists(other):
-            advice += f'; there is also {other}'
+            advice = f'; there is also {other}'
     fail(f'{path} cannot be loaded as a checkpoint ({reason}){advice}')
 
 
@@ -809,10 +809,11 @@ def load_training_state(path, checkpoint, optimizers, scaler, guard):
                  f'--init_from={path} and another --out_dir')
     if checkpoint.get('scaler'):  # empty unless the run was in float16
         scaler.load_state_dict(checkpoint['scaler'])
-    losses, guard.n_skipped, guard.skipped_in_a_row, *spikes = checkpoint.get('guard', ([], 0, 0))
-    guard.losses.extend(losses)
-    if spikes:  # older checkpoints do not count them
-        guard.n_spikes, guard.spikes_in_a_row = spikes
+    if 'guard' in checkpoint:
+        losses, guard.n_skipped, guard.skipped_in_a_row, *spikes = checkpoint['guard']
+        guard.losses.extend(losses)
+        if spikes:  # older checkpoints do not count them
+            guard.n_spikes, guard.spikes_in_a_row = spikes
 
 
 def check_resume(path, checkpoint, config, meta, vocab):
@@ -822,18 +823,17 @@ def check_resume(path, checkpoint, config, meta, vocab):
     from tokenizers import Tokenizer
     if Tokenizer.from_str(checkpoint['tokenizer']['spec']).get_vocab() != vocab:
         fail(f'{path} has another tokenizer than the data; prepare them with --tokenizer={path} --trim=False')
-
-    def comparable_settings(config, meta):
-        sequences = config['batch_size'] * config['gradient_accumulation_steps']
-        return config | {'sequences in a step': sequences, 'tokens in train.bin': meta['tokens']['train']}
-
-    before = comparable_settings(checkpoint['config'], checkpoint['meta'])
-    now = comparable_settings(config, meta)
-    fixed = {*GPTConfig.__dataclass_fields__, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha',
-             'sequences in a step', 'tokens in train.bin'} - {'dropout'}
-    # older checkpoints lack some keys
-    changed = [f'{key} {before[key]}, here {now[key]}' for key in sorted(fixed & before.keys() & now.keys())
-               if before[key] != now[key]]
+    settings = []  # of the checkpoint and of this run
+    for values, data in ((checkpoint['config'], checkpoint['meta']), (config, meta)):
+        sequences = values['batch_size'] * values['gradient_accumulation_steps']
+        settings.append(values | {'sequences in a step': sequences, 'tokens in train.bin': data['tokens']['train']})
+    before, now = settings
+    changed = []
+    for key in (*GPTConfig.__dataclass_fields__, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha',
+                'sequences in a step', 'tokens in train.bin'):
+        # older checkpoints lack some keys
+        if key != 'dropout' and key in before and key in now and before[key] != now[key]:
+            changed.append(f'{key} {before[key]}, here {now[key]}')
     if changed:
         fail(f'{path} was trained with {"; ".join(changed)}; resume with its settings, or use another --out_dir')
 

@@ -31,16 +31,14 @@ def format_value(value, key=''):
         return ''
     if isinstance(value, int):
         return str(value)
-    is_fraction = key.startswith(FRACTIONS)
-
-    def number(x):
-        return f'{100 * x:.1f}' if is_fraction else f'{x:.2f}'
-    unit = ' %' if is_fraction else ''
     if isinstance(value, float):
-        return number(value) + unit
-    text = number(value['mean']) + unit
+        value = {'mean': value, 'low': None}
+    factor, digits, unit = 1, 2, ''
+    if key.startswith(FRACTIONS):
+        factor, digits, unit = 100, 1, ' %'
+    text = f'{factor * value["mean"]:.{digits}f}{unit}'
     if value['low'] is not None:
-        text += f' ({number(value["low"])}–{number(value["high"])})'
+        text += f' ({factor * value["low"]:.{digits}f}–{factor * value["high"]:.{digits}f})'
     return text
 
 
@@ -136,8 +134,8 @@ def retention_table(results, judge):
 def comparisons_table(results):
     rows = []
     for row in results['comparisons']:
-        difference = format_value(row | {'mean': row['difference']})
         models = f'{row["a"]} − {row["b"]}'
+        difference = format_value(row | {'mean': row['difference']})
         p = f'{row["p"]:.4f}'
         p_holm = f'{row["p_holm"]:.4f}'
         rows.append([row['judge'], row['criterion'], models, difference, p, p_holm, str(row['prompts'])])
@@ -146,19 +144,16 @@ def comparisons_table(results):
                  'Permutation test with random signs; Holm’s correction over all rows of a judge.')
 
 
-def format_alpha(row):
-    if row['alpha'] is None:
-        return 'all equal'
-    return format_value(row | {'mean': row['alpha']})
-
-
 def agreement_table(results):
     rows = []
     for judge, criteria in ({'different judges': results['agreement']} | results['consistency']).items():
         for criterion, row in criteria.items():
+            alpha = 'all equal'
+            if row['alpha'] is not None:
+                alpha = format_value(row | {'mean': row['alpha']})
             same = format_value(row['same'], 'same')
             difference = format_value(row['mean_difference'])
-            rows.append([judge, criterion, format_alpha(row), same, difference, str(row['n'])])
+            rows.append([judge, criterion, alpha, same, difference, str(row['n'])])
     return table('Agreement between judges, and of each judge with itself',
                  ['judge', 'criterion', 'Krippendorff’s α', 'same grade', 'mean difference', 'stories'], rows,
                  'Of stories that were graded more than once.')
@@ -170,7 +165,9 @@ def loss_table(results):
         loss = row['loss']
         if loss:
             perplexity = f'{loss["perplexity"]:.3f}'
-            bits_per_byte = f'{loss["bits_per_byte"]:.3f}' if 'bits_per_byte' in loss else '–'
+            bits_per_byte = '–'
+            if 'bits_per_byte' in loss:
+                bits_per_byte = f'{loss["bits_per_byte"]:.3f}'
             tokens = f'{loss["tokens"]:,} of {loss["dataset"]}'
             rows.append([*model_cells(name, row), perplexity, bits_per_byte, tokens])
     return table('Loss', [*MODEL_HEAD, 'perplexity', 'bits per byte', 'tokens'], rows,
@@ -204,10 +201,9 @@ def as_markdown(tables):
     """Tables as a page of Markdown. Markup in names is escaped."""
     text = '# Results\n'
     for table in tables:
+        head = table['head']
         text += f'\n## {escape(table["title"])}\n\n'
-        text += markdown_row(table['head'])
-        text += '|' + ' --- |' * len(table['head']) + '\n'
-        for row in table['rows']:
+        for row in (head, ['---'] * len(head), *table['rows']):
             text += markdown_row(row)
         if table['note']:
             text += f'\n{table["note"]}\n'
@@ -215,7 +211,7 @@ def as_markdown(tables):
 
 
 def markdown_row(cells):
-    return '| ' + ' | '.join(map(escape, cells)) + ' |\n'
+    return f'| {" | ".join(map(escape, cells))} |\n'
 
 
 def escape(text):
@@ -234,20 +230,22 @@ def draw_grades(results, path):
     criteria = results['criteria']
     models = {name: row for name, row in results['models'].items() if row['grades']}
     colors = colormaps['tab10' if len(models) <= 10 else 'tab20']
-    width = min(24, 4 + 0.35 * len(criteria) * len(models))
-    figure = Figure(figsize=(width, 1 + 3 * len(judges)), dpi=120, layout='constrained')
+    n_bars = len(criteria) * len(models)
+    figure = Figure(figsize=(min(24, 4 + 0.35 * n_bars), 1 + 3 * len(judges)), dpi=120, layout='constrained')
     panels = figure.subplots(len(judges), squeeze=False)[:, 0]
     for panel, judge in zip(panels, judges):
         for i, (name, row) in enumerate(models.items()):
             grades = row['grades'].get(judge, {}).values()  # by all criteria, or none
-            offset = 0.8 * ((i + 0.5) / len(models) - 0.5)  # of the bar from the middle of its group
+            width = 0.8 / len(models)
+            offset = (i + 0.5) * width - 0.4  # of the bar from the middle of its group
             positions = [k + offset for k in range(len(grades))]
             means = [grade['mean'] for grade in grades]
-            panel.bar(positions, means, 0.74 / len(models), yerr=error_bars(grades), capsize=2,
-                      color=colors(i), alpha=0.5 if row['reference'] else 0.9, label=display_name(name, row))
+            opacity = 0.5 if row['reference'] else 0.9
+            panel.bar(positions, means, 0.9 * width, yerr=error_bars(grades), capsize=2,
+                      color=colors(i), alpha=opacity, label=display_name(name, row))
         panel.set_xticks(range(len(criteria)), list(criteria))
-        panel.set_ylim(0, max(high for _, high in criteria.values()))
-        panel.set_title(f'grades by {judge}')
+        highest = max(high for _, high in criteria.values())
+        panel.set(title=f'grades by {judge}', ylim=(0, highest))
         panel.grid(axis='y', alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=min(5, len(models)))
     with replacing(path) as temporary:
@@ -276,7 +274,8 @@ def write_page(tables, picture, stories_of, path):
             rows.append(row | {'model': name})
     if picture:
         with open(picture, 'rb') as f:
-            picture = 'data:image/png;base64,' + base64.b64encode(f.read()).decode()
+            encoded = base64.b64encode(f.read()).decode()
+        picture = f'data:image/png;base64,{encoded}'
     data = {'tables': tables, 'stories': rows, 'models': list(stories_of), 'picture': picture}
     text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace('<', '\\u003c')
     write_text(path, before + text + after)

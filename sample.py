@@ -45,21 +45,14 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import datetime
 import itertools
 import json
-import unicodedata
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import check, fail, find, lock, write_json, write_text
+from files import check, fail, find, lock, normalize, write_json, write_text
 from model import checkpoint_path, choose_device, generate, load_checkpoint, model_from
 from tokenizer import Tokenizer
-
-
-def normalize(text):
-    """Text in NFC, without spaces around it. Bytes of the command line that are not UTF-8 become �."""
-    text = text.strip().encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
-    return unicodedata.normalize('NFC', text)
 
 
 def read_prompts():
@@ -86,7 +79,8 @@ def load_model():
     if path.endswith('.pt') and os.path.exists(path) and not tokenizer:
         checkpoint = load_checkpoint(path)
     if 'tokenizer' in checkpoint and 'lora' not in checkpoint:
-        model, tok = model_from(checkpoint), Tokenizer(**checkpoint['tokenizer'])
+        model = model_from(checkpoint)
+        tok = Tokenizer(**checkpoint['tokenizer'])
     else:
         import hub
         model, tok, _ = hub.load(path, tokenizer=tokenizer)

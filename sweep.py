@@ -13,6 +13,7 @@ They run again only if their options change; the content of config files is not 
 is never overwritten. If a setting fails, the sweep continues with the next one and lists the failure at the end.
 """
 
+import collections
 import json
 import os
 import subprocess
@@ -136,7 +137,7 @@ def format_row(row):
     cells['parameters'] = report.format_size(row['n_params'])
     for key in ('val_loss', 'perplexity', 'bits_per_byte'):
         cells[key] = f'{row[key]:.3f}' if key in row else ''
-    cells['ended'] = report.format_value(row['text'].get('ended'), 'ended')
+    cells['ended'] = report.format_value(row['text']['ended'], 'ended')
     cells['minutes'] = f'{row["train_seconds"] / 60:.1f}'
     for name, estimate in list_grades(row).items():
         cells[name] = report.format_value(estimate)
@@ -157,13 +158,13 @@ def make_table(rows):
 def draw(rows, path):
     """Plot the loss, one line per depth, and the grades against the number of parameters."""
     from matplotlib.figure import Figure
-    losses = {}  # layers: [(parameters, loss), …]
-    grades = {}  # name: [(parameters, estimate), …]
+    losses = collections.defaultdict(list)  # layers: [(parameters, loss), …]
+    grades = collections.defaultdict(list)  # name: [(parameters, estimate), …]
     for row in rows:
         if 'val_loss' in row:
-            losses.setdefault(row['n_layer'], []).append((row['n_params'], row['val_loss']))
+            losses[row['n_layer']].append((row['n_params'], row['val_loss']))
         for name, estimate in list_grades(row).items():
-            grades.setdefault(name, []).append((row['n_params'], estimate))
+            grades[name].append((row['n_params'], estimate))
     figure = Figure(figsize=(12, 4.5), layout='tight')
     left, right = figure.subplots(1, 2)
     for n_layer, points in sorted(losses.items()):

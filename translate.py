@@ -68,6 +68,11 @@ from tqdm import tqdm
 
 from files import append_rows, check, fail, find, open_append, parse_shard, read_jsonl, read_rows
 
+use_chat = bool(provider or base_url)
+if use_chat:
+    import chat
+    import replies
+
 LANGUAGE_CODES = {  # in NLLB, M2M100 and mBART-50
     'hindi': 'hin_Deva hi hi_IN',
     'marathi': 'mar_Deva mr mr_IN',
@@ -128,8 +133,9 @@ def is_abbreviation(before, after, has_danda):
     n_syllables = n_letters - sum(unicodedata.combining(char) == 9 for char in word)  # 9: viramas join two letters
     if word in SHORT_WORDS:
         return False
-    return bool(has_danda and '\u0900' <= word[-1:] <= '\u0dff' or n_syllables == 1 or ABBREVIATION.fullmatch(word)
-                or 0 < n_letters <= 3 and after.isdigit())
+    if has_danda and '\u0900' <= word[-1:] <= '\u0dff' or n_syllables == 1 or ABBREVIATION.fullmatch(word):
+        return True
+    return 0 < n_letters <= 3 and after.isdigit()
 
 
 def split_long(text):
@@ -244,17 +250,15 @@ def translate_rows(rows):
             translation, sentence_counts = translations[sentence]
             if last.endswith(ENDS) and not parts[i - 1] and translation != sentence:
                 translation = f' {translation}'  # there is no space after the danda before it
-            parts[i], last = translation, sentence
+            parts[i] = translation
+            last = sentence
             counts.update(sentence_counts)
         new_rows.append(row | {'text': ''.join(parts), 'language': target_language, 'model': model, **counts})
     return new_rows
 
 
 def translate_with_model():
-    """Translate the missing stories, or print a dry run."""
-    if dry_run:
-        print_dry_run(lambda row: translate_rows([row])[0]['text'])
-        return
+    """Translate the missing stories."""
     rows = missing_rows()
     with tqdm(total=total, initial=len(done), desc=out, unit=' stories') as bar:
         while group := list(itertools.islice(rows, batch_size)):
@@ -269,9 +273,8 @@ def translate_with_model():
 
 def write_prompt(story):
     """The text of a story -> the messages of a chat request."""
-    import chat
-    languages = {'source_language': source_language.title(), 'target_language': target_language.title()}
-    return [{'role': 'user', 'content': chat.fill(template, {'text': story} | languages)}]
+    slots = {'text': story, 'source_language': source_language.title(), 'target_language': target_language.title()}
+    return [{'role': 'user', 'content': chat.fill(template, slots)}]
 
 
 def read_reply(story, reply):
@@ -279,13 +282,11 @@ def read_reply(story, reply):
 
     The white space between the lines is that of the story.
     """
-    import chat
-    import replies
     translation = (replies.find_json(reply, 'translation') or {}).get('translation')
     if not isinstance(translation, str):
         raise chat.Rejected('no JSON with a translation')
     translation = unicodedata.normalize('NFC', translation).strip()
-    parts = re.split(r'(\r*\n\s*)', story.strip())
+    parts = re.split(r'(\n\s*)', story)
     old_lines = parts[::2]
     new_lines = re.split(r'\s*\n\s*', translation)
     if len(new_lines) != len(old_lines):
@@ -302,11 +303,7 @@ def read_reply(story, reply):
 
 
 def translate_with_chat():
-    """Translate the missing stories, or print a dry run."""
-    import chat
-    check('{text}' in template, 'the template must contain the slot {text}')
-    api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
-                       otherwise='or translate with a model here, without --provider')
+    """Translate the missing stories."""
     rows = {}  # id -> row of the source, for each story that was sent
 
     def missing_ids():
@@ -321,9 +318,6 @@ def translate_with_chat():
         text = read_reply(rows[i]['text'], reply)
         return [rows.pop(i) | {'text': text, 'language': target_language}]
 
-    if dry_run:
-        print_dry_run(lambda row: chat.ask(api, write_prompt(row['text'])))
-        return
     problem = chat.collect(
         api, missing_ids(), prompt, accept, out_file, total=total, n_done=len(done), spent=spent,
         num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost,
@@ -355,18 +349,19 @@ def missing_rows():
     return (row for row in read_source() if row['id'] not in done)
 
 
-def print_dry_run(translate_row):
-    """Print the first missing stories, each with its translation. translate_row(row) -> text."""
+def print_dry_run():
+    """Print the first missing stories, each with its translation."""
     for row in itertools.islice(missing_rows(), dry_run):
-        print(f'--- {row["id"]}\n{row["text"]}\n\n{translate_row(row)}\n')
+        if use_chat:
+            text = chat.ask(api, write_prompt(row['text']))
+        else:
+            text = translate_rows([row])[0]['text']
+        print(f'--- {row["id"]}\n{row["text"]}\n\n{text}\n')
 
 
 def read_done():
     """Read `out` and failed.jsonl -> ({id: whether it is translated or failed}, the first translation or {})."""
-    rows = read_jsonl(out)
-    if use_chat:
-        import chat
-        rows = chat.finished(out, spent)
+    rows = chat.finished(out, spent) if use_chat else read_jsonl(out)
     done = {}
     first = {}
     for row in rows:
@@ -402,7 +397,6 @@ def check_source():
 # -----------------------------------------------------------------------------
 # main part
 
-use_chat = bool(provider or base_url)
 source = find(source or f'data/{source_language}/stories.jsonl')
 out = out or f'data/{target_language}/translated.jsonl'
 check(parse_shard(shard), f'shard is {shard!r}; it must be a part and the number of parts, such as 2/8')
@@ -424,14 +418,21 @@ n_failed = list(done.values()).count(False)
 if len(done) == total:
     print(f'all {total:,} stories are done in {out}')
     if n_failed:
-        import chat
         print(f'{n_failed:,} of them failed: see failed.jsonl beside it, and delete it to try them again')
         problem = chat.too_many_failed(n_failed, total, max_failed, out)
         if problem:
             fail(problem)
-elif use_chat:
-    translate_with_chat()
 else:
-    model = model or 'facebook/nllb-200-distilled-600M'
-    tokenizer, translator, options = load_model()
-    translate_with_model()
+    if use_chat:
+        check('{text}' in template, 'the template must contain the slot {text}')
+        api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
+                           otherwise='or translate with a model here, without --provider')
+    else:
+        model = model or 'facebook/nllb-200-distilled-600M'
+        tokenizer, translator, options = load_model()
+    if dry_run:
+        print_dry_run()
+    elif use_chat:
+        translate_with_chat()
+    else:
+        translate_with_model()

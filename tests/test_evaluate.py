@@ -374,8 +374,7 @@ def test_the_loss_of_a_checkpoint_and_copies_of_training_stories(prepared):
         command = ['evaluate.py', f'--samples={out}/samples.jsonl', '--dataset=unknown', '--out_dir=out/unknown']
         text = prepared.run(*command)
         loss = prepared.json('out/unknown/results.json')['models']['judged']['loss']
-        assert ('bits_per_byte' in loss) == (share < 0.001) == ('no bits per byte' not in text) and loss['val_loss'] > 0
-    assert '48.0% of the tokens' in text and '| – |' in text
+        assert ('bits_per_byte' in loss) == (share < 0.001) == ('| – |' not in text) and loss['val_loss'] > 0
 
     tokens = torch.from_numpy(np.fromfile(data / 'val.bin', '<u2').astype(np.int64))
     n = (len(tokens) - 1) // 64 * 64
