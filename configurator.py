@@ -1,16 +1,21 @@
 """
-Overrides a script's config: the plain globals that it assigns above its line `here = …`.
+Overrides the config of a script.
 
     python train.py config/train_hindi.py --batch_size=32
     python train.py --help
 
-Config files and --key=value are applied from left to right. A value needs the type of the default; an int will do
-for a float. A config file is Python: it can use the defaults (`lr_decay_iters = max_iters`) and build on another one
-(`exec(open(find('config/train_hindi.py'), encoding='utf-8').read())`); names with a leading underscore are no keys.
-A .json file is a config of TinyNews: see config/train_tinynews_3m.py.
+Every script begins with its config: one global variable for each key. The line `here = …` ends the config: names that
+are assigned above it are keys, names below it are not.
 
-This is not a module (the idea is nanoGPT's). A script executes this text, which sets the script's globals and the
-dict `config` of all keys and values. In a notebook it changes nothing else.
+Config files and --key=value are applied from left to right. A value must have the type of the default. An int is
+accepted for a float. A config file is Python:
+- It can use the defaults: `lr_decay_iters = max_iters`.
+- It can build on another one: `exec(open(find('config/train_hindi.py'), encoding='utf-8').read())`.
+- Names with a leading underscore are not keys.
+A .json file is a config of the TinyNews project. config/train_tinynews_3m.py translates it.
+
+This is not a module (the idea is nanoGPT's). A script executes this text. It sets the script's globals and the dict
+`config` of all keys and values. In a notebook it changes nothing else.
 """
 
 import ast
@@ -32,11 +37,12 @@ _PACKAGES = {'google': 'protobuf', 'google.protobuf': 'protobuf'}  # where the p
 def _excepthook(kind, error, trace):
     """Print one line for an error that is not a bug, a traceback for any other."""
     script = os.path.basename(sys.argv[0])
+    torch_out_of_memory = (kind.__module__, kind.__name__) == ('torch', 'OutOfMemoryError')  # torch may not be imported
     if isinstance(error, BrokenPipeError):  # as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains again when it flushes stdout
     elif isinstance(error, KeyboardInterrupt):
         print('stopped', file=sys.stderr)
-    elif isinstance(error, MemoryError) or kind.__module__ == 'torch' and kind.__name__ == 'OutOfMemoryError':
+    elif isinstance(error, MemoryError) or torch_out_of_memory:
         reason = str(error).partition('\n')[0] or kind.__name__
         advice = 'a smaller --batch_size needs less' if 'batch_size' in globals() else 'less data at once may fit'
         print(f'{script}: out of memory; {advice}. {reason:.200}', file=sys.stderr)
@@ -94,7 +100,8 @@ def _override(where, key, value):
     if kind is float and type(value) is int:
         value = float(value)
     needed = 'True or False' if kind is bool else f'{kind.__name__}, such as {default!r}'
-    fits = default is None or type(value) is kind or value is None and key in globals().get('can_be_none', ())
+    may_be_none = key in globals().get('can_be_none', ())
+    fits = default is None or type(value) is kind or (value is None and may_be_none)
     _check(fits, f'{where}: {key} must be {needed}, not {value!r:.80}')
     globals()[key] = value
 
@@ -106,7 +113,7 @@ def _run_file(path):
     try:
         with open(_find(path), encoding='utf-8-sig') as f:
             text = f.read()
-        if path.endswith('.json'):
+        if path.endswith('.json'):  # of TinyNews; train_tinynews_3m.py reads `_json` and sets the keys
             values['_json'] = json.loads(text)
             text = "exec(open(find('config/train_tinynews_3m.py'), encoding='utf-8').read())"
     except (OSError, ValueError, RecursionError) as e:
@@ -134,8 +141,10 @@ def _line_of(error, path):
 def _print_help():
     """Print the script's docstring and its config block, then exit."""
     tree = ast.parse(_source)
-    above = max(node.end_lineno for node in tree.body if not isinstance(node, ast.Assign))
-    lines = [line for line in _source.splitlines()[above:] if line and not line.startswith('# ---')]
+    # above the config there are only the docstring and imports: the config begins after the last of them
+    last_line_above = max(node.end_lineno for node in tree.body if not isinstance(node, ast.Assign))
+    config_block = _source.splitlines()[last_line_above:]
+    lines = [line for line in config_block if line and not line.startswith('# ---')]
     print(ast.get_docstring(tree))
     print('\nkeys, as --key=value or in a config file:\n')
     for line in lines:
@@ -143,7 +152,7 @@ def _print_help():
     sys.exit(0)
 
 
-# 1) error messages and signals, first of all, as even files.py can be missing
+# 1) error messages and signals; before `from files import`, because files.py may be missing
 _shell = builtins.get_ipython() if hasattr(builtins, 'get_ipython') else None  # the notebook's kernel
 if not _shell:
     sys.excepthook = _excepthook
@@ -156,8 +165,8 @@ from files import at_end as _at_end
 from files import check as _check
 from files import find as _find
 
-# 2) the keys are the names assigned in the script or notebook cell that executes this text, above `here = …`
-_script = sys._getframe(1).f_code.co_filename
+# 2) the keys: the names that the script or notebook cell assigns above `here = …`
+_script = sys._getframe(1).f_code.co_filename  # frame 0 is this text, frame 1 is the script that executes it
 linecache.checkcache(_script)
 _source = ''.join(linecache.getlines(_script)).partition('\nhere = ')[0]
 _names = [node.targets[0].id for node in ast.parse(_source).body if isinstance(node, ast.Assign)]
@@ -165,7 +174,9 @@ _defaults = {name: globals()[name] for name in _names}
 if _shell:
     _at_end(_remove_shadows)
 
-# 3) the command line; a notebook cell has none
-for _argument in sys.argv[1:] if '__file__' in globals() else ():
-    _apply(_argument)
+# 3) the command line; a script that is pasted into a cell has none, one that is started with %run has one
+_is_pasted = '__file__' not in globals()
+if not _is_pasted:
+    for _argument in sys.argv[1:]:
+        _apply(_argument)
 config = {name: globals()[name] for name in _names}

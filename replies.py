@@ -45,12 +45,6 @@ def scripts_in(text):
 TRAILING_COMMA = re.compile(r',(?=\s*[}\]])')
 
 
-def objects_in(text):
-    """Yield the JSON objects (dicts) in a text with anything around them, and the objects inside these."""
-    for found, _, _ in json_objects(repair_json(text)):
-        yield found
-
-
 def repair_json(text):
     """Allow trailing commas, and \\' for an apostrophe."""
     return TRAILING_COMMA.sub('', text.replace("\\'", "'"))
@@ -108,8 +102,6 @@ def strip_tags(text):
 # at the start of a line or after a sentence, but not after an opening quotation mark: a character may say anything
 SENTENCE_START = r'(?:^|(?<=[.!?।॥…:\n])|(?<=[.!?।॥…:)"”»] ))\(?'
 SENTENCE_END = r'[.!?।॥…](?: ?[»)]|["\'”’])*$'
-
-
 WORD_END = f'(?:(?<!{LETTER})|(?!{LETTER}))'
 
 
