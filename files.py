@@ -504,7 +504,7 @@ def csv_rows(path):
     csv.field_size_limit(2**31 - 1)
     delimiters = ',;\t|' if ending_of(path) == '.csv' else '\t,;|'
     with open_text(path, newline='') as f:
-        header = next((line for line in f if line.strip()), '')
+        header = next((line for line in f if line.strip().strip(delimiters)), '')  # after empty rows
         delimiter = max(delimiters, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), '')))
         rows = csv.DictReader(itertools.chain([header], f), delimiter=delimiter, strict=True)
         for number, row in enumerate(rows, 1):
