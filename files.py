@@ -459,8 +459,9 @@ def json_rows(path, text_column):
     what = ''
     splits = find_splits(data)
     if splits:
-        what = f'each of train (not of {", ".join(splits.keys() - {"train"})})'
         data = splits['train']
+        others = ', '.join(key for key in splits if key != 'train')
+        what = f'each of train, not of {others}' if others else ''
     if isinstance(data, list):
         return what, data
     rows = list(find_rows(data, text_column))
