@@ -335,8 +335,10 @@ def status_of(status, data):
     """The status of a reply. OpenRouter sends some errors with status 200 and the real one in the JSON."""
     try:
         return int(data['error']['code']) if status == 200 else status
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         return status
+    except ValueError:  # a word, such as server_busy
+        return 503
 
 
 def is_refused(status, text):
@@ -525,7 +527,9 @@ class Run:
     def count_tokens(self, job, data):
         try:
             tokens = [int(data['usage']['prompt_tokens']), int(data['usage']['completion_tokens'])]
-        except (KeyError, TypeError, ValueError):  # the server does not count
+            if min(tokens) < 0:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError):  # the server does not count, or counts wrong
             tokens = [0, self.api['max_tokens'] if self.max_cost else 0]
         job.tokens = [job.tokens[0] + tokens[0], job.tokens[1] + tokens[1]]
         self.add_tokens(tokens)

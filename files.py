@@ -41,6 +41,7 @@ NOT_STORIES = (  # other files that data/<name>/ can contain
     'meta.json', 'tokenizer.json', 'tokenizer_config.json',
 )
 STORY_WORDS = ('text', 'story', 'stories', 'content', 'body', 'news', 'article')  # in the names of columns
+SPLIT_NAME = r'(?:^|/)(train|test|val|valid|validation|dev)(?=[-_./\d]|$)'  # of files and folders
 SENTENCE_ENDS = tuple('.!?…।॥۔؟。！？|"”’»)')
 BLANK_LINES = r'\n\s*\n'
 BLOCK_SIZE = 1 << 20  # characters of a .txt file that are read at once
@@ -185,8 +186,9 @@ def read_jsonl(path):
                     continue
                 try:
                     yield json.loads(line.decode('utf-8-sig'))
-                except (ValueError, RecursionError):  # bad JSON, bad UTF-8, brackets too deep
-                    if line.endswith(b'\n'):
+                except (ValueError, RecursionError) as e:  # bad JSON, bad UTF-8, brackets too deep
+                    is_torn = not line.endswith(b'\n') and 'Extra data' not in str(e)  # extra: two objects on a line
+                    if not is_torn:
                         fail(f'{path}, line {number}: not a line of JSON in UTF-8')
     except UNREADABLE as e:
         fail(f'{path} could not be read: {e}')
@@ -346,7 +348,8 @@ def normalize(text):
     text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     text = '\n'.join(text.splitlines())  # also of Word (U+000B) and the web (U+2028)
     text = unicodedata.normalize('NFC', text).strip().removeprefix('\ufeff')
-    return text.removeprefix('<|startoftext|>').removesuffix('<|endoftext|>').strip()
+    text = text.removeprefix('<|startoftext|>').removesuffix('<|endoftext|>').strip()
+    return text if text.strip('\u200b\ufeff') else ''  # characters without a width are no story
 
 
 def story_column(rows):
@@ -394,8 +397,9 @@ def story_files(source):
     if os.path.isfile(source):
         paths = [source]
     elif os.path.isdir(source):
-        found = glob.glob(os.path.join(glob.escape(source), '**'), recursive=True)
-        paths = [path for path in found if os.path.basename(path) not in NOT_STORIES]
+        found = sorted(glob.glob(os.path.join(glob.escape(source), '**'), recursive=True), reverse=True)
+        unique = {os.path.realpath(path): path for path in found}  # a link may lead to a file or folder of this folder
+        paths = [path for path in unique.values() if os.path.basename(path) not in NOT_STORIES]
     else:
         paths = glob.glob(source, recursive=True)
         if not paths:
@@ -404,6 +408,12 @@ def story_files(source):
     if not paths:
         fail(f'{source}: stories are read from files that end in {" ".join(STORY_ENDINGS)}; save a table as CSV UTF-8, '
              'a document as plain text')
+    if os.path.isdir(source):
+        names = '\n'.join(os.path.relpath(path, source) for path in paths)
+        splits = set(re.findall(SPLIT_NAME, names, re.I | re.M))
+        if len(splits) > 1:
+            fail(f'{source} contains several splits ({", ".join(sorted(splits))}); give one as the source, and for '
+                 'prepare.py another one as val_source')
     return paths
 
 
@@ -508,7 +518,12 @@ def csv_rows(path):
         header = next((line for line in f if line.strip().strip(delimiters)), '')  # after empty rows
         delimiter = max(delimiters, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), '')))
         rows = csv.DictReader(itertools.chain([header], f), delimiter=delimiter, strict=True)
+        columns = rows.fieldnames or []
+        if len(set(columns)) < len(columns):
+            fail(f'{path}: two columns have the same name')
         for number, row in enumerate(rows, 1):
+            if list(row) == list(row.values()):
+                continue  # the header again, in tables that were joined
             if None in row:  # the csv module's key for surplus fields
                 fail(f'{path}, row {number}: more fields than the header; quote texts that contain {delimiter!r}')
             yield row

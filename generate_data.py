@@ -417,6 +417,7 @@ small language models. Each has a `text` and the seed words of its prompt ({", "
 # settings
 
 check(parse_shard(shard), f'shard is {shard!r}; it must be a part and the number of parts, such as 2/8')
+check(not out or out.endswith('.jsonl'), f'out is {out!r}; it must end in .jsonl')
 check(words and items >= 1, 'words must name a word list, and items must be at least 1')
 check(0 <= min_words <= max_words and 0 <= min_script <= 1, 'min_words must be from 0 to max_words, min_script to 1')
 if push:

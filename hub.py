@@ -66,7 +66,8 @@ def load(name, device='cpu', tokenizer=''):
         tok.ends = [tok.eos, tok.bos]
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
     n_needed = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
-    if n_needed > n_tokens or not has_own and tok.vocab_size <= n_tokens - 64:  # nanoGPT pads to a multiple of 64
+    padding = 0 if tok.bos in tok.ends and tok.bos != tok.eos else 63  # nanoGPT pads to a multiple of 64, llama2.c not
+    if n_needed > n_tokens or not has_own and tok.vocab_size < n_tokens - padding:
         fail(f'{name} has {n_tokens:,} tokens, but {tokenizer or "its tokenizer"} {n_needed:,}')
     if tok.eos not in tok.ends:
         print(f'{name} ends a story at the ids {tok.ends}, by its settings, not at {tok.eos_token}', file=sys.stderr)

@@ -424,6 +424,8 @@ def read_number(text, scale):
     - Beside '8/10', and in brackets, other numbers may count something: '2 small mistakes, 8/10', '8 (2 mistakes)'.
     - Any other number makes it unclear: '3 errors; score 7', '7-8', '8 (or 9)', '4/5', '80 %', '1,000'.
     """
+    if re.search('[<>≤≥]', text):
+        return None
     low, high = f'{scale[0]:g}', rf'{scale[1]:g}(?:[.,]0+)?(?![.,]?\d|\w)'
     text = re.sub(r'\d', lambda digit: str(int(digit[0])), text)  # of any script
     text = ' '.join(re.sub(r'(?:\\b|\x08)oxed|[*_`"“”\'$]', '', text.replace('\n', ';')).split())

@@ -109,6 +109,7 @@ for key in ('batch_size', 'gradient_accumulation_steps', 'block_size', 'eval_int
     check(config[key] >= 1, f'{key} is 0; it must be at least 1')
 for key in ('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'):
     check(config[key] < 1, f'{key} is {config[key]}; it must be below 1')
+check(seed < 2**62, f'seed is {seed}; it must be below 2**62')
 check(compile in (True, False, None), f'compile is {compile!r}; use True, False or None')
 
 # ------ processes: one, or those that torchrun started

@@ -216,6 +216,24 @@ def test_find_looks_in_the_working_directory_then_beside_the_scripts(tmp_path, m
     assert files.find('config/train_hindi.py') == 'config/train_hindi.py'
 
 
+@pytest.mark.parametrize('names', [
+    ['train.jsonl', 'test.jsonl'], ['train/a.csv', 'valid/a.csv'], ['train-00000.txt', 'dev-00000.txt']])
+def test_a_folder_with_several_splits_is_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "x"}\n', encoding='utf-8')
+    with pytest.raises(SystemExit, match='several splits'):
+        files.story_files(str(tmp_path))
+
+
+def test_a_folder_with_bins_and_links_has_each_story_once(tmp_path):
+    for name in ('train.bin', 'val.bin', 'the train.txt', 'a test of courage.txt'):
+        (tmp_path / name).write_text('x', encoding='utf-8')
+    (tmp_path / 'loop').symlink_to('.')
+    (tmp_path / 'twin.txt').symlink_to('the train.txt')
+    assert list(files.read_texts(str(tmp_path))) == ['x', 'x']
+
+
 def test_shards():
     assert files.parse_shard('2/8') == (2, 8)
     assert files.parse_shard('1/1') == (1, 1)
@@ -243,6 +261,7 @@ TABLE = {'Titel': 'Owl', 'Story Text': TALE}
     ('a.json', '\ufeff[\n"x",\n"y"]', ['x', 'y']),
     ('a.json', json.dumps({'rows': [{'row_idx': 0, 'row': {'text': 'x'}}]}), ['x']),
     ('a.csv', 'text,n\n"x,\ny",1\n', ['x,\ny']),
+    ('a.csv', 'text\nx\ntext\ny\n', ['x', 'y']),
     ('a.csv', '\n;;\nn;text\n1;x, y\n', ['x, y']),
     ('a.csv', f'Titel;Story Text\r\nOwl;{QUOTED}\r\n', [TALE]),
     ('a.csv', f'n|StoryText\n1|{QUOTED}\n', [TALE]),
@@ -317,6 +336,8 @@ def test_the_longest_texts_are_the_stories(path):
     ('a.jsonl', b'{"id": 1}\n', 'row 1: no column with stories among id; set --text_column'),
     ('a.jsonl', b'{"text": "x"}\n{"story": "x"}\n', 'row 2: no column text among story'),
     ('a.jsonl', b'{"text": 5}\n', 'row 1: text is not text but 5'),
+    ('a.jsonl', b'{"text": "x"}\n{"text": "y"}{"text": "z"}', 'line 2: not a line of JSON'),
+    ('a.csv', b'text,text\nx,y\n', 'two columns have the same name'),
     ('a.jsonl', b'5\n', 'row 1: neither an object nor a text'),
     ('a.csv', b'text\nx,y\n', 'row 1: more fields than the header'),
     ('a.csv', 'text\ndéjà\n'.encode('latin-1'), 'could not be read as .csv in UTF-8'),
