@@ -316,7 +316,7 @@ def open_source(source, text_column='', separator=''):
         rows = iter(rows)
         first_rows = list(itertools.islice(rows, 100))
         column = text_column or story_column(first_rows)
-        what = what or (f'a text of column {column}' if column else 'each text')
+        what = what or (f'the text of column {column}' if column else 'each text')
         yield name, what, row_stories(name, itertools.chain(first_rows, rows), column)
 
 

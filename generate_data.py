@@ -176,7 +176,7 @@ def read_plots():
     """plots.txt -> genders, plots [(name, cast, text)] and fragments {name: lines}. A cast is {role: characters}."""
     text = '\n'.join(read_lines('plots.txt'))
     if '== plot ' not in text:
-        fail(f'data/{language}/plots.txt holds no plot; the grammar needs one')
+        fail(f'data/{language}/plots.txt has no plot for the grammar; use a chat API: --provider=…')
     head, *blocks = re.split(r'^== *', text, flags=re.M)
     settings = collections.defaultdict(str, re.findall(r'^(\w+):(.*)', head, flags=re.M))
     characters = read_words('characters.txt')

@@ -176,7 +176,7 @@ def test_words_without_columns_and_with_comments(project):
     for row in rows:
         assert re.fullmatch(f'The adjective0 (Mia|Tom) saw a {row["noun"]} and began to verb0.', row['text'])
     toy_language(project, plots='genders: m f\n')
-    assert 'holds no plot' in project.refuses(*TOY, '--out=other.jsonl', '--total=2')
+    assert 'has no plot' in project.refuses(*TOY, '--out=other.jsonl', '--total=2')
 
 
 def test_what_plots_can_contain(project):
