@@ -300,6 +300,7 @@ def has_word(text_words, word, is_verb):
 # grades
 
 QUOTE = '["\'“”‘’`]'
+SCALE_KEY = re.compile('(?i)(?:max|maximum|scale|out.?of|max.?score)')
 SCORE_KEY = re.compile(r'(?i)\b(score|grade|rating|points|value)|max|out.?of|scale|total')
 
 
@@ -323,12 +324,15 @@ def read_grades(reply, scales, choices, prefill=''):
     if not values and text.rfind('{') > text.rfind('}'):
         raise Rejected('cut off')
     values += values_in_lines(text, names)
+    # another scale may be stated beside the grades: 'out of 5', '(1-5)', '(/5)', 'on a 1-5 scale', 'I rate from 0 to 5'
+    highs = '|'.join(f'{high:g}' for _, high in scales.values())
+    other = rf'(?!(?:{highs})\b)\d+\b'
+    if scales.keys() - choices.keys() and re.search(
+            rf'(?i)\bout of:? {other}|\(1 ?[-–] ?{other}\)|\(/ ?{other}\)|\d ?(?:[-–]|to) ?{other} scale'
+            rf'|\b(?:rate|rating|grade|score|scale)s?\b[^.\n\d]{{0,40}}\d+ ?(?:to|[-–]) ?{other}', text):
+        raise Rejected('another scale')
     scores = {}
     for name, scale in scales.items():
-        low, other = f'{scale[0]:g}', rf'(?!{scale[1]:g}\b)\d+'
-        other_scale = rf'\((?:{low} ?[-–] ?|/ ?|out of ){other}\)|scale (?:of|from) {low} to {other}'
-        if name not in choices and re.search(other_scale, text):
-            raise Rejected(f'another scale for {name}')
         found = [read_grade(value, scale, choices.get(name)) for criterion, value in values if criterion == name]
         grades = set(found) - {None}
         if len(grades) != 1:
@@ -358,6 +362,8 @@ def values_in_json(reply, names):
                 values.append((names[letters_of(value)], found))
             elif isinstance(value, str) and key == 'notes':
                 notes = value
+            elif SCALE_KEY.fullmatch(key) and (numbers := re.findall(r'\d+', str(value))):
+                text += f'\nout of {numbers[-1]}'
     for line in text.split('\n'):
         around = re.sub(r'^[^\0]*[:.!]|json', '', line)  # 'My grades: ' may stand before it
         if '\0' in line and re.search(r'[\w"“‘«\']', around):
@@ -376,7 +382,7 @@ def values_in_lines(text, names):
     text = re.sub(r'(?m)\n{1,3}(?=(?:\\boxed|[*_$\[{ ])*\d[\d/.,*_\]}$ ]*$)', ' ', text)  # '8/10' on a line of its own
     lines = text.split('\n')
     rows = [line.split('|') for line in lines if '|' in line and re.search(r'\w', line)]
-    for above, below in itertools.pairwise(rows):
+    for above, below in itertools.combinations(rows[:40], 2):
         lines += map(' | '.join, zip(above, below))  # a table may have the names in its first row
     values = []
     for line in lines:
