@@ -299,7 +299,7 @@ STEM = 'think|thought|reason|reflect|analysis|scratch|draft|monolog'
 TAG = rf'[<\[◁]{NAME}(?:{STEM}){NAME}(?:\s[^<>]{{0,200}}(?=>))?[>\]▷]'
 MARK = re.compile(rf'''
     (?P<end> (?=.{NAME}(?:/|(?<![a-z])end)) {TAG} | <\|channel\|>\s*final (?:[^{{}}]{{0,80}}?<\|message\|>)?
-      | <channel\|> | (?-i:assistant\n?final))
+      | <channel\|> | (?-i:assistant\n?final) | \.\.\.\ ?done\ thinking\.?)
     | {TAG} | <\|channel\|?> | \A\s*(?-i:(?:assistant)?analysis)(?=\w)
 ''', re.I | re.X)
 

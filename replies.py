@@ -51,16 +51,17 @@ def repair_json(text):
 
 
 def find_json(text, key):
-    """The last JSON object in a text that has `key`, or None: also if a broken one follows, as earlier ones are drafts.
+    """The last JSON object in a text that has `key`; None if it is called a draft, or if a broken one follows.
 
     An object inside another one that has `key` does not count.
     """
     text = repair_json(text)
-    last, last_end = None, 0
+    last, last_start, last_end = None, 0, 0
     for found, start, end in json_objects(text):
         if key in found and start >= last_end:
-            last, last_end = found, end
-    return None if re.search(rf'"{key}"\s*:', text[last_end:]) else last
+            last, last_start, last_end = found, start, end
+    is_draft = re.search(r'(?i)(?<!final.)draft\W*$', text[:last_start])
+    return None if is_draft or re.search(rf'"{key}"\s*:', text[last_end:]) else last
 
 
 # -----------------------------------------------------------------------------
@@ -77,6 +78,8 @@ def stories_in(reply, reply_format):
     found = find_json(reply, 'story')
     if not found or not isinstance(found['story'], str):
         raise Rejected('no JSON with a story')
+    if any(key.lower().endswith('story') for key in found if key != 'story'):
+        raise Rejected('several stories')  # such as a revised_story
     return [('', found['story'])]
 
 

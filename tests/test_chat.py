@@ -345,6 +345,7 @@ REASONING = [
     '{draft}</think>{final}', '<think>\n{draft}\n</think>\n\n{final}', '<THINK>{draft}</Think> {final}',
     '<thinking>{draft}</thinking><thinking>{draft}</thinking>{final}',
     '<think>{draft} <think> </think>{draft}</think>{final}',
+    'Thinking...\n{draft}\n...done thinking.\n\n{final}',
     '[THINK]{draft}[/THINK]{final}', '◁think▷{draft}◁/think▷{final}', '<seed:think>{draft}</seed:think>{final}',
     '<thought_process id="1">{draft}</thought_process>{final}', '<|START_THINKING|>{draft}<|END_THINKING|>{final}',
     '<|begin_of_thought|>{draft}<|end_of_thought|>{final}', '<reasoning>{draft}</reasoning>{final}',

@@ -40,6 +40,8 @@ def test_a_story_is_found(reply):
     ('Draft: {"story": "A"}. Better: {"story": "B"}', 'B'), ('[{"story": "A"}, {"story": "B"}]', 'B'),
     ('{"drafts": [{"story": "A"}], "final": {"story": "B"}}', 'B'),
     ('{"story": "B", "title": {"story": "A"}} {"words": 2}', 'B'), ('{"story": "A"} {"story": "B', None),
+    ('Draft: {"story": "A"}\nNow a better one.', None), ('Final draft: {"story": "B"}', 'B'),
+    ('{"final": {"story": "B"}, "rejected_draft": {"story": "A"}}', None),
     ('{"story": "A"} {"story": 3}', None), ('{' * 300 + '{"story": "A"} {"story": "B"}', 'B')])
 def test_the_last_story_of_a_reply_counts(reply, story):
     if story:
