@@ -515,7 +515,10 @@ def csv_rows(path):
     csv.field_size_limit(2**31 - 1)
     delimiters = ',;\t|' if ending_of(path) == '.csv' else '\t,;|'
     with open_text(path, newline='') as f:
-        header = next((line for line in f if line.strip().strip(delimiters)), '')  # after empty rows
+        header = ''
+        for header in f:
+            if header.strip().strip(delimiters) and not header.startswith('sep='):  # empty rows and Excel's sep=;
+                break
         delimiter = max(delimiters, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), '')))
         rows = csv.DictReader(itertools.chain([header], f), delimiter=delimiter, strict=True)
         columns = rows.fieldnames or []

@@ -247,7 +247,9 @@ def write_bins(tok, batches):
                 stats[split]['unknown'] += np.count_nonzero(ids == tok.unk)
                 stats[split].update(count_lost(tok, texts[::1 + len(texts) // 100]))
         if not stats['train']['stories']:
-            fail(f'{source}: no story in it for train.bin; use a smaller --val_fraction, or another val_source')
+            if not stats['val']['stories']:
+                fail(f'{source} contains no stories')
+            fail(f'{source}: all its stories are for val.bin; use a smaller --val_fraction, or another val_source')
         for split, counts in stats.items():
             share = unknown_share(counts)
             if share > max_unknown:
@@ -341,6 +343,7 @@ def print_bins():
 # main
 
 check(source or decode, '--source= names the stories; --help lists what it can be')
+check(dataset and '..' not in dataset, f'dataset is {dataset!r}; it must name a folder in data/')
 check(0 <= num_proc <= 4096 and decode >= 0, 'num_proc must be from 0 to 4096, decode at least 0')
 check(0 <= val_fraction < 1, f'val_fraction is {val_fraction}; it must be at least 0 and below 1')
 check(0 <= max_unknown <= 1, f'max_unknown is {max_unknown}; it must be from 0 to 1')

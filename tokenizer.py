@@ -386,7 +386,8 @@ def from_sentencepiece(path):
         else:
             proto.ParseFromString(data)
     except (DecodeError, struct.error, ValueError, IndexError) as e:
-        fail(f'{path}: damaged, or not a SentencePiece model or tokenizer.bin of llama2.c ({e})')
+        fail(f'{path}: damaged, or not a SentencePiece model or tokenizer.bin of llama2.c, or from a byte-level BPE, '
+             f'which only run.c can read ({e})')
     pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
 
     settings = proto.normalizer_spec

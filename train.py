@@ -109,7 +109,7 @@ for key in ('batch_size', 'gradient_accumulation_steps', 'block_size', 'eval_int
     check(config[key] >= 1, f'{key} is 0; it must be at least 1')
 for key in ('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'):
     check(config[key] < 1, f'{key} is {config[key]}; it must be below 1')
-check(seed < 2**62, f'seed is {seed}; it must be below 2**62')
+check(out_dir and seed < 2**62, 'out_dir must name a folder, and seed must be below 2**62')
 check(compile in (True, False, None), f'compile is {compile!r}; use True, False or None')
 
 # ------ processes: one, or those that torchrun started
@@ -273,6 +273,7 @@ def save(improved):
 stop_signal = ''  # the signal that asked this process to stop
 def request_stop(number, frame):
     global stop_signal
+    os.write(2, b'\nstopping after this step\n')  # print() is not safe here
     stop_signal = signal.Signals(number).name
     signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
 

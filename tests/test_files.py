@@ -262,6 +262,7 @@ TABLE = {'Titel': 'Owl', 'Story Text': TALE}
     ('a.json', json.dumps({'rows': [{'row_idx': 0, 'row': {'text': 'x'}}]}), ['x']),
     ('a.csv', 'text,n\n"x,\ny",1\n', ['x,\ny']),
     ('a.csv', 'text\nx\ntext\ny\n', ['x', 'y']),
+    ('a.csv', 'sep=;\nn;text\n1;x, y\n', ['x, y']),
     ('a.csv', '\n;;\nn;text\n1;x, y\n', ['x, y']),
     ('a.csv', f'Titel;Story Text\r\nOwl;{QUOTED}\r\n', [TALE]),
     ('a.csv', f'n|StoryText\n1|{QUOTED}\n', [TALE]),

@@ -445,7 +445,7 @@ def test_bad_data_keeps_the_old_bins(home, reference, pretrained):
     (1, ['--tokenizer=nowhere.json'], "tokenizer 'nowhere.json': no such file"),
     (1, ['--tokenizer=nobody/nothing'], 'nobody/nothing'),
     (1, ['--source=nowhere.jsonl'], 'nowhere.jsonl'),
-    (1, ['--source=empty.txt'], 'empty.txt: no story in it'),
+    (1, ['--source=empty.txt'], 'empty.txt contains no stories'),
     (1, ['--source=', '--decode=5'], 'train.bin is missing'),
 ])
 def test_refusals(home, status, options, message):
