@@ -45,14 +45,21 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import datetime
 import itertools
 import json
+import unicodedata
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import check, fail, find, lock, normalize, write_json, write_text
+from files import check, fail, find, lock, write_json, write_text
 from model import checkpoint_path, choose_device, generate, load_checkpoint, model_from
 from tokenizer import Tokenizer
+
+
+def normalize(text):
+    """Text in NFC, without spaces around it. A command line in the C locale has the bytes of UTF-8 as surrogates."""
+    text = text.strip().encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+    return unicodedata.normalize('NFC', text)
 
 
 def read_prompts():
