@@ -69,7 +69,7 @@ REFUSED = [  # command, files, part of the line on stderr
     ([*CHAT, '--base_url=https://example.org/v1?key=secret'], {}, 'base_url'),
 
     ([*PREPARE, '--source=s.txt'], {'s.txt': HINDI.encode('utf-16-le')}, 's.txt'),
-    (PREPARE, {'s.jsonl': rows({'text': None})}, 'no story'),
+    (PREPARE, {'s.jsonl': rows({'text': None})}, 'contains no stories'),
     ([*PREPARE, '--dataset=file'], STORY | {'data/file': b''}, 'data/file'),
     ([*PREPARE, '--num_proc=-1'], STORY, 'num_proc'),
     ([*PREPARE, '--vocab_size=-5'], STORY, 'vocab_size'),
