@@ -61,7 +61,7 @@ class Batches:
             self.retry = read_jobs(state['retry'])
             for batch in state['open']:
                 self.open.append({'file': batch['file'], 'batch': batch['batch'], 'jobs': read_jobs(batch['jobs'])})
-        except Exception as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             fail(f'{self.path} is damaged ({type(e).__name__}: {e!s:.100}). It lists batches that are paid for; '
                  'without it, their prompts are sent again')
         check(not self.open or model == self.model,

@@ -332,12 +332,12 @@ def json_objects(text, **options):
 
 
 def status_of(status, data):
-    """The status of a reply. OpenRouter sends some errors with status 200 and the real one in the JSON."""
-    try:
-        return int(data['error']['code']) if status == 200 else status
-    except (KeyError, TypeError):
+    """The status of a reply. Some servers send an error with status 200, and the real one in the JSON or nowhere."""
+    if status != 200 or not isinstance(data, dict) or not data.get('error'):
         return status
-    except ValueError:  # a word, such as server_busy
+    try:
+        return int(data['error']['code'])
+    except (KeyError, TypeError, ValueError):
         return 503
 
 
@@ -660,6 +660,7 @@ def send_all(run, ids, num_workers, timeout):
     errors_in_a_row = 0
     last_answer = time.monotonic()
     status = None  # of the last reply; 0 = none came
+    reason = ''  # of the last error
     problem = ''  # why nothing more is sent; the replies to the requests in flight are still handled
 
     def on_signal(*_):

@@ -17,6 +17,7 @@ import codecs
 import contextlib
 import csv
 import errno
+import functools
 import glob
 import gzip
 import io
@@ -41,7 +42,7 @@ NOT_STORIES = (  # other files that data/<name>/ can contain
     'meta.json', 'tokenizer.json', 'tokenizer_config.json',
 )
 STORY_WORDS = ('text', 'story', 'stories', 'content', 'body', 'news', 'article')  # in the names of columns
-SPLIT_NAME = r'(?:^|/)(train|test|val|valid|validation|dev)(?=[-_./\d]|$)'  # of files and folders
+SPLITS = 'train|training|val|valid|validation|dev|test|eval|evaluation'  # in names of files, objects and columns
 SENTENCE_ENDS = tuple('.!?…।॥۔؟。！？|"”’»)')
 BLANK_LINES = r'\n\s*\n'
 BLOCK_SIZE = 1 << 20  # characters of a .txt file that are read at once
@@ -76,7 +77,10 @@ def check(condition, message):
 
 
 def wait_for_torchrun():
-    """Most errors are the same in all processes of torchrun: the first one prints it, then torchrun ends the others."""
+    """Let the first process of torchrun print an error. Most errors happen in all of them.
+
+    When the first process has ended, torchrun ends this one. If it does not fail, this one prints the error after all.
+    """
     if os.environ.get('LOCAL_RANK', '0') != '0':
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
@@ -114,6 +118,23 @@ def run_end_callbacks(*_):
     while end_callbacks:
         callback = end_callbacks.pop()
         callback()
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM asks the script to stop: `name` is then the signal's name. A second one ends the process."""
+
+    def __init__(self):
+        self.name = ''
+
+    def listen(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous = signal.signal(number, self.handle)
+            at_end(functools.partial(signal.signal, number, previous))  # a notebook continues after the script
+
+    def handle(self, number, frame):
+        os.write(2, b'\nstopping after this step\n')  # print() may be interrupted by a signal, and fail then
+        self.name = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
 
 
 # -----------------------------------------------------------------------------
@@ -300,7 +321,10 @@ def read_rows(source, text_column='', separator=''):
 def open_source(source, text_column='', separator=''):
     """Yield (name, what was taken for a story, iterator of (row, story)) for each file of a source."""
     source = find(source)
-    for name in [source] if source.startswith('hf:') else story_files(source):
+    names = [source]
+    if not source.startswith('hf:'):
+        names = story_files(source)
+    for name in names:
         ending = ending_of(name)
         what = ''
         if name.startswith('hf:'):
@@ -321,6 +345,7 @@ def open_source(source, text_column='', separator=''):
 
 
 def row_stories(name, rows, column):
+    """Yield (the other columns, the story) for each row of a file. A row that cannot be read ends the script."""
     for number, row in enumerate(rows, 1):
         if isinstance(row, str):
             row = {column: row}
@@ -357,15 +382,22 @@ def story_column(rows):
 
     Its last word is one of STORY_WORDS, as in Story_text or `translated story`, but not in story_id.
     """
-    lengths = {}
+    lengths = {}  # column -> lengths of its texts
     for row in rows:
-        for column, text in row.items() if isinstance(row, dict) else ():
-            words = re.findall(r'[^\W\d_]+', re.sub('([a-z])([A-Z])', r'\1 \2', column or ''))
-            if words and words[-1].lower() in STORY_WORDS and len(words) <= 4:  # more words: a story without a header
+        if not isinstance(row, dict):
+            continue
+        for column, text in row.items():
+            if is_story_column(column):
                 lengths.setdefault(column, [0])
                 if text:
                     lengths[column].append(len(str(text)))
     return max(lengths, key=lambda column: statistics.median(lengths[column]), default='')
+
+
+def is_story_column(name):
+    words = re.findall(r'[^\W\d_]+', re.sub('([a-z])([A-Z])', r'\1 \2', name or ''))  # StoryText is two words
+    # a name of more words is the first story of a table without a header
+    return 1 <= len(words) <= 4 and words[-1].lower() in STORY_WORDS
 
 
 def hub_rows(source):
@@ -409,8 +441,11 @@ def story_files(source):
         fail(f'{source}: stories are read from files that end in {" ".join(STORY_ENDINGS)}; save a table as CSV UTF-8, '
              'a document as plain text')
     if os.path.isdir(source):
-        names = '\n'.join(os.path.relpath(path, source) for path in paths)
-        splits = set(re.findall(SPLIT_NAME, names, re.I | re.M))
+        splits = set()
+        for path in paths:
+            parts = os.path.relpath(path, source).split(os.sep)
+            splits.update(re.split(r'[-_.\d]', part)[0].lower() for part in parts)  # train-00000.jsonl is of train
+        splits = {name for name in splits if re.fullmatch(SPLITS, name)}
         if len(splits) > 1:
             fail(f'{source} contains several splits ({", ".join(sorted(splits))}); give one as the source, and for '
                  'prepare.py another one as val_source')
@@ -467,11 +502,15 @@ def json_rows(path, text_column):
             return '', read_jsonl(path)
         data = json.load(f)
     what = ''
-    splits = find_splits(data)
+    splits = find_splits(data, text_column)
+    if len(splits) > 1 and 'train' not in splits:
+        fail(f'{path} contains the splits {", ".join(splits)} and no train; save the one to read in a file of its own')
     if splits:
-        data = splits['train']
-        others = ', '.join(key for key in splits if key != 'train')
-        what = f'each of train, not of {others}' if others else ''
+        split = 'train' if 'train' in splits else next(iter(splits))
+        data = splits.pop(split)
+        what = f'each of {split}'
+        if splits:
+            what += f', not of {", ".join(splits)}'
     if isinstance(data, list):
         return what, data
     rows = list(find_rows(data, text_column))
@@ -480,14 +519,17 @@ def json_rows(path, text_column):
     return what, rows
 
 
-def find_splits(data):
-    """The object in a JSON value that contains the split `train`, however nested in objects; None if none does."""
-    if isinstance(data, dict):
-        if isinstance(data.get('train'), (dict, list)):
-            return data
-        for value in data.values():
-            if found := find_splits(value):
-                return found
+def find_splits(data, text_column):
+    """The splits {name: rows} of a JSON value, however nested in objects; {} if it has none."""
+    if not isinstance(data, dict) or (text_column or story_column([data])) in data:
+        return {}
+    splits = {}
+    for key, value in data.items():
+        if re.fullmatch(SPLITS, key, re.I) and isinstance(value, (dict, list)):
+            splits[key] = value
+    for value in data.values():
+        splits = splits or find_splits(value, text_column)
+    return splits
 
 
 def find_rows(data, text_column):
@@ -505,8 +547,10 @@ def find_rows(data, text_column):
             for row in itertools.zip_longest(*columns.values()):
                 yield dict(zip(columns, row))
             return
-    if isinstance(data, (dict, list)):
-        for value in data.values() if isinstance(data, dict) else data:
+    if isinstance(data, dict):
+        data = list(data.values())
+    if isinstance(data, list):
+        for value in data:
             yield from find_rows(value, text_column)
 
 
@@ -515,11 +559,13 @@ def csv_rows(path):
     csv.field_size_limit(2**31 - 1)
     delimiters = ',;\t|' if ending_of(path) == '.csv' else '\t,;|'
     with open_text(path, newline='') as f:
-        header = ''
-        for header in f:
-            if header.strip().strip(delimiters) and not header.startswith('sep='):  # empty rows and Excel's sep=;
-                break
-        delimiter = max(delimiters, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), '')))
+        header = f.readline()
+        while header.startswith('sep=') or header and not header.strip().strip(delimiters):  # Excel's sep=; empty rows
+            header = f.readline()
+        n_columns = {}
+        for delimiter in delimiters:
+            n_columns[delimiter] = len(next(csv.reader([header], delimiter=delimiter), []))
+        delimiter = max(n_columns, key=n_columns.get)
         rows = csv.DictReader(itertools.chain([header], f), delimiter=delimiter, strict=True)
         columns = rows.fieldnames or []
         if len(set(columns)) < len(columns):

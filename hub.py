@@ -54,6 +54,7 @@ def load(name, device='cpu', tokenizer=''):
     else:
         fail(f'{path} is neither a .pt file, nor a model.bin of llama2.c, nor the folder of a Hugging Face model')
     has_own = os.path.isdir(path) or 'tokenizer' in checkpoint
+    is_llama2c = path.endswith('.bin') or 'dim' in checkpoint.get('model_args', ())
     n_tokens = model.config.vocab_size
     if tokenizer or 'tokenizer' not in checkpoint:
         tok = load_tokenizer(tokenizer or (path if has_own else find_beside(path, n_tokens)))
@@ -62,11 +63,11 @@ def load(name, device='cpu', tokenizer=''):
             tok = Tokenizer(**checkpoint['tokenizer'])
         except (TypeError, ValueError) as e:
             fail(f'{path}: its tokenizer is broken: {one_line(e)}')
-    if path.endswith('.bin') or 'dim' in checkpoint.get('model_args', ()):  # run.c ends a story at bos
-        tok.ends = [tok.eos, tok.bos]
+    if is_llama2c:
+        tok.ends = [tok.eos, tok.bos]  # run.c ends a story at bos
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
     n_needed = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
-    padding = 0 if tok.bos in tok.ends and tok.bos != tok.eos else 63  # nanoGPT pads to a multiple of 64, llama2.c not
+    padding = 0 if is_llama2c else 63  # nanoGPT pads the vocabulary to a multiple of 64
     if n_needed > n_tokens or not has_own and tok.vocab_size < n_tokens - padding:
         fail(f'{name} has {n_tokens:,} tokens, but {tokenizer or "its tokenizer"} {n_needed:,}')
     if tok.eos not in tok.ends:

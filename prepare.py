@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import math
 import os
+import re
 import sys
 import tempfile
 import unicodedata
@@ -53,7 +54,7 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import numpy as np
 from tqdm import tqdm
 
-from files import at_end, check, fail, find, lock, open_source, read_texts, replacing, write_json
+from files import SPLITS, at_end, check, fail, find, lock, open_source, read_rows, read_texts, replacing, write_json
 from tokenizer import MAX_VOCAB_SIZE
 from tokenizer import load as load_tokenizer
 from tokenizer import train as train_tokenizer
@@ -81,7 +82,14 @@ def read_stories():
     if val_source:
         sources = [(val_source, 'val'), (source, 'train')]  # what stands in both is dropped from the training stories
     for name, split in sources:
-        for text in read_texts(name, text_column, separator):
+        splits = set()  # that the rows name in a column
+        for row, text in read_rows(name, text_column, separator):
+            for column in row.keys() & {'split', 'Split', 'subset', 'set'}:
+                if re.fullmatch(SPLITS, str(row[column]), re.I):
+                    splits.add(row[column])
+            if len(splits) > 1:
+                fail(f'{name}: the rows are of several splits ({", ".join(sorted(splits))}); save each as a file, and '
+                     'give one as source and another one as val_source')
             if lower_case:
                 text = unicodedata.normalize('NFC', text.lower())
             if not text:

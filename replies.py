@@ -327,12 +327,8 @@ def read_grades(reply, scales, choices, prefill=''):
     if not values and text.rfind('{') > text.rfind('}'):
         raise Rejected('cut off')
     values += values_in_lines(text, names)
-    # another scale may be stated beside the grades: 'out of 5', '(1-5)', '(/5)', 'on a 1-5 scale', 'I rate from 0 to 5'
-    highs = '|'.join(f'{high:g}' for _, high in scales.values())
-    other = rf'(?!(?:{highs})\b)\d+\b'
-    if scales.keys() - choices.keys() and re.search(
-            rf'(?i)\bout of:? {other}|\(1 ?[-–] ?{other}\)|\(/ ?{other}\)|\d ?(?:[-–]|to) ?{other} scale'
-            rf'|\b(?:rate|rating|grade|score|scale)s?\b[^.\n\d]{{0,40}}\d+ ?(?:to|[-–]) ?{other}', text):
+    highs = [scale[1] for name, scale in scales.items() if name not in choices]
+    if highs and states_other_scale(text, highs):
         raise Rejected('another scale')
     scores = {}
     for name, scale in scales.items():
@@ -345,6 +341,19 @@ def read_grades(reply, scales, choices, prefill=''):
             raise Rejected(f'{name} out of range')
         scores[name] = float(grade)
     return scores, notes.strip()[:2000]
+
+
+def states_other_scale(text, highs):
+    """Whether a text beside the grades names a scale whose highest grade is not one of these."""
+    asked = '|'.join(f'{high:g}' for high in highs)
+    other = rf'(?!(?:{asked})\b)\d+\b'
+    forms = (
+        rf'\bout of:? {other}',  # Grades are out of 5.
+        rf'\(1 ?[-–] ?{other}\)|\(/ ?{other}\)',  # | Grade (1-5) |
+        rf'\d ?(?:[-–]|to) ?{other} scale',  # on a 1-5 scale
+        rf'\b(?:rate|rating|grade|score|scale)s?\b[^.\n\d]{{0,40}}\d+ ?(?:to|[-–]) ?{other}',  # I rate them from 0 to 5
+    )
+    return any(re.search(form, text, re.I) for form in forms)
 
 
 def values_in_json(reply, names):

@@ -45,31 +45,29 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import datetime
 import itertools
 import json
-import unicodedata
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import check, fail, find, lock, write_json, write_text
+from files import check, fail, find, lock, normalize, write_json, write_text
 from model import checkpoint_path, choose_device, generate, load_checkpoint, model_from
 from tokenizer import Tokenizer
 
 
-def normalize(text):
-    """Text in NFC, without spaces around it. A command line in the C locale has the bytes of UTF-8 as surrogates."""
-    text = text.strip().encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
-    return unicodedata.normalize('NFC', text)
+def clean_prompt(text):
+    """A prompt in the form of the training stories. In the C locale the command line has UTF-8 bytes as surrogates."""
+    return normalize(text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace'))
 
 
 def read_prompts():
     """The prompt in `start`, or the prompts in the file that it names."""
     if not start.startswith('FILE:'):
-        return [normalize(start)]
+        return [clean_prompt(start)]
     path = find(start.removeprefix('FILE:'))
     try:
         with open(path, encoding='utf-8-sig') as f:
-            prompts = [normalize(line) for line in f if line.strip()]
+            prompts = [clean_prompt(line) for line in f if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
         fail(f'{path}: {e}')
     if not prompts or '\0' in ''.join(prompts):  # UTF-16 without a byte order mark is valid UTF-8, with NULs
@@ -187,7 +185,7 @@ if out and rank == 0:
 model, tok = load_model()
 bad_ids = []
 for word in bad_words:
-    word = normalize(word)
+    word = clean_prompt(word)
     bad_ids += [ids for ids in tok.encode_batch([word, f' {word}']) if ids]
 stories = []
 for i in range(len(prompts) * num_samples):

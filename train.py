@@ -85,10 +85,8 @@ here = os.path.dirname(os.path.abspath(globals().get('__file__', 'train.py')))  
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())  # overrides the keys; makes the dict config
 
 import math
-import signal
 import time
 from dataclasses import asdict, fields
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -96,8 +94,8 @@ from tokenizers import Tokenizer
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from files import (TokenStream, append_rows, at_end, check, describe_loss, draw_loss, fail, find, load_dataset, lock,
-                   loss_measures, open_log, open_wandb)
+from files import (StopRequest, TokenStream, append_rows, check, describe_loss, draw_loss, fail, find, load_dataset,
+                   lock, loss_measures, open_log, open_wandb)
 from model import (GPT, GPTConfig, LossGuard, can_compile, check_resume, cpu_kernels, export_problems, generate,
                    init_processes, learn_bigrams, load_checkpoint, load_training_state, matmul_rate, merge_adapters,
                    model_from, peak_memory, save_checkpoint, sum_over_ranks, training_state)
@@ -162,7 +160,7 @@ ckpt_path = os.path.join(out_dir, 'ckpt.pt')
 model_args = {field.name: config[field.name] for field in fields(GPTConfig) if field.name in config}
 step, best_val_loss, wandb_id = 0, math.inf, None
 stop_reason = ''  # why the run ends before max_iters
-lora = {'base': init_from, 'rank': lora_rank, 'alpha': lora_alpha, 'dropout': lora_dropout} if lora_rank else None
+lora = None  # the settings of the adapters, if the model has some
 saved = None  # the checkpoint of a resumed run
 if is_master and not eval_only:
     lock(ckpt_path)  # fails if another run uses this out_dir
@@ -191,6 +189,7 @@ else:  # another model, cut to block_size, with adapters if lora_rank > 0
     model = hub.load_for_training(init_from, tokenizer, meta['vocab_size'], block_size, dropout)
     if lora_rank:
         hub.add_lora(model, lora_rank, lora_alpha, lora_dropout)
+        lora = {'base': init_from, 'rank': lora_rank, 'alpha': lora_alpha, 'dropout': lora_dropout}
 model.to(device).train()
 trainable = [p for p in model.parameters() if p.requires_grad]
 
@@ -198,7 +197,7 @@ trainable = [p for p in model.parameters() if p.requires_grad]
 optimizers = model.configure_optimizers(
     optimizer, learning_rate, embedding_lr, weight_decay, (beta1, beta2), muon_momentum, muon_ns_steps)
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-guard = LossGuard()
+guard = LossGuard()  # finds NaN, infinity and spikes of the loss
 if saved:
     load_training_state(ckpt_path, saved, optimizers, scaler, guard)
     saved = None  # its memory is free again
@@ -225,7 +224,7 @@ def lr_at(step, peak):
 # ------ evaluation and checkpoints
 @torch.no_grad()
 def evaluate():
-    """Validation loss. Every evaluation uses the same sequences of val.bin."""
+    """Evaluate on val.bin -> the dict of loss_measures(). Every evaluation uses the same sequences."""
     size = min(block_size, len(val_tokens) - 1)
     n = (len(val_tokens) - 1) // size
     if eval_iters:
@@ -246,9 +245,11 @@ def evaluate():
     return loss_measures(loss, meta)
 
 def sample_story():
+    """Generate one story, to print after an evaluation."""
     model.eval()
     ids = []
-    for new_tokens in generate(model, [[meta['bos']]], min(256, block_size - 1), meta['eos'], [step], temperature=0.8):
+    n = min(256, block_size - 1)
+    for new_tokens in generate(model, [[meta['bos']]], n, meta['eos'], seeds=[step], temperature=0.8):
         ids += [token for _, token in new_tokens]  # (number of the prompt, token)
     model.train()
     return tokenizer.decode(ids)
@@ -270,16 +271,9 @@ def save(improved):
         save_checkpoint(ckpt_path, checkpoint | training_state(optimizers, scaler, guard))
 
 # ------ the training loop
-stop_signal = ''  # the signal that asked this process to stop
-def request_stop(number, frame):
-    global stop_signal
-    os.write(2, b'\nstopping after this step\n')  # print() is not safe here
-    stop_signal = signal.Signals(number).name
-    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
-
+stop_request = StopRequest()
 if not eval_only:
-    for number in (signal.SIGINT, signal.SIGTERM):  # at the end the previous handler is restored, for notebooks
-        at_end(partial(signal.signal, number, signal.signal(number, request_stop)))
+    stop_request.listen()  # from now on, Ctrl-C and SIGTERM end the run after the step
 if sum_over_ranks([step], device) != [step * world_size]:
     fail(f'the processes start at different steps; all nodes must see the same {out_dir}')
 if is_master:
@@ -287,14 +281,16 @@ if is_master:
         wandb_id, log_to_wandb = open_wandb(wandb_project, wandb_run_name, config, wandb_id)
     if not eval_only:
         log, earlier_seconds = open_log(os.path.join(out_dir, 'log.jsonl'), step)  # drops the rows after step
-    n_trainable, epochs = sum(p.numel() for p in trainable), max_iters * step_tokens / len(stream)
+    n_trainable = sum(p.numel() for p in trainable)
+    epochs = max_iters * step_tokens / len(stream)
     print(f'{n_trainable:,} trainable parameters on {world_size} × {device}, {dtype}; {max_iters:,} steps of '
           f'{step_tokens:,} tokens, {epochs:.2f} epochs')
     for export_format, problem in export_problems(model.config).items():
         if problem:
             print(f'export.py cannot write this model in the format {export_format}: {problem}')
 bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not is_master, smoothing=0.05, dynamic_ncols=True)
-batch, peak_flops = get_batch(step * micro_steps), 0.0
+batch = get_batch(step * micro_steps)
+peak_flops = 0.0  # measured at the first log row
 last_time, last_step = time.time(), step  # of the last log row
 while step < max_iters and not stop_reason and not eval_only:
     # 1) set the learning rate
@@ -323,12 +319,12 @@ while step < max_iters and not stop_reason and not eval_only:
 
     # 4) all processes must stop at the same step, so the flags are summed like the loss
     out_of_time = is_master and max_minutes and time.time() - start_time > 60 * max_minutes
-    flags = [bool(stop_signal), bool(out_of_time)]
+    flags = [bool(stop_request.name), bool(out_of_time)]
     loss, n_signals, n_out_of_time = sum_over_ranks([loss_sum.item() / world_size, *flags], device)
     if n_out_of_time:
         stop_reason = 'max_minutes'
     elif n_signals:
-        stop_reason = stop_signal or 'a signal to another process'
+        stop_reason = stop_request.name or 'a signal to another process'
 
     # 5) update the weights, unless the loss or the gradient is NaN or infinite
     skipping = guard.must_skip(loss, grad_norm, scaler)
@@ -337,13 +333,14 @@ while step < max_iters and not stop_reason and not eval_only:
         stop_reason = f'{problem} at step {step}'
         if is_master and all(p.isfinite().all() for p in trainable):
             save(improved=False)
-        fail(f'{stop_reason}; {out_dir} has the state before this step. Lower learning_rate and continue with '
+        fail(f'{stop_reason}; the checkpoints in {out_dir} are good. Lower learning_rate and continue with '
              '--init_from=resume, or start anew from best.pt, or skip NaN and infinity with --skip_nan=True')
     if is_master and guard.spikes_in_a_row == 1:
         tqdm.write(f'step {step}: the loss {loss:.4g} is far above the last losses; the run goes on')
+    # float16 gradients may overflow now and then, which must_skip() allows: then update() lowers the loss scale
+    updating = not skipping and math.isfinite(grad_norm)
     for opt in optimizers:
-        # an overflow of float16 is no problem: all optimizers skip the step, and update() lowers the loss scale
-        if not skipping and math.isfinite(grad_norm):
+        if updating:
             scaler.step(opt)
         opt.zero_grad(set_to_none=True)
     scaler.update()

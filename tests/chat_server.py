@@ -110,6 +110,7 @@ def reply_to(request, rng, kind):
         'null': (200, {}, completion(None)),
         'broken JSON': (200, {}, json.dumps(completion(good)).encode()[:-30]),
         'html': (200, {}, b'<!doctype html><p>gateway'),
+        'busy in 200': (200, {}, {'error': {'code': 'server_busy', 'message': 'overloaded'}}),
         'error in 200': (200, {}, {'error': {'code': 502, 'message': 'upstream'}}),
         'latin': (200, {}, completion(as_json(LATIN))),
         'duplicate': (200, {}, completion(as_json(fixed_story))),

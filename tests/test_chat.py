@@ -109,6 +109,7 @@ def test_shards_share_a_failed_file(client, server):
 REASONS = {
     'no choices': 'broken reply', 'null': 'empty reply', 'broken JSON': 'broken reply', 'html': 'a web page',
     'refusal': 'refused', 'length': 'cut off at max_tokens', 'latin': 'no story', 'error in 200': 'HTTP 502',
+    'busy in 200': 'HTTP 503',
     '500': 'HTTP 500', 'cut': 'connection broken', 'reset': 'connection broken', 'stall': 'timeout'}
 
 
@@ -250,8 +251,9 @@ def test_tries_of_unfinished_prompts_are_paid_for(client, server):
 
 
 @pytest.mark.slow
-def test_without_usage_a_reply_counts_as_max_tokens(client, server):
-    server(usage=None)
+@pytest.mark.parametrize('usage', [None, [-1_000_000, -5], [float('inf'), 3], ['many', 3]])
+def test_without_usage_a_reply_counts_as_max_tokens(client, server, usage):
+    server(usage=usage)
     command = ('--total=200', '--price_in=0', '--max_tokens=1000', '--max_cost=0.5', '--num_workers=4')
     status, out, err = end(client.start(*command))
     assert status == 1 and len(client.ids()) == 50 and '$0.50' in out and 'max_cost is reached' in err

@@ -152,6 +152,15 @@ def test_validation_stories_from_a_source_of_their_own(home, texts):
     assert found == {'train': texts[7:], 'val': texts[:7]}
 
 
+def test_rows_of_several_splits_are_refused(home, texts):
+    rows = [{'text': text, 'split': 'train'} for text in texts]
+    (home.path / 'all.json').write_text(json.dumps([*rows, {'text': texts[0], 'split': 'test'}]), encoding='utf-8')
+    assert 'several splits (test, train)' in home.refuses('prepare.py', '--source=all.json', '--dataset=t')
+    assert not (home.path / 'data/t/train.bin').exists()
+    (home.path / 'all.json').write_text(json.dumps(rows), encoding='utf-8')
+    assert stories_in(prepare(home, 'all.json', '--val_fraction=0'))['train'] == texts
+
+
 @pytest.mark.parametrize('options, rest', [
     ([], '; --deduplicate=True drops them from train.bin'),
     (['--deduplicate=True'], '; they were dropped from train.bin')])
