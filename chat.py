@@ -332,12 +332,12 @@ def json_objects(text, **options):
 
 
 def status_of(status, data):
-    """The status of a reply. Some servers send an error with status 200, and the real one in the JSON or nowhere."""
-    if status != 200 or not isinstance(data, dict) or not data.get('error'):
-        return status
+    """The status of a reply. Some servers send errors with status 200 and the real one as a code in the JSON."""
     try:
-        return int(data['error']['code'])
-    except (KeyError, TypeError, ValueError):
+        return int(data['error']['code']) if status == 200 else status
+    except (KeyError, TypeError):  # no error, or one without a code
+        return status
+    except ValueError:  # a word, such as server_busy
         return 503
 
 
