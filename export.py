@@ -32,7 +32,6 @@ here = os.path.dirname(os.path.abspath(globals().get('__file__', 'export.py'))) 
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 import dataclasses
-import html
 import json
 import re
 import shutil
@@ -42,7 +41,7 @@ import torch
 from safetensors import SafetensorError
 
 import hub
-from files import ISO_CODES, check, fail, lock, loss_measures, on_hub, write_json, write_text
+from files import ISO_CODES, check, fail, lock, loss_measures, on_hub, quote_markdown, write_json, write_text
 from model import GPT, export_problems, generate
 from tokenizer import WORDS, byte_characters, word_pattern
 
@@ -125,9 +124,12 @@ def write_hf(folder):
         settings |= {'attention_bias': gpt.bias, 'mlp_bias': gpt.bias}
     ids = {'bos_token_id': tok.bos, 'eos_token_id': tok.ends if len(tok.ends) > 1 else tok.ends[0]}
     write_json(os.path.join(folder, 'config.json'), settings | {'torch_dtype': dtype} | ids)
+    # Fine-tuning ignores padding, so with eos as padding it would not learn where a story ends.
+    pads = [tok.backend.token_to_id('<pad>'), tok.unk, tok.bos]
+    pad = next((i for i in pads if i not in (None, tok.eos)), tok.eos)
     # Nothing else: Transformers warns of a temperature with do_sample=False, and of a max_length with max_new_tokens.
     # Here bos must not be padding: generate() without attention_mask would not read it. Only ended stories are padded.
-    generation = ids | {'pad_token_id': tok.eos, 'do_sample': temperature > 0}
+    generation = ids | {'pad_token_id': tok.eos if pad == tok.bos else pad, 'do_sample': temperature > 0}
     write_json(os.path.join(folder, 'generation_config.json'), generation)
 
     weights = named_weights()
@@ -141,13 +143,10 @@ def write_hf(folder):
     path = os.path.join(folder, 'tokenizer_config.json')
     with open(path, encoding='utf-8') as f:
         tokenizer_settings = json.load(f)
-    # Fine-tuning ignores padding, so with eos as padding it would not learn where a story ends.
-    candidates = [token for token in (tok.bos_token, '<pad>') if tok.backend.token_to_id(token) not in (None, tok.eos)]
-    pad_token = candidates[0] if candidates else tok.eos_token
     # Without model_input_names, generate() would get token types, which these classes do not take.
     # Without the last setting, older versions remove spaces before punctuation.
     write_json(path, tokenizer_settings | {
-        'pad_token': pad_token, 'padding_side': 'left', 'model_max_length': gpt.block_size,
+        'pad_token': tok.backend.id_to_token(pad), 'padding_side': 'left', 'model_max_length': gpt.block_size,
         'model_input_names': ['input_ids', 'attention_mask'], 'clean_up_tokenization_spaces': False})
     return ''
 
@@ -319,7 +318,7 @@ def add_gguf_tokenizer(writer):
         writer.add_token_scores([scores.get(token, -1e6) for token in tokens])
         writer.add_add_space_prefix(adds_space)
         return
-    pattern = word_pattern(tok)
+    pattern = word_pattern(spec['pre_tokenizer'])
     if not pattern:
         fail('llama.cpp does not know how this tokenizer splits words; it knows tokenizers trained here and GPT-2\'s')
     # llama.cpp names a pattern after a model that has it. Qwen3.5's differs a little from WORDS, but no merge learned
@@ -357,8 +356,8 @@ def table(heading, rows):
     lines = []
     for name, value in rows.items():
         if value is not None:
-            text = f'{value:,}' if type(value) is int else value
-            lines.append(f'| {name} | {text} |\n')
+            text = f'{value:,}' if type(value) is int else f'{value!s:.200}'
+            lines.append(f'| {name} | {quote_markdown(text)} |\n')
     if not lines:
         return ''
     return f'\n## {heading}\n\n| | |\n| --- | --- |\n{"".join(lines)}'
@@ -371,11 +370,12 @@ def usage():
                 f'llama-completion -no-cnv -m {main_file} --temp {temperature}\n```')
     if format == 'llama2c':
         return f'```sh\n./run {main_file} -z tokenizer.bin -t {temperature} -n {gpt.block_size}\n```'
+    name = os.path.basename(out) if os.path.isabs(out) else out
     options = f'max_new_tokens={gpt.block_size // 2}, do_sample={temperature > 0}'
     if temperature:
         options += f', temperature={temperature}'
     return ('```python\nfrom transformers import pipeline\n'
-            f'generate = pipeline("text-generation", {json.dumps(push or out)})\n'
+            f'generate = pipeline("text-generation", {json.dumps(push or name)})\n'
             f'stories = generate({json.dumps(start, ensure_ascii=False)}, {options})\n'
             'print(stories[0]["generated_text"])\n```')
 
@@ -385,11 +385,15 @@ def data_and_loss():
     meta = checkpoint.get('meta')
     if not meta:
         return {}
-    rows = {'tokenizer': meta['tokenizer']}
-    for unit in ('stories', 'tokens', 'bytes'):
-        for split, n in meta[unit].items():
-            rows[f'{unit}, {split}'] = n
-    for key, value in loss_measures(checkpoint['best_val_loss'], meta).items():
+    try:
+        rows = {'tokenizer': str(meta['tokenizer'])}
+        for unit in ('stories', 'tokens', 'bytes'):
+            for split in ('train', 'val'):
+                rows[f'{unit}, {split}'] = int(meta[unit][split])
+        measures = loss_measures(checkpoint['best_val_loss'], meta)
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as e:
+        fail(f'{out_dir}: what its checkpoint says of the data set is damaged ({type(e).__name__})')
+    for key, value in measures.items():
         name = 'validation loss, nats per token' if key == 'val_loss' else key.replace('_', ' ')
         rows[name] = f'{value:.4f}'
     return rows
@@ -397,8 +401,10 @@ def data_and_loss():
 
 def card(notes):
     """The text of README.md. Its first lines are YAML for the hub."""
-    config = checkpoint.get('config', {})
-    dataset = config.get('dataset', '')
+    config = checkpoint.get('config')
+    if not isinstance(config, dict):  # another program can store it in another form
+        config = {}
+    dataset = str(config.get('dataset', ''))
     code = language or next((code for name, code in ISO_CODES.items() if name in dataset), '')
     front = ['pipeline_tag: text-generation', f'tags: [nanokahani, {format}]']
     if license:
@@ -408,18 +414,18 @@ def card(notes):
     if code:
         front.append(f'language: {json.dumps(code)}')
     front = '\n'.join(front)
-    trained_on = f', trained on `{dataset}`' if dataset else ''
+    trained_on = f', trained on {quote_markdown(dataset)}' if dataset else ''
     shape = {'parameters': model.n_params()} | dataclasses.asdict(gpt) | {'dtype': dtype}
     training = {'step': checkpoint.get('step', checkpoint.get('iter_num'))}  # the latter is nanoGPT's
     training |= {key: config.get(key) for key in TRAINING_KEYS}
     stories = ''
     for story in sample_stories():
-        quote = html.escape(story, quote=False).replace('\n', '\n> ')
-        stories += f'\n> {quote}\n\n---\n'
+        lines = [f'> {quote_markdown(line)}\n' for line in story.splitlines()]
+        stories += f'\n{"".join(lines)}\n---\n'
     return f'''---
 {front}
 ---
-# {title}
+# {quote_markdown(title)}
 
 A {CLASSES[kind]} with {model.n_params():,} parameters that writes short stories{trained_on}.
 

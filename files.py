@@ -288,6 +288,23 @@ def write_json(path, data):
     write_text(path, json.dumps(data, ensure_ascii=False, indent=1))
 
 
+def quote_markdown(value):
+    """A value as one line of Markdown that shows it as text, for cards: no markup, link, HTML or control character.
+
+    Of an absolute path only the last part is shown: the rest can contain the user's name.
+    """
+    text = os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else str(value)
+    text = ''.join(' ' if is_control(char) else char for char in text)
+    text = re.sub(r'[&<>:@]|(?<=www)\.', lambda match: f'&#{ord(match[0])};', ' '.join(text.split()))
+    text = re.sub(r'([\\`*_\[\]|~$]|#(?!\d+;))', r'\\\1', text)
+    return re.sub(r'^(\d*)([-+=]|[.)](?= |$))', r'\1\\\2', text)  # at its beginning: a list, or a line below a heading
+
+
+def is_control(char):
+    """Whether a character is a control character, or changes the direction of the text after it."""
+    return unicodedata.category(char) in ('Cc', 'Cs') or '\u202a' <= char <= '\u202e' or '\u2066' <= char <= '\u2069'
+
+
 # -----------------------------------------------------------------------------
 # stories
 

@@ -74,7 +74,8 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import ISO_CODES, append_rows, check, fail, find, on_hub, open_append, parse_shard, read_jsonl
+from files import (ISO_CODES, append_rows, check, fail, find, on_hub, open_append, parse_shard, quote_markdown,
+                   read_jsonl)
 
 use_grammar = provider == 'grammar' and not base_url
 if not use_grammar:
@@ -399,7 +400,7 @@ configs: [{{config_name: default, data_files: stories.jsonl}}]
 ---
 # {push.split("/")[-1]}
 
-{writers.total():,} short texts in {language.capitalize()}, written by {", ".join(writers)} for training
+{writers.total():,} short texts in {language.capitalize()}, written by {quote_markdown(", ".join(writers))} for training
 small language models. Each has a `text` and the seed words of its prompt ({", ".join(words)}).
 '''
     api = huggingface_hub.HfApi()

@@ -10,12 +10,12 @@ Notable choices:
 - A damaged or unsuitable file ends the program with one line.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
 import json
 import os
-import pickle
 import re
 import sys
 import types
@@ -28,8 +28,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from files import fail, on_hub
-from model import GPT, GPTConfig, checkpoint_path, load_checkpoint, save_checkpoint
-from tokenizer import Tokenizer, find_beside, read_json
+from model import (GPT, checkpoint_path, gpt_config, load_checkpoint, load_weights, new_gpt, parts_of, save_checkpoint,
+                   verify_file)
+from tokenizer import find_beside, from_checkpoint, hub_problem, read_json
 from tokenizer import load as load_tokenizer
 
 
@@ -59,10 +60,7 @@ def load(name, device='cpu', tokenizer=''):
     if tokenizer or 'tokenizer' not in checkpoint:
         tok = load_tokenizer(tokenizer or (path if has_own else find_beside(path, n_tokens)))
     else:
-        try:
-            tok = Tokenizer(**checkpoint['tokenizer'])
-        except (TypeError, ValueError) as e:
-            fail(f'{path}: its tokenizer is broken: {one_line(e)}')
+        tok = from_checkpoint(checkpoint, path)
     if is_llama2c:
         tok.ends = [tok.eos, tok.bos]  # run.c ends a story at bos
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
@@ -102,7 +100,7 @@ def download(name):
             folder = huggingface_hub.snapshot_download(model_name, revision=revision, allow_patterns=patterns)
         return folder
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
-        fail(f'{name} is neither a file or folder here nor a model on the Hugging Face hub ({type(e).__name__})')
+        fail(f'{name}: {hub_problem(e)}')
 
 
 def one_line(error):
@@ -120,13 +118,7 @@ def restore(checkpoint, path, merge=False):
 
     A LoRA checkpoint contains only adapters, and the name of their base model. merge=True adds them to its weights.
     """
-    args, state = checkpoint.get('model_args'), checkpoint.get('model')
-    if not isinstance(args, dict) or not isinstance(state, dict):
-        fail(f'{path} is a checkpoint of neither train.py, nanoGPT nor llama2.c')
-    weights = {}
-    for name, weight in state.items():
-        if isinstance(weight, torch.Tensor):
-            weights[name.removeprefix('_orig_mod.')] = weight  # torch.compile puts it before every name
+    args, weights = parts_of(checkpoint, path)
     if 'lora' in checkpoint:
         return restore_lora(checkpoint['lora'], gpt_config(args, path), weights, path, merge)
     if 'tok_embeddings.weight' in weights:
@@ -134,7 +126,7 @@ def restore(checkpoint, path, merge=False):
     is_nanogpt = 'transformer.wte.weight' in weights
     if is_nanogpt:
         args = args | {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu'}
-    model = GPT(gpt_config(args, path))
+    model = new_gpt(args, weights, path)
     if is_nanogpt:
         load_hf_weights(model, weights, path)
     else:
@@ -145,10 +137,11 @@ def restore(checkpoint, path, merge=False):
 def restore_llama2c(args, weights, path):
     """The GPT of a checkpoint of llama2.c."""
     values = renamed(args, META_KEYS)
-    values['n_inner'] = len(weights.get('layers.0.feed_forward.w1.weight', ()))
+    up = weights.get('layers.0.feed_forward.w1.weight', torch.empty(0))
+    values['n_inner'] = next(iter(up.shape), 0)
     head = weights.get('output.weight')
     values['tie_weights'] = head is None or torch.equal(head, weights['tok_embeddings.weight'])
-    model = GPT(gpt_config(values, path))
+    model = new_gpt(values, weights, path)
     load_hf_weights(model, weights, path, META_LAYERS)
     return rotate_halves(model)
 
@@ -160,7 +153,7 @@ def load_llama2c(path):
     if header[:1] == [0x616b3432]:
         fail(f'{path} is in a format for runq.c; export it again with --version 0 of llama2.c')
     n_weights = float('inf')
-    if len(header) == 7 and header[3]:
+    if len(header) == 7 and all(header):
         n_embd, n_inner, n_layer, n_head, n_kv_head, vocab_size, block_size = header
         is_tied = vocab_size > 0
         vocab_size = abs(vocab_size)
@@ -198,25 +191,6 @@ def rotate_halves(model):
         pairs = qk.reshape(-1, config.head_size // 2, 2, config.n_embd)  # (heads, d / 2, 2, C)
         qk.copy_(pairs.transpose(1, 2).reshape(qk.shape))
     return model
-
-
-def gpt_config(values, path):
-    """A GPTConfig of values from a file."""
-    try:
-        config = GPTConfig(**values)
-    except TypeError as e:  # an unknown key, a missing value, a text instead of a number
-        fail(f'{path}: not the settings of a GPT: {one_line(e)}')
-    if max(config.vocab_size, config.block_size) > 2**24:
-        fail(f'{path}: a vocab_size of {config.vocab_size:,} or block_size of {config.block_size:,} fits in no memory')
-    return config
-
-
-def load_weights(model, weights, path, strict=True):
-    """model.load_state_dict(weights); fails in one line when they do not fit."""
-    try:
-        return model.load_state_dict(weights, strict=strict)
-    except RuntimeError as e:
-        fail(f'{path}: the weights do not fit the model: {one_line(e)}')
 
 
 # -----------------------------------------------------------------------------
@@ -259,19 +233,27 @@ def add_lora(model, rank, alpha, dropout):
     return peft.LoraModel(model, config, 'default')
 
 
+loading_lora = []  # the LoRA checkpoints whose base model is being loaded
+
+
 def restore_lora(lora, config, adapters, path, merge):
     """The base model of a LoRA checkpoint, with its adapters. lora: {'base', 'rank', 'alpha', 'dropout'}."""
-    if not {'base', 'rank', 'alpha', 'dropout'} <= lora.keys():
+    kinds = {'base': str, 'rank': int, 'alpha': (int, float), 'dropout': (int, float)}
+    if not isinstance(lora, dict) or not all(isinstance(lora.get(key), kind) for key, kind in kinds.items()):
         fail(f'{path}: its LoRA settings are incomplete')
+    if not 1 <= lora['rank'] <= config.n_embd or not 0 <= lora['dropout'] < 1:
+        fail(f'{path}: a LoRA rank of {lora["rank"]} or a dropout of {lora["dropout"]} is impossible')
     base = lora['base']
     try:
         base_path = find_model(base)
     except SystemExit:
         fail(f'{path} has LoRA adapters for {base}, which is no longer there; move that model back to this path, '
              'from the working directory, or for a name on the hub check the connection')
-    if base_path == path:
-        fail(f'{path} is a LoRA checkpoint that names itself as its base model')
+    loading_lora.append(os.path.realpath(path))
+    if os.path.realpath(base_path) in loading_lora:
+        fail(f'{path} is a LoRA checkpoint that names itself as its base model, or as the base of its base')
     model = load(base)[0]
+    loading_lora.pop()
     if not isinstance(model, GPT) or config.block_size > model.config.block_size:
         fail(f'{path}: its adapters do not fit {base}')
     model = resized(model, config.block_size, config.dropout)
@@ -339,7 +321,7 @@ def load_hf(folder):
     for key, values in SUPPORTED.items():
         if settings.get(key) not in (None, *values):
             kind = None
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         return TransformersModel(folder)
 
     config = gpt_config(DEFAULTS[kind] | renamed(settings, KEYS[kind]), path)
@@ -350,7 +332,7 @@ def load_hf(folder):
         for name, weight in weights.items():
             if '.c_' in name and weight.dim() == 2:  # (in, out) there, (out, in) in nn.Linear
                 weights[name] = weight.t()
-    model = GPT(config)
+    model = new_gpt(vars(config), weights, folder)
     load_hf_weights(model, weights, folder)
     return model
 
@@ -370,10 +352,18 @@ def stay_inside(folder):
             text = json.dumps(read_json(path))
             if re.search(r'_implementation": (\{[^}]*|"[^"]*)/', text):  # "attn_implementation": "user/kernel"
                 fail(f'{path} names a kernel on the hub, which is code')
+            for name, n in re.findall(r'"(\w*(?:layer|expert)s?)": (\d+)', text):
+                if len(n) > 4 or int(n) > 1000:
+                    fail(f'{path}: a {name} of {n:.20} fits in no memory')
         if file.endswith('.index.json'):
-            for name in read_json(path).get('weight_map', {}).values():
-                if os.path.basename(name) != name:
-                    fail(f'{path} names weights outside of the folder')
+            names = read_json(path).get('weight_map', {})
+            if not isinstance(names, dict) or any(os.path.basename(str(name)) != name for name in names.values()):
+                fail(f'{path} names weights outside of the folder')
+        if file.startswith('pytorch_model') and file.endswith('.bin'):
+            try:
+                verify_file(path)
+            except Exception as e:  # of many kinds
+                fail(f'{path}: its weights contain something other than tensors, or are damaged ({one_line(e)})')
 
 
 def read_weights(folder):
@@ -387,8 +377,8 @@ def read_weights(folder):
         path = os.path.join(folder, file)
         try:
             weights |= safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as e:
-            fail(f'{path} could not be read: {e}')
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as e:
+            fail(f'{path} could not be read: {one_line(e)}')
     return {name: weight.float() for name, weight in weights.items()}
 
 
@@ -440,17 +430,16 @@ def load_hf_weights(model, weights, path, layers=None):
         names = hf_names('wte.weight' if is_tied else name, model.config, layers)
         if not weights.keys() >= set(names):
             fail(f'{path}: the weights lack {", ".join(names)}')
-        state[name] = torch.cat([weights[hf_name] for hf_name in names])
+        parts = [weights[hf_name] for hf_name in names]
+        try:
+            state[name] = torch.cat(parts)
+        except RuntimeError as e:  # other shapes
+            fail(f'{path}: the weights {names[0]} do not fit the model: {one_line(e)}')
     load_weights(model, state, path)
 
 
 # -----------------------------------------------------------------------------
 # any other causal language model
-
-# What from_pretrained raises for a folder that is damaged, incomplete, or needs code of its own.
-OPEN_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError,
-               pickle.UnpicklingError)
-
 
 def from_pretrained(auto_class, folder, **options):
     """auto_class.from_pretrained(folder) for a class of Transformers. No code of the folder runs.
@@ -461,10 +450,10 @@ def from_pretrained(auto_class, folder, **options):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), memory_limit(4 * sum(file.stat().st_size for file in os.scandir(folder))):
             warnings.simplefilter('ignore')
             loaded = auto_class.from_pretrained(folder, trust_remote_code=False, **options)
-    except OPEN_ERRORS as e:
+    except Exception as e:  # of many kinds, for folders that are damaged, incomplete or need code of their own
         reason = one_line(e)
         if 'weights_only' in str(e):  # torch's advice to load the file in an unsafe way
             reason = 'its weights contain something other than tensors'
@@ -477,6 +466,26 @@ def from_pretrained(auto_class, folder, **options):
     return model
 
 
+@contextlib.contextmanager
+def memory_limit(n_bytes):
+    """In this block, an allocation of more than n_bytes and 2 GB fails. Only Linux can do that."""
+    if sys.platform != 'linux':
+        yield
+        return
+    import resource
+    with open('/proc/self/status') as f:
+        used = int(re.search(r'VmData:\s*(\d+) kB', f.read())[1]) * 1024
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = used + n_bytes + 2 * 2**30
+    if limits[1] != resource.RLIM_INFINITY:
+        limit = min(limit, limits[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
 class TransformersModel(nn.Module):
     """A causal language model in Transformers' own class, with what generation and a loss need of GPT's interface."""
 
@@ -487,7 +496,7 @@ class TransformersModel(nn.Module):
         super().__init__()
         self.inner = from_pretrained(transformers.AutoModelForCausalLM, folder, dtype=torch.float32,
                                      output_loading_info=True)
-        config = self.inner.config
+        config = self.inner.config.get_text_config()
         block_size = getattr(config, 'max_position_embeddings', 2048)
         self.config = types.SimpleNamespace(vocab_size=config.vocab_size, block_size=block_size,
                                             n_layer=config.num_hidden_layers, n_embd=config.hidden_size)

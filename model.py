@@ -14,14 +14,16 @@ cpu_kernels.py has faster versions of some functions for CPUs. It is optional; t
 """
 
 import collections
+import io
 import math
 import os
+import pickletools
 import re
 import sys
 import time
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -74,6 +76,10 @@ class GPTConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) not in (field.type, int if field.type is float else field.type):
+                raise TypeError(f'{field.name} is {value!r:.40}, not {field.type.__name__}')
         check(self.norm in ('rmsnorm', 'layernorm'), f"norm is {self.norm!r}; use 'rmsnorm' or 'layernorm'")
         check(self.position in ('rope', 'learned'), f"position is {self.position!r}; use 'rope' or 'learned'")
         check(self.mlp in ACTIVATIONS, f'mlp is {self.mlp!r}; use one of {", ".join(ACTIVATIONS)}')
@@ -85,14 +91,28 @@ class GPTConfig:
         check(self.n_embd % self.n_head == 0, f'n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})')
         check(self.n_head % self.n_kv_head == 0, f'n_head must be a multiple of n_kv_head ({self.n_kv_head})')
         check(self.position == 'learned' or self.head_size % 2 == 0, 'rotary positions need an even n_embd / n_head')
-        check(self.rope_theta > 0, f'rope_theta is {self.rope_theta}; it must be above 0')
-        # a typing error should end here, not when the memory is full
-        at_least = self.n_layer * self.n_embd * (self.n_embd + self.n_inner)  # weights
-        check(self.n_layer <= 10_000 and at_least < 1e12, f'{self.n_layer} layers of {self.n_embd} fit in no memory')
+        check(0 < self.rope_theta < math.inf, f'rope_theta is {self.rope_theta}; it must be above 0')
+        check(0 <= self.dropout < 1, f'dropout is {self.dropout}; it must be from 0 to below 1')
+        check(0 <= self.norm_eps < 1, f'norm_eps is {self.norm_eps}; it must be from 0 to below 1')
+        # a typing error, or a hostile file, should end here, not when the memory is full
+        angles = self.block_size * self.head_size
+        check(self.n_layer <= 1000 and self.n_weights < 1e12 and angles <= 2**27,
+              f'{self.n_layer} layers of {self.n_embd}, {self.vocab_size:,} tokens and a block_size of '
+              f'{self.block_size:,} fit in no memory')
 
     @property
     def head_size(self):
         return self.n_embd // self.n_head
+
+    @property
+    def n_weights(self):
+        """Number of weights in the matrices of the model."""
+        n_rows = self.vocab_size * (1 if self.tie_weights else 2)  # of embedding and head
+        if self.position == 'learned':
+            n_rows += self.block_size
+        n_mlp = 3 if self.mlp == 'swiglu' else 2
+        n_rows_of_layer = 2 * self.n_embd + 2 * self.n_kv_head * self.head_size + n_mlp * self.n_inner
+        return self.n_embd * (n_rows + self.n_layer * n_rows_of_layer)
 
 
 def export_problems(config):
@@ -737,15 +757,16 @@ def load_checkpoint(path):
     if not os.path.exists(path):
         fail(f'{path} does not exist; train first, or name another --out_dir')
     try:
-        verify_checksums(path)
+        verify_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns of old pickles before it refuses them
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        verify_values(checkpoint)
         if isinstance(checkpoint, dict):
             return checkpoint
         reason = f'it contains a {type(checkpoint).__name__}'
     except Exception as e:  # torch.load raises errors of many kinds for damaged and foreign files
-        reason = str(e).split('\n')[0] or type(e).__name__
+        reason = str(e).split('\n')[0][:200] or type(e).__name__
         python_object = re.search(r'GLOBAL (\S+)', str(e))  # torch's message: Unsupported global: GLOBAL os.system
         if python_object:
             reason = f'it contains a Python object, {python_object[1]}, and loading that could run code from the file'
@@ -759,13 +780,64 @@ def load_checkpoint(path):
     fail(f'{path} cannot be loaded as a checkpoint ({reason}){advice}')
 
 
-def verify_checksums(path):
-    """Raise ValueError for a damaged file. torch.load ignores the checksums that torch.save writes."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+PICKLE_SIZE = 2**24  # bytes; a checkpoint's values without its tensors, of which the tokenizer is the largest part
+PICKLED = {  # the classes and functions in a checkpoint. torch allows more, some of which can fill the memory
+    'collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'torch._utils _rebuild_parameter',
+    'torch FloatStorage', 'torch DoubleStorage', 'torch HalfStorage', 'torch BFloat16Storage', 'torch BoolStorage',
+    'torch ByteStorage', 'torch CharStorage', 'torch ShortStorage', 'torch IntStorage', 'torch LongStorage'}
+
+
+def verify_file(path):
+    """Raise ValueError for a file of torch.save that is damaged, names code, or would fill the memory when loaded.
+
+    torch.load ignores the checksums that torch.save writes.
+    """
+    if not zipfile.is_zipfile(path):  # five pickles, before torch 1.6
+        with open(path, 'rb') as f:
+            pickles = io.BytesIO(f.read(PICKLE_SIZE))
+        for _ in range(5):
+            verify_pickle(pickles)
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if sum(part.file_size for part in parts) > os.path.getsize(path):
+            raise ValueError('its parts are larger than the file')
+        damaged = archive.testzip()
         if damaged:
             raise ValueError(f'{damaged} in it is damaged')
+        for part in parts:
+            if part.filename.endswith('.pkl'):
+                if part.file_size > PICKLE_SIZE:
+                    raise ValueError('it contains too many values')
+                verify_pickle(archive.read(part))
+
+
+def verify_pickle(pickle):
+    """Raise ValueError for a pickle, bytes or a file, that contains more than tensors and plain values."""
+    for opcode, argument, _ in pickletools.genops(pickle):
+        if opcode.name == 'GLOBAL' and argument not in PICKLED:
+            raise ValueError(f'GLOBAL {argument.replace(" ", "."):.100}')
+        if opcode.proto > 2:
+            raise ValueError('it contains something other than tensors and plain values')
+
+
+def verify_values(checkpoint):
+    """Raise ValueError if a checkpoint is nested too deeply, or has tensors with more elements than are stored."""
+    waiting = [(checkpoint, 0)]  # values, with their depth
+    n_values = 0
+    while waiting:
+        value, depth = waiting.pop()
+        n_values += 1
+        inner = []
+        if isinstance(value, dict):
+            inner = [*value, *value.values()]
+        elif isinstance(value, (list, tuple)):
+            inner = value
+        elif isinstance(value, torch.Tensor) and value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError('a tensor in it has more elements than are stored')
+        if depth > 20 or n_values + len(waiting) + len(inner) > 2**22:  # one list can stand in many places
+            raise ValueError('its values are nested too deeply')
+        waiting += [(child, depth + 1) for child in inner]
 
 
 def checkpoint_path(folder):
@@ -782,10 +854,47 @@ def model_from(checkpoint, path=''):
     if 'lora' in checkpoint:
         import hub
         return hub.restore(checkpoint, path)
-    model = GPT(GPTConfig(**checkpoint['model_args']))
-    weights = {name.removeprefix('_orig_mod.'): weight for name, weight in checkpoint['model'].items()}
-    model.load_state_dict(weights)
+    args, weights = parts_of(checkpoint, path)
+    model = new_gpt(args, weights, path)
+    load_weights(model, weights, path)
     return model.eval()
+
+
+def parts_of(checkpoint, path):
+    """The model's settings and weights, two dicts, in a checkpoint of train.py, nanoGPT or llama2.c."""
+    args, state = checkpoint.get('model_args'), checkpoint.get('model')
+    if not isinstance(args, dict) or not isinstance(state, dict):
+        fail(f'{path} is a checkpoint of neither train.py, nanoGPT nor llama2.c')
+    weights = {}
+    for name, weight in state.items():
+        if isinstance(name, str) and isinstance(weight, torch.Tensor):
+            weights[name.removeprefix('_orig_mod.')] = weight  # torch.compile puts it before every name
+    return args, weights
+
+
+def new_gpt(values, weights, path):
+    """A GPT with settings from a file. The weights from that file must be enough for it; they are not loaded."""
+    config = gpt_config(values, path)
+    n_weights = sum(weight.numel() for weight in weights.values())
+    if n_weights < config.n_weights:
+        fail(f'{path}: its settings need {config.n_weights:,} weights, and it contains {n_weights:,}')
+    return GPT(config)
+
+
+def gpt_config(values, path):
+    """A GPTConfig of values from a file."""
+    try:
+        return GPTConfig(**values)
+    except TypeError as e:  # an unknown key, a missing value, a text instead of a number
+        fail(f'{path}: not the settings of a GPT: {" ".join(str(e).split()):.200}')
+
+
+def load_weights(model, weights, path, strict=True):
+    """model.load_state_dict(weights); fails in one line when they do not fit."""
+    try:
+        return model.load_state_dict(weights, strict=strict)
+    except RuntimeError as e:
+        fail(f'{path}: the weights do not fit the model: {" ".join(str(e).split()):.200}')
 
 
 def training_state(optimizers, scaler, guard):
@@ -798,42 +907,69 @@ def training_state(optimizers, scaler, guard):
 
 def load_training_state(path, checkpoint, optimizers, scaler, guard):
     """Restore training_state(). best.pt has none: if it was copied to ckpt.pt, the optimizers start fresh."""
-    for optimizer, state in zip(optimizers, checkpoint.get('optimizer', [])):
-        for saved_group, group in zip(state['param_groups'], optimizer.param_groups):
-            settings = {key: value for key, value in group.items() if key != 'params'}
-            saved_group.update(settings)  # learning rates and so on are those of this run
-        try:
+    if 'optimizer' not in checkpoint:
+        return
+    try:
+        if len(checkpoint['optimizer']) != len(optimizers):
+            raise ValueError('another number of optimizers')
+        for optimizer, state in zip(optimizers, checkpoint['optimizer']):
+            for saved_group, group in zip(state['param_groups'], optimizer.param_groups):
+                settings = {key: value for key, value in group.items() if key != 'params'}
+                saved_group.update(settings)  # learning rates and so on are those of this run
             optimizer.load_state_dict(state)
-        except ValueError:
-            fail(f'{path}: an older train.py grouped the weights in another way; use its weights with '
-                 f'--init_from={path} and another --out_dir')
-    if checkpoint.get('scaler'):  # empty unless the run was in float16
-        scaler.load_state_dict(checkpoint['scaler'])
-    if 'guard' in checkpoint:
-        losses, guard.n_skipped, guard.skipped_in_a_row, *spikes = checkpoint['guard']
-        guard.losses.extend(losses)
-        if spikes:  # older checkpoints do not count them
-            guard.n_spikes, guard.spikes_in_a_row = spikes
+            verify_optimizer(optimizer)
+        if checkpoint.get('scaler'):  # empty unless the run was in float16
+            scaler.load_state_dict({key: float(value) for key, value in checkpoint['scaler'].items()})
+        if 'guard' in checkpoint:
+            losses, *counts = checkpoint['guard']
+            guard.losses.extend(map(float, losses))
+            counts = [int(count) for count in counts] + [0, 0]  # older checkpoints do not count spikes
+            guard.n_skipped, guard.skipped_in_a_row, guard.n_spikes, guard.spikes_in_a_row = counts[:4]
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as e:
+        reason = ' '.join(str(e).split())
+        fail(f'{path}: its state of the training is damaged, or of an older train.py ({reason:.100}); use its weights '
+             f'with --init_from={path} and another --out_dir')
+
+
+def verify_optimizer(optimizer):
+    """Raise ValueError unless an optimizer has the state of all its parameters, in their shapes, or of none."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    if len(optimizer.state) not in (0, len(parameters)):
+        raise ValueError('it is incomplete')
+    for parameter, state in optimizer.state.items():
+        shapes = {name: value.shape for name, value in state.items()}
+        moments = {'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape, 'step': ()}
+        if shapes not in (moments, {'momentum_buffer': parameter.shape}):
+            raise ValueError('it does not fit the weights')
 
 
 def check_resume(path, checkpoint, config, meta, vocab):
     """End the program if this config or data differ from those of the checkpoint in a way that makes it another run."""
-    if not {'model_args', 'model', 'config', 'meta', 'tokenizer', 'step'} <= checkpoint.keys():
+    kinds = {'model_args': dict, 'model': dict, 'config': dict, 'meta': dict, 'tokenizer': dict, 'step': int,
+             'best_val_loss': float}
+    if not all(isinstance(checkpoint.get(key), kind) for key, kind in kinds.items()):
         fail(f'{path} is not a checkpoint of train.py; use its weights with --init_from={path} and another --out_dir')
-    from tokenizers import Tokenizer
-    if Tokenizer.from_str(checkpoint['tokenizer']['spec']).get_vocab() != vocab:
-        fail(f'{path} has another tokenizer than the data; prepare them with --tokenizer={path} --trim=False')
     settings = []  # of the checkpoint and of this run
-    for values, data in ((checkpoint['config'], checkpoint['meta']), (config, meta)):
-        sequences = values['batch_size'] * values['gradient_accumulation_steps']
-        settings.append(values | {'sequences in a step': sequences, 'tokens in train.bin': data['tokens']['train']})
+    try:
+        from tokenizers import Tokenizer
+        same_tokens = Tokenizer.from_str(checkpoint['tokenizer']['spec']).get_vocab() == vocab
+        for values, data in ((checkpoint['config'], checkpoint['meta']), (config, meta)):
+            sequences = values['batch_size'] * values['gradient_accumulation_steps']
+            settings.append(values | {'sequences in a step': sequences, 'tokens in train.bin': data['tokens']['train']})
+        possible = 0 <= checkpoint['step'] <= checkpoint['config']['max_iters'] and checkpoint['best_val_loss'] >= 0
+    except Exception as e:  # `tokenizers` raises nothing narrower
+        fail(f'{path} is damaged ({type(e).__name__}: {e!s:.100}); use another one')
+    if not possible:
+        fail(f'{path} is damaged: step {checkpoint["step"]} with a loss of {checkpoint["best_val_loss"]} is impossible')
+    if not same_tokens:
+        fail(f'{path} has another tokenizer than the data; prepare them with --tokenizer={path} --trim=False')
     before, now = settings
     changed = []
     for key in (*GPTConfig.__dataclass_fields__, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha',
                 'sequences in a step', 'tokens in train.bin'):
         # older checkpoints lack some keys
         if key != 'dropout' and key in before and key in now and before[key] != now[key]:
-            changed.append(f'{key} {before[key]}, here {now[key]}')
+            changed.append(f'{key} {before[key]!s:.40}, here {now[key]}')
     if changed:
         fail(f'{path} was trained with {"; ".join(changed)}; resume with its settings, or use another --out_dir')
 

@@ -13,9 +13,8 @@ import base64
 import json
 import math
 import os
-import re
 
-from files import check, find, replacing, write_text
+from files import check, find, quote_markdown, replacing, write_text
 
 # measures that are shown in percent, by the beginning of their names
 FRACTIONS = ('ended', 'opening_kept', 'right_script', 'repeated', 'copied_', 'distinct', 'self_rouge2',
@@ -198,24 +197,20 @@ def text_table(results):
 
 
 def as_markdown(tables):
-    """Tables as a page of Markdown. Markup in names is escaped."""
+    """Tables as a page of Markdown."""
     text = '# Results\n'
     for table in tables:
         head = table['head']
-        text += f'\n## {escape(table["title"])}\n\n'
-        for row in (head, ['---'] * len(head), *table['rows']):
-            text += markdown_row(row)
+        text += f'\n## {quote_markdown(table["title"])}\n\n'
+        text += markdown_row(head) + '|' + ' --- |' * len(head) + '\n'
+        text += ''.join(map(markdown_row, table['rows']))
         if table['note']:
             text += f'\n{table["note"]}\n'
     return text
 
 
 def markdown_row(cells):
-    return f'| {" | ".join(map(escape, cells))} |\n'
-
-
-def escape(text):
-    return re.sub(r'([|\\`*<\[])', r'\\\1', ' '.join(text.split()))
+    return f'| {" | ".join(map(quote_markdown, cells))} |\n'
 
 
 # -----------------------------------------------------------------------------

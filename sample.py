@@ -52,7 +52,7 @@ from tqdm import tqdm
 
 from files import check, fail, find, lock, normalize, write_json, write_text
 from model import checkpoint_path, choose_device, generate, load_checkpoint, model_from
-from tokenizer import Tokenizer
+from tokenizer import from_checkpoint
 
 
 def clean_prompt(text):
@@ -84,8 +84,8 @@ def load_model():
     if path.endswith('.pt') and os.path.exists(path) and not tokenizer:
         checkpoint = load_checkpoint(path)
     if 'tokenizer' in checkpoint and 'lora' not in checkpoint:
-        model = model_from(checkpoint)
-        tok = Tokenizer(**checkpoint['tokenizer'])
+        model = model_from(checkpoint, path)
+        tok = from_checkpoint(checkpoint, path)
     else:
         import hub
         model, tok, _ = hub.load(path, tokenizer=tokenizer)

@@ -12,10 +12,15 @@ Every tokenizer behind one small interface: encode, decode, bos, eos.
 - trim() removes the tokens that a corpus does not use, so that the ids of any tokenizer fit in uint16.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import struct
+import subprocess
+import sys
+import threading
+import time
 import unicodedata
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,8 +31,18 @@ from tokenizers import Tokenizer as Pipeline
 
 from files import check, fail, find, on_hub, write_json, write_text
 
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None
+
 MAX_VOCAB_SIZE = 65536  # ids are stored as uint16
-MAX_LOADED_VOCAB_SIZE = 2**22  # the largest real ones have 2**18 tokens; more would only fill the memory
+# A tokenizer from elsewhere must not fill the memory or run for ever. The largest real ones stay far below these.
+MAX_LOADED_VOCAB_SIZE = 2**22
+MAX_TOKEN_LENGTH = 4096  # characters
+MAX_FILE_SIZE = 100 * 2**20
+MAX_MEMORY = 2 * 2**30  # bytes for encoding, beyond 1 kB for each character
+MAX_SECONDS = 20  # for encoding, beyond a second for 50,000 characters
 MAX_TIKTOKEN_LENGTH = 20_000  # characters of a text; the regular expressions of tiktoken fail on a million spaces
 
 # How text is split into words before BPE. No token crosses the end of a word.
@@ -55,8 +70,9 @@ class Tokenizer:
     def __init__(self, spec, bos='', eos=''):
         """spec: the text of a tokenizer.json. bos, eos: tokens, added if missing; '' = a usual one.
 
-        Raises ValueError if the spec is broken.
+        Raises ValueError if the spec is broken or takes too much time or memory.
         """
+        try_out(spec)
         try:
             self.backend = Pipeline.from_str(spec)
         except Exception as e:  # `tokenizers` raises nothing narrower
@@ -86,9 +102,14 @@ class Tokenizer:
         return self.backend.token_to_id(model.unk_token or '')
 
     def set_vocab_size(self):
-        largest_id = max(self.backend.get_vocab(with_added_tokens=True).values())
+        vocab = self.backend.get_vocab(with_added_tokens=True)
+        largest_id = max(vocab.values())
         if largest_id >= MAX_LOADED_VOCAB_SIZE:
             raise ValueError(f'its ids go up to {largest_id:,}')
+        if len(set(vocab.values())) < len(vocab):
+            raise ValueError('two of its tokens have the same id')
+        if max(map(len, vocab)) > MAX_TOKEN_LENGTH:
+            raise ValueError(f'it has a token of more than {MAX_TOKEN_LENGTH:,} characters')
         self.vocab_size = largest_id + 1
 
     def encode(self, text):
@@ -98,10 +119,26 @@ class Tokenizer:
     def encode_batch(self, texts):
         """List of texts -> list of lists of ids, without bos and eos. Uses all cores."""
         texts = [unicodedata.normalize('NFC', text) for text in texts]
-        try:
-            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as e:  # a model without an unknown token; `tokenizers` raises nothing narrower
-            fail(f'the tokenizer cannot encode these texts: {e}')
+        n = sum(map(len, texts))
+        encodings = []  # or the error
+        end = time.monotonic() + MAX_SECONDS + n / 50_000
+        most_memory = peak_memory() + MAX_MEMORY + 1000 * n
+
+        def encode():
+            try:
+                encodings.extend(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+            except BaseException as e:  # `tokenizers` raises nothing narrower
+                encodings.append(e)
+
+        # in a thread that can be left alone: a regular expression can run for ever
+        thread = threading.Thread(target=encode, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.05)
+            if time.monotonic() > end or peak_memory() > most_memory:
+                fail(f'the tokenizer takes too much time or memory to encode {texts[0]!r:.80}; use another one')
+        if encodings and isinstance(encodings[-1], BaseException):  # a model without an unknown token
+            fail(f'the tokenizer cannot encode these texts: {encodings[-1]}')
         return [encoding.ids for encoding in encodings]
 
     def encoder(self):
@@ -149,6 +186,63 @@ class Tokenizer:
     def state(self):
         """What a checkpoint stores: Tokenizer(**state) is an equal tokenizer."""
         return {'spec': self.to_str(), 'bos': self.bos_token, 'eos': self.eos_token}
+
+
+def peak_memory():
+    """Largest memory use of this process so far in bytes; 0 where the system does not say."""
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else 0
+
+
+# Load a tokenizer, decode each token, and encode these texts, and long texts of words and of equal characters.
+TRY_OUT = """
+import sys
+sys.path[:] = sys.argv[1:]  # without the working directory
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
+except ModuleNotFoundError:  # on Windows
+    pass
+from tokenizers import Tokenizer
+try:
+    tokenizer = Tokenizer.from_str(sys.stdin.buffer.read().decode())
+except Exception:  # it is reported when it is loaded again
+    sys.exit()
+ids = range(1 + max(tokenizer.get_vocab().values()))[:2**22]
+texts = tokenizer.decode_batch([[i] for i in ids])
+words = ' '.join(' '.join(texts[::1 + len(texts) // 2000]).split())
+characters = {text for text in texts if len(text) == 1}
+long_texts = []
+for character in sorted(characters)[:150]:
+    long_texts += [character * 500, 50 * 'a' + character, words[:100] + character, words[-300:] + character]
+for batch in [*([text] for text in long_texts), texts[::1 + len(texts) // 30000]]:
+    try:
+        tokenizer.encode_batch_fast(batch)
+    except Exception:  # for example, it has no unknown token
+        pass
+"""
+
+
+def try_out(spec):
+    """Raise ValueError for a tokenizer.json that takes too much time or memory.
+
+    Its steps can multiply a text, and its regular expressions can run for ever, where nothing can stop them. So it is
+    tried in a process of its own. Those of tokenizers trained here and of GPT-2 are known, and need no trial.
+    """
+    try:
+        parts = json.loads(spec)
+        known_decoder = parts['decoder'] is None or parts['decoder']['type'] == 'ByteLevel'
+        if known_decoder and parts['normalizer'] in (None, {'type': 'NFC'}) and word_pattern(parts['pre_tokenizer']):
+            return
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
+        raise ValueError(f'not a tokenizer.json: {e}') from None
+    command = [sys.executable, '-c', TRY_OUT, *sys.path]
+    env = os.environ | {'TOKENIZERS_PARALLELISM': 'false'}
+    seconds = MAX_SECONDS + len(spec) / 200_000  # real ones are large, and slow to load
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if not subprocess.run(command, input=spec.encode(), env=env, capture_output=True, timeout=seconds).returncode:
+            return
+    raise ValueError('it takes too much time or memory to encode its own tokens')
 
 
 # -----------------------------------------------------------------------------
@@ -207,7 +301,7 @@ def as_tiktoken(tokenizer):
     """
     import tiktoken
     spec = json.loads(tokenizer.to_str())
-    pattern = word_pattern(tokenizer)
+    pattern = word_pattern(spec['pre_tokenizer'])
     if not pattern or spec['model']['type'] != 'BPE' or spec['normalizer'] not in (None, {'type': 'NFC'}):
         return None
     if not all(token['special'] for token in spec['added_tokens']):
@@ -229,15 +323,18 @@ def as_tiktoken(tokenizer):
     return tiktoken.Encoding(name='', pat_str=pattern, mergeable_ranks=ids, special_tokens={'\0': tokenizer.vocab_size})
 
 
-def word_pattern(tokenizer):
-    """The regular expression by which a byte-level tokenizer splits words: ours or GPT-2's; None for others."""
+def word_pattern(pre_tokenizer):
+    """The regular expression by which a byte-level tokenizer splits words: ours or GPT-2's; None for others.
+
+    pre_tokenizer: a value of tokenizer.json
+    """
     from tiktoken_ext.openai_public import r50k_pat_str as gpt2_words
-    known = {
-        str(words_as_bytes(WORDS)): WORDS,
-        str(words_as_bytes(gpt2_words)): gpt2_words,
-        str(pre_tokenizers.ByteLevel(add_prefix_space=False)): gpt2_words,
-    }
-    return known.get(str(tokenizer.backend.pre_tokenizer))
+    known = [(words_as_bytes(WORDS), WORDS), (words_as_bytes(gpt2_words), gpt2_words),
+             (pre_tokenizers.ByteLevel(add_prefix_space=False), gpt2_words)]
+    for step, pattern in known:
+        if json.loads(step.__getstate__()) == pre_tokenizer:
+            return pattern
+    return None
 
 
 # -----------------------------------------------------------------------------
@@ -263,7 +360,7 @@ def load(name):
         folder = huggingface_hub.snapshot_download(
             repository, revision=revision, allow_patterns=['tokenizer*', '*.model', *SETTINGS_FILES])
     except (OSError, ValueError) as e:
-        fail(f'tokenizer {name!r}: no such file or folder, and not on the Hugging Face hub ({type(e).__name__})')
+        fail(f'tokenizer {name!r}: {hub_problem(e)}')
     return from_folder(folder)
 
 
@@ -290,8 +387,23 @@ def from_file(path):
         from model import load_checkpoint
         checkpoint = load_checkpoint(path)
         if 'tokenizer' in checkpoint:
-            return Tokenizer(**checkpoint['tokenizer'])
+            return from_checkpoint(checkpoint, path)
     return from_file(find_beside(path))
+
+
+def from_checkpoint(checkpoint, path):
+    """The tokenizer in a checkpoint of train.py."""
+    try:
+        return Tokenizer(**checkpoint['tokenizer'])
+    except (TypeError, ValueError) as e:
+        fail(f'{path}: its tokenizer is broken: {" ".join(str(e).split()):.200}')
+
+
+def hub_problem(error):
+    """Why nothing came from the Hugging Face hub for a name that is not here."""
+    reached = getattr(error, 'response', None) is not None or not isinstance(error, OSError)
+    where = 'not on the Hugging Face hub' if reached else 'the Hugging Face hub could not be reached'
+    return f'no such file or folder here, and {where} ({type(error).__name__})'
 
 
 def find_beside(path, n_tokens=0):
@@ -310,10 +422,18 @@ def find_beside(path, n_tokens=0):
          f'name it with --tokenizer={usual} (sample.py and export.py)')
 
 
+def read_bytes(path):
+    """The content of a file of a tokenizer, or of settings. Raises ValueError if it is far too large for that."""
+    size = os.path.getsize(path)
+    if size > MAX_FILE_SIZE:
+        raise ValueError(f'it has {size:,} bytes, and such files have at most {MAX_FILE_SIZE:,}')
+    return Path(path).read_bytes()
+
+
 def read_json(path):
     """The dict in a .json file."""
     try:
-        content = json.loads(Path(path).read_text('utf-8'))
+        content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as e:
         fail(f'{path} could not be read: {e}')
     if not isinstance(content, dict):
@@ -342,7 +462,7 @@ def from_json(path):
     settings = read_settings(os.path.dirname(path))
     names = []
     try:
-        spec = Path(path).read_text('utf-8')
+        spec = read_bytes(path).decode()
         for key in ('bos_token', 'eos_token'):
             token = settings.get(key, '')
             names.append(token['content'] if isinstance(token, dict) else token)
@@ -350,7 +470,7 @@ def from_json(path):
             added = json.loads(spec)['added_tokens']
             names[1] = next((token['content'] for token in added if token['id'] in settings['ends']), '')
         return Tokenizer(spec, *names)
-    except (OSError, ValueError, TypeError, KeyError) as e:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
         fail(f'{path}: not a usable tokenizer.json ({e})')
 
 
@@ -380,7 +500,7 @@ def from_sentencepiece(path):
     from sentencepiece import sentencepiece_model_pb2
     proto = sentencepiece_model_pb2.ModelProto()
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
         if path.endswith('.bin'):
             read_llama2c(data, proto)
         else:
@@ -450,6 +570,8 @@ def sentencepiece_vocabulary(proto, path):
     if trainer.model_type != trainer.BPE:
         fail(f'{path}: a SentencePiece model of words or characters; only BPE and unigram models can be used')
     ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    if sum(len(piece) ** 2 for piece in ids) > 2**28:  # generate_merges() looks up all splits of each piece
+        fail(f'{path}: its pieces are too long')
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
     merges = generate_merges(ids, scores)
     return models.BPE(ids, merges, unk_token=trainer.unk_piece, fuse_unk=True, byte_fallback=trainer.byte_fallback)

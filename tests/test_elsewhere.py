@@ -1,10 +1,12 @@
 """Models and configs of other projects: nanoGPT's checkpoints, other Transformers classes, the published configs."""
 
+import io
 import json
 import math
 import pickle
 import shutil
 import struct
+import zipfile
 from dataclasses import fields
 
 import pytest
@@ -261,6 +263,130 @@ def test_a_vocabulary_that_is_too_small(load, checkpoint):
     model = GPT(GPTConfig(**checkpoint['model_args'] | {'vocab_size': 300}))
     smaller = {'model_args': vars(model.config), 'model': model.state_dict()}
     assert '300 tokens' in load({'best.pt': checkpoint | smaller})
+
+
+def test_lora_in_a_circle(tmp_path, checkpoint):
+    for name, base in (('a', 'b'), ('b', 'c'), ('c', 'a')):
+        (tmp_path / name).mkdir()
+        lora = {'base': str(tmp_path / base), 'rank': 2, 'alpha': 1.0, 'dropout': 0.0}
+        torch.save(checkpoint | {'lora': lora}, tmp_path / name / 'best.pt')
+    with pytest.raises(SystemExit, match='itself'):
+        hub.load(str(tmp_path / 'a'))
+
+
+@pytest.mark.parametrize('lora', [
+    5, {'base': ['x'], 'rank': 2, 'alpha': 1.0, 'dropout': 0.0},
+    {'base': 'x', 'rank': 10**9, 'alpha': 1.0, 'dropout': 0.0},
+    {'base': 'x', 'rank': 2, 'alpha': 'x', 'dropout': 0.0}, {'base': 'x', 'rank': 2, 'alpha': 1.0, 'dropout': 7.0}])
+def test_impossible_lora(load, checkpoint, lora):
+    assert 'LoRA' in load({'best.pt': checkpoint | {'lora': lora}})
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'config': nested(40)}, 'nested'), ({'config': {'a': {'b': nested(19)}}}, 'nested'),
+    ({'model_args': {'n_layer': 10**6}}, 'fit in no memory'), ({'model_args': {'n_layer': 900}}, 'weights'),
+    ({'model_args': {'n_embd': 2**16, 'n_head': 2}}, 'weights'), ({'model_args': {'vocab_size': 2**24}}, 'weights'),
+    ({'model_args': {'block_size': 2**40}}, 'fit in no memory'), ({'model_args': {'n_layer': 1.5}}, 'n_layer is 1.5'),
+    ({'model_args': {'norm_eps': 'x'}}, 'norm_eps'), ({'model_args': {'dropout': math.nan}}, 'dropout is nan'),
+    ({'model_args': {'mlp': ['gelu']}}, 'mlp'), ({'model_args': {5: 5}}, 'not the settings'),
+    ({'model': {5: torch.zeros(10**6)}}, 'weights'), ({'tokenizer': 5}, 'tokenizer'),
+    ({'tokenizer': {'spec': 5, 'bos': '<s>', 'eos': '</s>'}}, 'tokenizer'),
+    ({'tokenizer': {'spec': '[' * 10**6, 'bos': '<s>', 'eos': '</s>'}}, 'tokenizer'),
+    ({'more': torch.zeros(1).expand(10**12)}, 'than are stored'), ({'more': {1: {2, 3}}}, 'could run code'),
+    ({'more': bytearray(9)}, 'could run code'), ({'more': torch.zeros(9).to_sparse()}, 'could run code')])
+def test_a_hostile_checkpoint(load, checkpoint, change, message, capfd):
+    if change.get('model_args'):
+        change = {'model_args': checkpoint['model_args'] | change['model_args']}
+    assert message in load({'best.pt': checkpoint | change}) + capfd.readouterr().err  # check() prints its line
+
+
+def repacked(content, **changes):
+    """The bytes of torch.save, with some files of the archive replaced, by a function, and compressed."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            data = source.read(name)
+            change = changes.get(name.rpartition('/')[2].replace('.', '_'))
+            target.writestr(name, change(data) if change else data, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def test_a_compressed_checkpoint(load, checkpoint):
+    assert 'larger than the file' in load({'best.pt': repacked(checkpoint | {'more': torch.zeros(10**7)})})
+
+
+@pytest.mark.parametrize('pickled', [
+    b'\x80\x02cbuiltins\nbytearray\n(\x8a\x05\x00\xe4\x0bT\x02tR.',  # 10**10 bytes
+    b'\x80\x02ctorch\nFloatTensor\n(\x8a\x05\x00\xe4\x0bT\x02tR.', b'\x80\x02' + b']' * 10**5,
+    b'\x80\x02' + b'(' * 10**6])
+def test_a_pickle_that_fills_the_memory(load, checkpoint, pickled, tmp_path):
+    """In the archive of torch.save, and as the older plain pickle."""
+    assert 'cannot be loaded' in load({'best.pt': repacked(checkpoint, data_pkl=lambda data: pickled)})
+    shutil.rmtree(tmp_path / 'model')
+    assert 'cannot be loaded' in load({'best.pt': pickled})
+
+
+def state_of(name, value):
+    """A change of one tensor in the state of the first optimizer."""
+    def change(checkpoint):
+        state = checkpoint['optimizer'][0]['state']
+        state[0] = state[0] | {name: value}
+    return change
+
+
+def with_value(*keys, value):
+    """A change of checkpoint[key][key]…"""
+    def change(checkpoint):
+        inner = checkpoint
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+    return change
+
+
+RESUME = {
+    'step of text': with_value('step', value='x'), 'negative step': with_value('step', value=-10**9),
+    'huge step': with_value('step', value=10**30), 'step after the end': with_value('step', value=10**6),
+    'loss of text': with_value('best_val_loss', value='x'), 'negative loss': with_value('best_val_loss', value=-1.0),
+    'NaN as loss': with_value('best_val_loss', value=math.nan), 'no config': with_value('config', value={}),
+    'batch_size of text': with_value('config', 'batch_size', value='x'), 'no meta': with_value('meta', value={}),
+    'tokens of text': with_value('meta', 'tokens', value='x'), 'tokenizer': with_value('tokenizer', value={'spec': 5}),
+    'weights': with_value('model', value=5), 'weight of text': with_value('model', 'norm.weight', value='x'),
+    'another shape': with_value('model', 'norm.weight', value=torch.zeros(3)),
+    'model_args': with_value('model_args', 'n_layer', value='x'), 'guard': with_value('guard', value=5),
+    'guard of text': with_value('guard', value=(['x'], 0, 0, 0, 0)), 'optimizer': with_value('optimizer', value=[5]),
+    'no optimizers': with_value('optimizer', value=[]), 'empty optimizer': with_value('optimizer', value=[{}]),
+    'groups': with_value('optimizer', value=[{'state': {}, 'param_groups': [5]}]),
+    'moment of text': state_of('exp_avg', 'x'), 'moment of another shape': state_of('exp_avg_sq', torch.zeros(3)),
+    'unknown moment': state_of('more', torch.zeros(3)), 'lora': with_value('lora', value=5)}
+
+
+@pytest.fixture(scope='module')
+def stopped(home):
+    """The content of a ckpt.pt after two steps."""
+    home.run(*TRAIN, '--out_dir=out/stopped', '--n_layer=1', '--n_head=2', '--n_embd=32')
+    return home.path / 'out/stopped'
+
+
+@pytest.mark.parametrize('name', RESUME)
+def test_a_hostile_checkpoint_on_resume(home, stopped, name, tmp_path):
+    checkpoint = torch.load(stopped / 'ckpt.pt', weights_only=True)
+    RESUME[name](checkpoint)
+    shutil.copytree(stopped, tmp_path / 'run')
+    torch.save(checkpoint, tmp_path / 'run/ckpt.pt')
+    before = (tmp_path / 'run/log.jsonl').read_bytes()
+    command = [*TRAIN, '--n_layer=1', '--n_head=2', '--n_embd=32', '--init_from=resume', '--max_iters=4']
+    line = home.refuses(*command, f'--out_dir={tmp_path}/run')
+    assert 'ckpt.pt' in line and (tmp_path / 'run/log.jsonl').read_bytes() == before
 
 
 LLAMA = {'model_type': 'llama', 'vocab_size': 1024, 'max_position_embeddings': 32, 'num_hidden_layers': 1,

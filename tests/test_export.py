@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -218,6 +219,35 @@ def test_upload_to_the_hub(trained, server):
     assert sorted(uploaded['files']) == names and 'model.safetensors' in names
     assert uploaded['files']['README.md'] == (folder / 'README.md').read_text(encoding='utf-8')
     assert uploaded['files']['model.safetensors'] == (folder / 'model.safetensors').stat().st_size
+
+
+HOSTILE = '<img src=x onerror=alert(1)>\x1b[31m\n---\n# big | **bold** `code` [a](https://b.example) ![c](d) \u202etxt'
+
+
+@pytest.mark.slow
+def test_the_card_quotes_what_comes_from_files(trained, tokenizer):
+    """A checkpoint from elsewhere with markup in its values, in a folder with markup in its name."""
+    import yaml
+    folder = trained.path / 'out' / '[x](y) **z** <b>'
+    random_checkpoint(trained, tokenizer).rename(folder)
+    checkpoint = torch.load(folder / 'best.pt', weights_only=True)
+    checkpoint['config'] = {'dataset': HOSTILE, 'init_from': '/home/ravi/secret/model', 'optimizer': HOSTILE,
+                            'seed': []}
+    checkpoint['meta'] = {'tokenizer': HOSTILE, 'stories': {'train': 1, 'val': 1}, 'tokens': {'train': 9, 'val': 9},
+                          'bytes': {'train': 9, 'val': 9}}
+    save_checkpoint(str(folder / 'best.pt'), checkpoint | {'best_val_loss': 1.0})
+    trained.run('export.py', f'--out_dir={folder}', '--examples=3', '--license=x\n---\n# y', f'--out={folder}/card')
+    card = (folder / 'card/README.md').read_text(encoding='utf-8')
+    _, front, body = card.split('---\n', 2)
+    assert yaml.safe_load(front)['license'] == 'x\n---\n# y'
+    text = body.replace('\n---\n', '\n')  # between stories
+    assert not set(text) & {'<', '\x1b', '\u202e'} and 'ravi' not in card and str(trained.path) not in card
+    assert not re.search(r'(?<!\\)(\*\*|\]\(|!\[)|://|^# (?!\\)|^---', text, re.MULTILINE)
+    assert '| init_from | model |' in body and text.count('img src=x onerror=alert(1)') == 3
+
+    for meta in (5, {'tokenizer': 'x'}, checkpoint['meta'] | {'bytes': {'train': 9, 'val': 0}}):
+        save_checkpoint(str(folder / 'best.pt'), checkpoint | {'best_val_loss': 1.0, 'meta': meta})
+        assert 'damaged' in trained.refuses('export.py', f'--out_dir={folder}', f'--out={folder}/card')
 
 
 # -----------------------------------------------------------------------------

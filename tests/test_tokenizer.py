@@ -373,3 +373,96 @@ def test_more_tokens_than_uint16_holds():
         tokenizer.trim(full, range(66_000))
     small, new_ids = tokenizer.trim(full, range(69_000, 69_100))
     assert small.vocab_size < 200 and small.encode('w69050 w69000') == new_ids[[69050, 69000]].tolist()
+
+
+# -----------------------------------------------------------------------------
+# hostile tokenizers
+
+
+def repeated(step, n):
+    """A sequence of n equal steps, as a normalizer or decoder of tokenizer.json."""
+    kind = 'decoders' if step.get('decoder') else 'normalizers'
+    step = {key: value for key, value in step.items() if key != 'decoder'}
+    return {'type': 'Sequence', kind: [step] * n}
+
+
+def replace(pattern, content):
+    return {'type': 'Replace', 'pattern': pattern, 'content': content}
+
+
+def split(pattern):
+    """Splits words by a regular expression, then turns bytes into characters."""
+    words = {'type': 'Split', 'pattern': {'Regex': pattern}, 'behavior': 'Isolated', 'invert': False}
+    as_bytes = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
+    return {'type': 'Sequence', 'pretokenizers': [words, as_bytes]}
+
+
+@pytest.mark.parametrize('change', [
+    pytest.param({'normalizer': repeated(replace({'String': 'e'}, 'ee'), 40)}, marks=pytest.mark.slow),
+    {'normalizer': repeated(replace({'Regex': '.'}, 'xyxyxyxyxy'), 12)},
+    {'normalizer': repeated({'type': 'Prepend', 'prepend': 'a' * 10**6}, 90)},
+    pytest.param({'decoder': repeated(replace({'String': 'b'}, 'bbb') | {'decoder': True}, 30)},
+                 marks=pytest.mark.slow),
+    {'normalizer': replace({'Regex': r'(\w+\s?)*[!]{9}'}, '')},
+    {'pre_tokenizer': split(r'(a|aa)+$|(?:[\p{L}\p{M}]+ ?)*!!')},
+    {'pre_tokenizer': split(r'(?:\w+\w*)*[~]{2}')}])
+def test_a_tokenizer_that_needs_too_much_time_or_memory(tmp_path, change, capfd):
+    spec = json.loads(tokenizer.train(['the dogs and cats ran home!'] * 9, 300).to_str())
+    path = tmp_path / 'tokenizer.json'
+    path.write_text(json.dumps(spec), encoding='utf-8')
+    tokenizer.load(str(path))
+    path.write_text(json.dumps(spec | change), encoding='utf-8')
+    with pytest.raises(SystemExit, match='too much time or memory'):
+        tokenizer.load(str(path))
+    assert capfd.readouterr().err == ''  # the library prints its own errors
+
+
+def test_a_text_that_needs_too_much_time_or_memory(monkeypatch):
+    """A step that only one rare text sets off."""
+    spec = json.loads(tokenizer.train(['abc'], 300).to_str())
+    spec['normalizer'] = repeated(replace({'String': 'ଝଝ'}, 'ଝଝଝଝ'), 40)
+    tok = tokenizer.Tokenizer(json.dumps(spec))
+    monkeypatch.setattr(tokenizer, 'MAX_MEMORY', 2**28)
+    assert tok.decode(tok.encode('ଝ')) == 'ଝ'
+    with pytest.raises(SystemExit, match='too much time or memory'):
+        tok.encode('ଝଝ')
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'zz': 5}, 'the same id'), ({'zz': 2**32 - 1}, 'go up to'), ({'z' * 5000: 300}, 'more than 4,096 characters')])
+def test_impossible_vocabularies(change, message):
+    spec = json.loads(tokenizer.train(['abc'], 300).to_str())
+    spec['model']['vocab'] |= change
+    with pytest.raises(ValueError, match=message):
+        tokenizer.Tokenizer(json.dumps(spec))
+
+
+@pytest.mark.parametrize('content', ['[' * 10**6, '{"normalizer": ' * 10**5, '{}', '[]', '5', '{"decoder": 1}'])
+def test_a_tokenizer_json_of_another_form(tmp_path, content):
+    (tmp_path / 'tokenizer.json').write_text(content)
+    with pytest.raises(SystemExit, match='not a usable tokenizer'):
+        tokenizer.load(str(tmp_path))
+
+
+def test_files_that_are_too_large(tmp_path):
+    for name in ('tokenizer.json', 'tokenizer.model', 'tok.bin'):
+        with open(tmp_path / name, 'wb') as f:
+            f.truncate(2**40)  # takes no space
+        with pytest.raises(SystemExit, match='at most 104,857,600'):
+            tokenizer.load(str(tmp_path / name))
+
+
+def test_a_tokenizer_with_thousands_of_added_tokens_is_trimmed(tmp_path):
+    """As gemma-3's: special ones and ordinary ones. bos, eos, unk and those in the corpus stay."""
+    spec = json.loads(tokenizer.train(['abc abd'], 300).to_str())
+    token = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
+    for i in range(6000):
+        spec['model']['vocab'][f'<unused{i}>'] = 300 + i
+        spec['added_tokens'].append(token | {'id': 300 + i, 'content': f'<unused{i}>', 'special': i % 2 == 0})
+    full = tokenizer.Tokenizer(json.dumps(spec), '<s>', '</s>')
+    ids = full.encode('abc <unused7> abd')
+    small, new_ids = tokenizer.trim(full, ids)
+    added = {token['content'] for token in json.loads(small.to_str())['added_tokens']}
+    assert added == {'<s>', '</s>', '<unused7>'} and small.vocab_size < 300
+    assert small.encode('abc <unused7> abd') == new_ids[ids].tolist()
+    assert small.decode(small.encode('<unused8> <unused9>')) == '<unused8> <unused9>'
