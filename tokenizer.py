@@ -13,6 +13,7 @@ Every tokenizer behind one small interface: encode, decode, bos, eos.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -223,6 +224,7 @@ for batch in [*([text] for text in long_texts), texts[::1 + len(texts) // 30000]
 """
 
 
+@functools.lru_cache(2)  # a tokenizer is often loaded, changed a little, and loaded again
 def try_out(spec):
     """Raise ValueError for a tokenizer.json that takes too much time or memory.
 
