@@ -18,7 +18,9 @@ from chat import Job
 from files import check, fail, write_text
 
 PROVIDERS = ('openai', 'groq', 'mistral')
-BATCH_SIZE = 20_000  # requests per batch, at first; OpenAI accepts 50,000 and 200 MB
+BATCH_SIZE = 10_000  # requests per batch, at first; OpenAI accepts 50,000 and 200 MB
+MAX_FILE = 1 << 28  # bytes of a file of results
+TIMEOUT = 600  # seconds for a file
 MAX_OPEN = 10  # batches
 POLL_INTERVAL = 10  # seconds
 ENDPOINT = '/v1/chat/completions'
@@ -61,7 +63,7 @@ class Batches:
             self.retry = read_jobs(state['retry'])
             for batch in state['open']:
                 self.open.append({'file': batch['file'], 'batch': batch['batch'], 'jobs': read_jobs(batch['jobs'])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             fail(f'{self.path} is damaged ({type(e).__name__}: {e!s:.100}). It lists batches that are paid for; '
                  'without it, their prompts are sent again')
         check(not self.open or model == self.model,
@@ -82,7 +84,7 @@ class Batches:
         """Send every id -> '' when all are done, else why not."""
         self.run = run
         for job in self.jobs():
-            run.add_tokens(job.tokens)
+            run.tokens = chat.add_tokens(run.tokens, job.tokens)
         last_answer = -math.inf  # a server that does not answer at first ends the run
         try:
             while True:
@@ -116,8 +118,8 @@ class Batches:
 
     def call(self, method, path, key, **options):
         """One call of the API -> the JSON object of its reply, which must have `key`."""
-        text = chat.call(self.api, method, path, **options)
-        reply = chat.parse_json(text)
+        text = chat.call(self.api, method, path, TIMEOUT, **options)
+        reply = chat.parse_json(self.api, text)
         if not isinstance(reply, dict) or key not in reply:
             fail(f'{self.api["url"]}{path}: no {key!r} in the reply; does the server have a Batch API?')
         return reply
@@ -165,7 +167,7 @@ class Batches:
         results = []
         for name in ('output_file_id', 'output_file', 'error_file_id', 'error_file'):
             if reply.get(name):
-                results.append(chat.call(self.api, 'GET', f'/files/{reply[name]}/content'))
+                results.append(chat.call(self.api, 'GET', f'/files/{reply[name]}/content', TIMEOUT, MAX_FILE))
         self.open.remove(batch)
         if results:
             self.handle_results(batch, '\n'.join(results))
@@ -187,7 +189,7 @@ class Batches:
         """Write the rows of a batch's results; rejected and missing ones are retried in a later batch."""
         replies = {}  # id: (status, JSON of the reply)
         for line in results.split('\n'):
-            result = chat.parse_json(line)
+            result = chat.parse_json(self.api, line)
             try:
                 replies[result['custom_id']] = result['response']['status_code'], result['response']['body']
             except (KeyError, TypeError):

@@ -12,10 +12,16 @@ Notable choices:
 - Errors are retried with exponential backoff and jitter; a Retry-After header is obeyed.
 - The number of requests in flight adapts to the provider's rate limit.
 - A prompt is given up after max_tries tries and goes to failed.jsonl.
-- The key is read from the environment only, and never shown or written.
+- The key is read from the environment only, and never shown or written: all that a server sends passes `clean`.
+- A reply has a limit of bytes and a deadline, however it is packed and however slowly it comes.
 """
 
+import base64
 import collections
+import functools
+import http.client
+import io
+import ipaddress
 import json
 import os
 import queue
@@ -25,12 +31,15 @@ import signal
 import sys
 import threading
 import time
+import urllib.parse
+import zlib
 from dataclasses import dataclass, field
 
 import requests
+import urllib3
 from tqdm import tqdm
 
-from files import append_rows, check, fail, open_append, read_jsonl
+from files import append_rows, check, fail, open_append, printable, read_jsonl
 
 PROVIDERS = {  # name: (address, environment variable of the key, default model or '' = the first one that it lists)
     'openai': ('https://api.openai.com/v1', 'OPENAI_API_KEY', 'gpt-6-luna'),
@@ -59,7 +68,8 @@ PRICES = {  # US dollars per million tokens (input, output), from litellm 1.106.
 }
 
 CONNECT_TIMEOUT = 10  # seconds
-MAX_REPLY = 1 << 24  # bytes
+MAX_REPLY = 1 << 24  # bytes, packed and unpacked
+MAX_ANSWER = 1 << 19  # characters of the answer in a reply; patterns are slow on a longer one
 MAX_BACKOFF = 60  # seconds
 START_TIMEOUT = 15  # seconds; `collect` ends if the server has not answered a single prompt by then
 OUTAGE_TIMEOUT = 3600  # seconds; `collect` ends after this time without an answer; also the limit of a Retry-After
@@ -75,7 +85,7 @@ ADVICE = {  # what to do about a reason, the first pattern that it matches; {url
     '^HTTP 40[13]': 'are the key and base_url right?',
     '^HTTP 404': 'is base_url right ({url})? If it is, is the model?',
     '^HTTP (3|405)|^a web page|^broken reply': 'is base_url right ({url})?',
-    '^connection failed|^timeout': 'is base_url right ({url}), also its http:// or https://, and does the server run?',
+    '^connection failed|^timeout': 'is the address right, also its http:// or https://, and does the server run?',
     '^connection broken': 'does base_url need https:// in place of http://, or the other way round?',
     '^certificate': 'if you trust the server, set SSL_CERT_FILE=… to a file with the certificate that signed its own',
     '^HTTP|^proxy': '',
@@ -105,9 +115,9 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
           f'there is no provider {provider!r}; there is: {", ".join(PROVIDERS)}; set --base_url=http… for any other')
     url, key_variable, default_model = PROVIDERS.get(provider, ('', 'CHAT_API_KEY', ''))
     url = re.sub(r'((/chat)?/completions|/responses|/models)?/*$', '', base_url or url)
-    check(re.fullmatch(r'https?://[^\s/@?#]+(/[^\s@?#]*)?', url),
-          'base_url must begin with http:// or https:// and contain no user name, password or ?…; '
-          'a key belongs in CHAT_API_KEY')
+    check(is_address(url),
+          'base_url must begin with http:// or https://, name a host and port that can exist, and contain no user '
+          'name, password or ?…; a key belongs in CHAT_API_KEY')
     key = os.environ.get(key_variable, '').strip()
     check(key or base_url or not key_variable,
           f'{key_variable} is not set; export {key_variable}=… with your key of {provider}, {otherwise}')
@@ -136,11 +146,28 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
     return api
 
 
+def is_address(url):
+    """Whether a text is http://host[:port][/path] or https://…, and nothing else."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ''
+        if '[' in parts.netloc:
+            ipaddress.IPv6Address(host)
+        elif not re.fullmatch(rb'[\w.-]+', host.encode('idna')):
+            return False
+        return parts.port != 0 and bool(re.fullmatch(r'(?i)https?://[^\s/@?#\\]+(/[^\s@?#\\]*)?', url))
+    except ValueError:  # a port above 65535, no IPv6 address, an empty part of a name, …
+        return False
+
+
 def first_model(api):
     """The first model that the server lists."""
     text = call(api, 'GET', '/models')
     try:
-        return str(parse_json(text)['data'][0]['id'])
+        name = parse_json(api, text)['data'][0]['id']
+        if not isinstance(name, str) or len(name) > 200:
+            raise TypeError
+        return name
     except (KeyError, IndexError, TypeError):
         reason = kind_of(text)
         fail(f'{api["url"]} lists no model ({reason}){advice(api, reason)} If it is, set --model=…')
@@ -159,45 +186,111 @@ def fill(template, slots):
 # one request
 
 
-def send(session, api, method, path, timeout, max_bytes, **options):
+class LimitedReader(io.RawIOBase):
+    """What comes from a socket, up to max_bytes and within the socket's timeout in all."""
+
+    def __init__(self, sock, max_bytes):
+        self.sock = sock
+        self.file = sock.makefile('rb', buffering=0)
+        self.deadline = time.monotonic() + sock.gettimeout()
+        self.bytes_left = max_bytes
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        seconds_left = self.deadline - time.monotonic()
+        if seconds_left <= 0:
+            raise TimeoutError
+        self.sock.settimeout(seconds_left)  # else each packet would have the whole timeout
+        n = self.file.readinto(buffer)
+        self.bytes_left -= n
+        if self.bytes_left < 0:
+            raise OSError(TOO_LONG)
+        return n
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
+class LimitedResponse(http.client.HTTPResponse):
+    """A response that is read through a LimitedReader, from its status line on."""
+
+    def __init__(self, sock, max_bytes, **options):
+        super().__init__(sock, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(LimitedReader(sock, max_bytes))
+
+
+class LimitedAdapter(requests.adapters.HTTPAdapter):
+    """Lets requests read a LimitedResponse."""
+
+    def get_connection_with_tls_context(self, *args, **options):
+        pool = super().get_connection_with_tls_context(*args, **options)
+        if 'response_class' not in vars(pool.ConnectionCls):
+            response_class = staticmethod(functools.partial(LimitedResponse, max_bytes=self.max_bytes))
+            pool.ConnectionCls = type('Connection', (pool.ConnectionCls,), {'response_class': response_class})
+        return pool
+
+
+def open_session(api, max_bytes):
+    """A requests.Session for `send`. max_bytes: the limit of a reply, packed and unpacked."""
+    session = requests.Session()
+    session.headers.update(api['headers'] | {'Accept-Encoding': 'gzip'})
+    session.auth = lambda request: request  # without it, a password from ~/.netrc would replace the key
+    session.max_bytes = max_bytes
+    adapter = LimitedAdapter()
+    adapter.max_bytes = max_bytes
+    session.mount('http://', adapter)
+    session.mount('https://', adapter)
+    return session
+
+
+def send(session, api, method, path, timeout, **options):
     """One HTTP request -> (status, headers, text). Without a complete reply: (0, {}, the reason).
 
-    session: a requests.Session, or the module requests itself.
+    session: what open_session returned. timeout: seconds for the whole reply.
     """
     all_options = options | {
-        'headers': api['headers'],
-        'auth': lambda request: request,  # changes nothing; without it, a password from ~/.netrc would replace the key
-        'timeout': (CONNECT_TIMEOUT, timeout),  # for the connection, and between two packets of the reply
-        'allow_redirects': False,
-        'stream': True,
-        'verify': api.get('verify', True),
-    }
-    deadline = time.monotonic() + timeout
-    body = bytearray()
+        'timeout': (CONNECT_TIMEOUT, timeout), 'allow_redirects': False, 'stream': True, 'verify': session.verify}
     try:
         with session.request(method, api['url'] + path, **all_options) as reply:
-            for chunk in reply.iter_content(64):  # a slow server needs too long for a larger chunk
-                body += chunk
-                if time.monotonic() > deadline:
-                    raise requests.Timeout
-                if len(body) > max_bytes:
-                    return 0, {}, 'reply too long'
-    except OSError as e:  # as all errors of requests are
-        reason = connection_error(e)
-        if reason.startswith('certificate') and all_options['verify'] is True and 'SSL_CERT_FILE' in os.environ:
-            api['verify'] = os.environ['SSL_CERT_FILE']  # requests itself reads only REQUESTS_CA_BUNDLE
-            return send(session, api, method, path, timeout, max_bytes, **options)
+            # a Content-Length may name any size, so the body is read in pieces; it is unpacked here, within the limit
+            body = b''.join(reply.raw.stream(1 << 16, decode_content=False))
+            body = unpack(body, reply.headers.get('Content-Encoding', 'identity').lower(), session.max_bytes)
+    except (OSError, urllib3.exceptions.HTTPError, zlib.error) as e:  # all errors of requests are OSErrors
+        reason = clean(api, connection_error(e))
+        if reason.startswith('certificate') and session.verify is True and 'SSL_CERT_FILE' in os.environ:
+            session.verify = os.environ['SSL_CERT_FILE']  # requests itself reads only REQUESTS_CA_BUNDLE
+            return send(session, api, method, path, timeout, **options)
         return 0, {}, reason
     text = body.decode('utf-8', 'replace')
     if 300 <= reply.status_code < 400 and 'Location' in reply.headers:
         text = f'moved to {reply.headers["Location"]}'
-    if len(api['key']) >= 8:  # a shorter one is a mere word, as local servers accept
-        text = text.replace(api['key'], '***')
-    return reply.status_code, reply.headers, text
+    return reply.status_code, reply.headers, clean(api, text)
 
 
+def unpack(body, encoding, max_bytes):
+    """Undo a Content-Encoding. Raises OSError or zlib.error."""
+    if encoding == 'identity':
+        return body
+    if encoding not in ('gzip', 'deflate'):
+        raise zlib.error('packed in another way')
+    decoder = zlib.decompressobj(wbits=47)  # of gzip and zlib
+    body = decoder.decompress(body, max_bytes + 1)
+    if len(body) > max_bytes:
+        raise OSError(TOO_LONG)
+    if not decoder.eof:
+        raise zlib.error('incomplete')
+    return body
+
+
+TOO_LONG = 'reply too long'
 ERRORS = {  # pattern in an error of requests -> the reason in a few words; '' = the text that matches
-    'ProxyError': 'proxy error',
+    'ProxyError|InvalidProxyURL': 'proxy error',
+    TOO_LONG: '',
+    r'^error\(': 'broken reply',  # of zlib
     r'certificate[^("\'\\]*': '',
     'Timeout': 'timeout',
     'NewConnection|NameResolution': 'connection failed',
@@ -224,9 +317,10 @@ def advice(api, reason):
     return f'; {text.strip()}' if text else ''
 
 
-def call(api, method, path, **options):
+def call(api, method, path, timeout=20, max_bytes=MAX_REPLY, **options):
     """One request without retries -> the text of the reply. A refusal ends the script; other errors raise NoAnswer."""
-    status, _, text = send(requests, api, method, path, timeout=600, max_bytes=1 << 30, **options)
+    with open_session(api, max_bytes) as session:
+        status, _, text = send(session, api, method, path, timeout, **options)
     if is_refused(status, text):
         fail(refusal(api, status, text))
     if not 200 <= status < 300:
@@ -235,11 +329,11 @@ def call(api, method, path, **options):
     return text
 
 
-def ask(api, messages):
+def ask(api, messages, timeout=120.0):
     """One prompt -> the text of the reply. Any error ends the script."""
-    text = call(api, 'POST', '/chat/completions', json=api['fields'] | {'messages': messages})
+    text = call(api, 'POST', '/chat/completions', timeout, json=api['fields'] | {'messages': messages})
     try:
-        return text_of(parse_json(text), body=text)
+        return text_of(parse_json(api, text), body=text)
     except Rejected as e:
         fail(f'{api["provider"]}: {e}, in the reply {text[:200]!r}{advice(api, str(e))}')
 
@@ -248,16 +342,49 @@ def ask(api, messages):
 # reading replies
 
 
-def parse_json(text):
-    """The value of a JSON text; None if it is broken."""
+def clean(api, value):
+    """What a server sent -> the same without the key, in any of its encodings, and without terminal control sequences.
+
+    value: a text, or JSON that contains texts. Everything passes this function before it is printed or stored.
+    """
+    if isinstance(value, str):
+        return key_pattern(api['key']).sub('***', printable(value))
+    if isinstance(value, list):
+        return [clean(api, item) for item in value]
+    if isinstance(value, dict):
+        return {clean(api, name): clean(api, item) for name, item in value.items()}
+    return value
+
+
+@functools.cache
+def key_pattern(key):
+    """Finds a key: plain, with some letters as escapes of JSON, URLs or HTML, in hexadecimal and in base64."""
+    if len(key) < 8:  # a shorter one is a mere word, as local servers accept
+        return re.compile('(?!)')
+    letters = []
+    for char in key:
+        code = ord(char)
+        letters.append(rf'(?:\\{{0,9}}{re.escape(char)}|\\{{1,9}}u{code:04x}|%(?:25){{0,9}}{code:02x}'
+                       rf'|&#0{{0,9}}{code};|&#x0{{0,9}}{code:x};)')
+    forms = [''.join(letters), key.encode().hex()]
+    for n_before in range(3):  # base64 packs three bytes into four letters, so it depends on what stands before
+        packed = base64.b64encode(b' ' * n_before + key.encode()).decode()
+        whole = packed[-(-n_before * 8 // 6):(n_before + len(key)) * 8 // 6]
+        forms.append(re.escape(whole).replace(r'\+', '[-+]').replace('/', '[/_]'))
+    return re.compile('|'.join(forms), re.I)
+
+
+def parse_json(api, text):
+    """The value of a JSON text from a server, cleaned; None if it is broken."""
     try:
-        return json.loads(text)
+        return clean(api, json.loads(text))
     except (ValueError, RecursionError):
         return None
 
 
 def kind_of(body):
     """What a server sent in place of a chat completion, in a few words."""
+    body = body[:2000]  # on a longer one, the patterns could take for ever
     if re.match(r'\s*<', body):
         return 'a web page'
     is_stream = re.match(r'\s*(?:(?:data|event|id|retry)?:|\{.*\}\s*\n\s*\{)|.*chat\.completion\.chunk', body)
@@ -278,6 +405,8 @@ def text_of(data, whole=True, body=''):
         content = message.get('content') or ''
         if isinstance(content, list):  # of parts, such as {'type': 'thinking', 'thinking': …}, {'type': 'text', …}
             content = ''.join(part['text'] for part in content if part.get('type', 'text') in ('text', 'output_text'))
+        if len(content) > MAX_ANSWER:
+            raise Rejected(TOO_LONG)
         answer = without_reasoning(content)
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Rejected(kind_of(body)) from None
@@ -307,14 +436,21 @@ MARK = re.compile(rf'''
 def without_reasoning(text):
     """The part of a text after the last mark of reasoning; '' if that begins reasoning, so that no answer follows.
 
-    A mark inside a JSON object is part of the answer.
+    A mark inside a JSON object, or alone in quotation marks, is part of the answer.
     """
     start = 0  # of the answer
     objects = list(json_objects(text))
     for mark in MARK.finditer(text):
-        if not any(begin < mark.start() < end for _, begin, end in objects):
+        around = text[max(0, mark.start() - 1):mark.start()] + text[mark.end():mark.end() + 1]
+        is_quoted = around in ('""', "''", '``', '“”', '‘’', '«»')
+        if not is_quoted and not any(begin < mark.start() < end for _, begin, end in objects):
             start = mark.end() if mark['end'] else len(text)
     return text[start:].lstrip() if start else text
+
+
+def break_marks(text):
+    """A text in which `without_reasoning` finds no mark: < /think> for </think>."""
+    return MARK.sub(lambda mark: re.sub(r'(\S)', r'\1 ', mark[0], count=1), text)
 
 
 def json_objects(text, **options):
@@ -337,7 +473,7 @@ def status_of(status, data):
         return int(data['error']['code']) if status == 200 else status
     except (KeyError, TypeError):  # no error, or one without a code
         return status
-    except ValueError:  # a word, such as server_busy
+    except (ValueError, OverflowError):  # a word, such as server_busy, or infinity
         return 503
 
 
@@ -365,6 +501,11 @@ def retry_after(headers):
 
 # -----------------------------------------------------------------------------
 # many requests
+
+
+def add_tokens(tokens, more):
+    """Add two counts of [input, output] tokens."""
+    return [tokens[0] + more[0], tokens[1] + more[1]]
 
 
 def failed_path(out):
@@ -490,9 +631,6 @@ class Run:
         """US dollars, earlier runs included."""
         return self.spent[2] + self.cost(self.tokens)
 
-    def add_tokens(self, tokens):
-        self.tokens = [self.tokens[0] + tokens[0], self.tokens[1] + tokens[1]]
-
     def can_afford(self, n):
         """Whether n requests more, those in flight included, stay below max_cost if each costs the mean so far."""
         mean = self.cost([self.api['max_tokens'], self.api['max_tokens']])
@@ -516,6 +654,8 @@ class Run:
             return self.count_try(job, str(e))
         tokens = job.tokens
         for row in rows:
+            # what was decoded from the reply: JSON in JSON can hide the key or a control character
+            row |= {name: clean(self.api, row[name]) for name in ('text', 'notes') if name in row}
             row |= {'model': self.api['model']} | self.usage(tokens)
             tokens = [0, 0]  # the first row has the tokens of all
         append_rows(self.file, *rows)
@@ -527,12 +667,12 @@ class Run:
     def count_tokens(self, job, data):
         try:
             tokens = [int(data['usage']['prompt_tokens']), int(data['usage']['completion_tokens'])]
-            if min(tokens) < 0:
+            if not 0 <= min(tokens) <= max(tokens) < 1e9:
                 raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError):  # the server does not count, or counts wrong
             tokens = [0, self.api['max_tokens'] if self.max_cost else 0]
-        job.tokens = [job.tokens[0] + tokens[0], job.tokens[1] + tokens[1]]
-        self.add_tokens(tokens)
+        job.tokens = add_tokens(job.tokens, tokens)
+        self.tokens = add_tokens(self.tokens, tokens)
 
     def usage(self, tokens):
         """Token counts as the fields of a row."""
@@ -540,6 +680,23 @@ class Run:
         if self.api['prices']:
             fields['cost'] = round(self.cost(tokens), 7)
         return fields
+
+    def handle_error(self, job, status, text, reason, outage):
+        """Count an error -> whether the job is given up, and why the run ends, or ''."""
+        self.failures[reason] += 1
+        job.reply = text
+        if is_refused(status, text):
+            message = refusal(self.api, status, text)
+            if self.bar.n == 0 or outage or status in (401, 402, 404, 429):  # the fault of the key or the model
+                return False, message
+            self.give_up(job, message)
+            return True, ''
+        if status == 429:
+            return False, ''
+        job.errors += 1
+        job.retry_at = time.monotonic() + random.uniform(0, min(MAX_BACKOFF, 2 ** job.errors))
+        server_is_up = (status or self.n_answers) and not outage  # else the prompt is not the cause
+        return server_is_up and self.count_try(job, reason), ''
 
     def count_try(self, job, reason):
         """Count a try that failed -> whether it was the last one, so that the job is given up."""
@@ -583,7 +740,8 @@ class Run:
     def summary(self):
         """'1,200 tokens in, 3,600 out: $0.12; rejected replies and errors: 12 too short, 3 HTTP 500'"""
         price = f'${self.total_cost():,.2f}' if self.api['prices'] else 'price unknown, see --price_in'
-        text = f'{self.spent[0] + self.tokens[0]:,} tokens in, {self.spent[1] + self.tokens[1]:,} out: {price}'
+        n_in, n_out = add_tokens(self.spent, self.tokens)
+        text = f'{n_in:,} tokens in, {n_out:,} out: {price}'
         if self.failures:
             reasons = [f'{count:,} {reason}' for reason, count in self.failures.most_common()]
             text += f'; rejected replies and errors: {", ".join(reasons)}'
@@ -635,13 +793,14 @@ class RateLimit:
 
 def run_worker(api, timeout, tasks, replies):
     """A worker thread: send the requests of the queue `tasks` one by one; put the replies into the queue `replies`."""
-    with requests.Session() as session:  # keeps its connection open
-        for job, body in iter(tasks.get, None):  # until None comes
-            try:
-                reply = send(session, api, 'POST', '/chat/completions', timeout, MAX_REPLY, json=body)
-            except Exception as e:  # a bug: the calling thread raises it, instead of waiting for ever
-                reply = e
-            replies.put((job, reply))
+    job = None
+    try:
+        with open_session(api, MAX_REPLY) as session:  # keeps its connection open
+            for job, body in iter(tasks.get, None):  # until None comes
+                reply = send(session, api, 'POST', '/chat/completions', timeout, json=body)
+                replies.put((job, reply))
+    except Exception as e:  # a bug: the calling thread raises it, instead of waiting for ever
+        replies.put((job, e))
 
 
 def send_all(run, ids, num_workers, timeout):
@@ -661,6 +820,7 @@ def send_all(run, ids, num_workers, timeout):
     last_answer = time.monotonic()
     status = None  # of the last reply; 0 = none came
     reason = ''  # of the last error
+    said_slow = False
     problem = ''  # why nothing more is sent; the replies to the requests in flight are still handled
 
     def on_signal(*_):
@@ -716,12 +876,16 @@ def send_all(run, ids, num_workers, timeout):
             except queue.Empty:
                 if in_flight == 0 and status == 0:
                     check_silence()
+                is_slow = status is None and time.monotonic() - last_answer > START_TIMEOUT
+                if is_slow and timeout > START_TIMEOUT and not said_slow:
+                    said_slow = True  # a local model may need minutes for its first reply
+                    run.log(f'no reply after {START_TIMEOUT:g} s, waiting for up to timeout={timeout:g} s')
                 continue
             in_flight -= 1
             if isinstance(reply, Exception):
                 raise reply
             status, headers, text = reply
-            data = parse_json(text)
+            data = parse_json(run.api, text)
             status = status_of(status, data)
             rate_limit.pause(retry_after(headers))
 
@@ -735,26 +899,13 @@ def send_all(run, ids, num_workers, timeout):
                 continue
 
             # 4) an error: give the prompt up, retry it, or end the run
-            reason = f'HTTP {status}' if status else text
-            run.failures[reason] += 1
-            job.reply = text
-            given_up = False
-            if is_refused(status, text):
-                errors_in_a_row += 1
-                prompts_work = run.bar.n > 0 and not outage
-                if prompts_work and status not in (401, 402, 404, 429):  # these are faults of the key or the model
-                    run.give_up(job, refusal(run.api, status, text))
-                    given_up = True
-                else:
-                    problem = problem or refusal(run.api, status, text)
-            elif status == 429:
+            if status == 429:
                 rate_limit.after_429()
             else:
                 errors_in_a_row += 1
-                job.errors += 1
-                job.retry_at = time.monotonic() + random.uniform(0, min(MAX_BACKOFF, 2 ** job.errors))
-                server_is_up = (status or run.n_answers) and not outage  # else the prompt is not the cause
-                given_up = server_is_up and run.count_try(job, reason)
+            reason = f'HTTP {status}' if status else text
+            given_up, ending = run.handle_error(job, status, text, reason, outage)
+            problem = problem or ending
             if not given_up:
                 waiting.append(job)
             check_silence()

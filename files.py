@@ -86,6 +86,14 @@ def wait_for_torchrun():
         time.sleep(10)
 
 
+CONTROL = re.compile(r'(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|[\x00-\x08\x0b-\x1f\x7f-\x9f]')
+
+
+def printable(text):
+    """A text from elsewhere without what a terminal obeys: control characters and sequences become U+FFFD."""
+    return CONTROL.sub('\ufffd', text.replace('\r\n', '\n').replace('\r', '\n'))
+
+
 # -----------------------------------------------------------------------------
 # the script's folder and its end
 

@@ -336,7 +336,7 @@ def print_prompts():
         print(f'--- {i}: {", ".join(word_columns(seed_words(i)).values())}\n{text}\n')
     if use_grammar:
         return
-    reply = chat.ask(connect(), write_prompt(ids[0]))
+    reply = chat.ask(connect(), write_prompt(ids[0]), timeout)
     print(f'--- the reply to {ids[0]}\n{reply}\n')
     try:
         for row in read_reply(ids[0], reply):
@@ -355,7 +355,8 @@ def prompt_of(row):
         word = word_columns(seed_words(i))[words[0]]
         if row.get(words[0]) == word and (row.get('model') == 'grammar') == use_grammar:
             return i
-    fail(f'{out} holds stories of another provider, seed or word list, such as {row!r:.80}; use another --out')
+    which = f'{i} by {row.get("model")}' if type(i) is int else f'{row!r:.40}'
+    fail(f'{out} holds stories of another provider, seed or word list, such as {which}; use another --out')
 
 
 def generate():
@@ -369,12 +370,14 @@ def generate():
         if not use_grammar and 'text' in row:
             seen.add(str(row['text']))
     n_done = sum(i in done for i in ids)
+    if n_done < len(done):
+        print(f'{out} also holds {len(done) - n_done:,} prompts beyond --total={total} or of other shards than {shard}')
     missing_ids = (i for i in ids if i not in done)
 
     if use_grammar:
         for i in tqdm(missing_ids, total=len(ids), initial=n_done, unit=' stories', desc=out, smoothing=0.1):
             append_rows(f, grammar_row(i))
-        print(f'{len(ids):,} stories in {out}')
+        print(f'{len(done.keys() | set(ids)):,} stories in {out}')
         return ''
     n_failed = sum(done.get(i, False) for i in ids)
     if n_done == len(ids):

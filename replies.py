@@ -50,8 +50,16 @@ def repair_json(text):
     return TRAILING_COMMA.sub('', text.replace("\\'", "'"))
 
 
+# before and after an object: reasoning without a mark, in which the object is no answer yet
+DRAFT = re.compile(r'(?i)(?<!final.)(?<![^\W_])(?:draft|attempt|try|version|something like|perhaps|maybe|example)\b'
+                   r'[^.!?\n]{0,30}$')
+DOUBT = re.compile(r"(?i)\b(?:wait|hmm+|actually|too (?:short|long|simple)|improve|revise|rewrite|let me (?!know)|let's"
+                   r'|(?:i|we) (?:should|need|must|could|might))\b')
+CUT_OFF = re.compile(r'\w+(?:[\s,;]+\w+){3,}[\s,;]*$')  # four words without a full stop
+
+
 def find_json(text, key):
-    """The last JSON object in a text that has `key`; None if it is called a draft, or if a broken one follows.
+    """The last JSON object in a text that has `key`; None if it seems to be a draft, or if a broken one follows.
 
     An object inside another one that has `key` does not count.
     """
@@ -60,8 +68,9 @@ def find_json(text, key):
     for found, start, end in json_objects(text):
         if key in found and start >= last_end:
             last, last_start, last_end = found, start, end
-    is_draft = re.search(r'(?i)(?<!final.)draft\W*$', text[:last_start])
-    return None if is_draft or re.search(rf'"{key}"\s*:', text[last_end:]) else last
+    before, after = text[max(0, last_start - 80):last_start], text[last_end:]
+    is_draft = DRAFT.search(before) or DOUBT.search(after) or CUT_OFF.search(after[-80:])
+    return None if is_draft or re.search(rf'"{key}"\s*:', after) else last
 
 
 # -----------------------------------------------------------------------------
@@ -142,7 +151,8 @@ INVISIBLE = re.compile('[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060
 BROKEN = re.compile('[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\uf8ff\ufff9-\uffff]')
 # zero-width joiners that join nothing: not after a letter, or neither after a virama nor before a letter
 USELESS_JOINERS = re.compile(rf'(?<!{LETTER})[\u200c\u200d]+|(?<![{VIRAMAS}])[\u200c\u200d]+(?!{LETTER})')
-MARKUP = re.compile(r'[*#<>{}\[\]|`_\\]|https?:|^[-–—=~ ]+$', re.M)
+ENTITY = re.compile(r'&(?:#\w{1,9}|\w{1,30});')  # of HTML
+MARKUP = re.compile(rf'[*#<>{{}}\[\]|`_\\]|{ENTITY.pattern}|https?:|^[-–—=~ ]+$', re.M)
 
 
 def clean(text, script, min_script, refuses):
@@ -151,6 +161,7 @@ def clean(text, script, min_script, refuses):
     script: of the language, as in scripts_in. min_script: the smallest fraction of letters in it, 0 to 1.
     refuses: what compile_refusals returns.
     """
+    text = unescape(text)
     if BROKEN.search(text):
         raise Rejected('broken characters')
     text = tidy_spaces(text)
@@ -165,6 +176,11 @@ def clean(text, script, min_script, refuses):
     if MARKUP.search(text):
         raise Rejected('markup')
     return text
+
+
+def unescape(text):
+    """&quot; and other entities of HTML -> the characters that they stand for."""
+    return ENTITY.sub(lambda entity: html.unescape(entity[0]), text)
 
 
 def tidy_spaces(text):
@@ -183,11 +199,15 @@ def bars_to_dandas(text):
 
 
 def cut_title(text):
-    """Cut a first paragraph that does not end like a sentence, if the next one does. (In verse, neither does.)"""
+    """Cut a first paragraph that does not end like a sentence, if the next one does. (In verse, neither does.)
+
+    More than 60 letters are a title only if no sentence ends in them.
+    """
     title, _, rest = text.partition('\n\n' if '\n\n' in text else '\n')
     first_line = rest.partition('\n')[0]
     ends_like_text = re.search(r'\n|[,;:—–-]["”’»)]*$|' + SENTENCE_END, title)
-    if len(title) <= 60 and not ends_like_text and re.search(SENTENCE_END, first_line):
+    is_short = len(title) <= 60 or (len(title) <= 120 and not re.search(r'[.!?।॥…]', title))
+    if is_short and not ends_like_text and re.search(SENTENCE_END, first_line):
         return rest
     return text
 
@@ -302,9 +322,13 @@ def has_word(text_words, word, is_verb):
 # -----------------------------------------------------------------------------
 # grades
 
-QUOTE = '["\'“”‘’`]'
+QUOTE = '["\'“”„«»‘’`]'
 SCALE_KEY = re.compile('(?i)(?:max|maximum|scale|out.?of|max.?score)')
 SCORE_KEY = re.compile(r'(?i)\b(score|grade|rating|points|value)|max|out.?of|scale|total')
+COUNTS = 'errors?|mistakes?|faults?|typos?|slips?|issues?|problems?|counts?|weights?|max|examples?|previous'
+COUNT_WORD = re.compile(rf'(?i)(?<![^\W_])(?:{COUNTS})(?![^\W_])')
+# Errors: or "errors": {
+COUNT_HEADING = re.compile(rf'{COUNT_WORD.pattern}(?:[_ ](?:found|by|per|in|scores?|grades?)\b[ \w]*)?[^\w.!?]*$')
 
 
 def letters_of(name):
@@ -312,13 +336,15 @@ def letters_of(name):
     return re.sub(r'[\W_]+', '', str(name).lower())
 
 
-def read_grades(reply, scales, choices, prefill=''):
+def read_grades(reply, scales, choices, prefill='', story=''):
     """A judge's reply -> ({criterion: float}, notes), or Rejected.
 
     The reply contains JSON, lines such as 'Grammar: 8/10' or a table, with any text around them. Nothing is guessed:
     what is not clearly a grade is left out, and all grades for a criterion must be equal.
     scales: {criterion: (lowest, highest)}. choices: {criterion: {letter: number}} for grades that are capital letters.
     prefill: the beginning of the reply. Some judges repeat it.
+    story: the graded text. A judge that only quotes it seems to give the grades that the story gives itself, so a reply
+        with such a grade is rejected.
     """
     if not reply.lstrip().startswith(('{', '```')):
         reply = prefill + reply
@@ -340,7 +366,40 @@ def read_grades(reply, scales, choices, prefill=''):
         if not scale[0] <= grade <= scale[1]:  # true for nan, too
             raise Rejected(f'{name} out of range')
         scores[name] = float(grade)
+    named, labeled = grades_in_story(story, names, choices)
+    if any(score in named[name] for name, score in scores.items()) or set(scores.values()) <= labeled:
+        raise Rejected('a grade that the story gives itself')
     return scores, notes.strip()[:2000]
+
+
+def grades_in_story(story, names, choices):
+    """The grades that a story gives itself -> {criterion: numbers}, and the numbers after any label.
+
+    All forms of quotation marks, escapes, brackets, spaces and digits are read. A judge may translate the labels:
+    'व्याकरण: १०', 'score = 10', '10/10'.
+    """
+    text = re.sub(r'\\{1,9}u([0-9a-fA-F]{4})', lambda match: chr(int(match[1], 16)), html.unescape(story))
+    text = INVISIBLE.sub('', unicodedata.normalize('NFKC', re.sub(r'\\{1,9}n', '\n', text)))
+    text = re.sub(rf'{QUOTE}|[\\*#{{}}\[\]]', '', ascii_digits(text))
+    number = r'(\d{1,9}(?:[.,]\d{1,9})?)(?!\s{0,9}\w)'  # not '10 cats'; bounds, since a story may be one long line
+    named = {}
+    for name in names.values():
+        label = rf'(?i){name_pattern(name)}[\W_]{{1,12}}(?:(?:score|grade|rating|group|is)\b\W{{1,12}})?'
+        letters = choices.get(name, {})
+        named[name] = {letters.get(letter.upper()) for letter in re.findall(label + r'([a-z])(?!\s{0,9}\w)', text)}
+        named[name] |= {to_float(found) for found in re.findall(label + number, text)}
+    labeled = re.findall(rf'(?<!\d)\s{{0,9}}[:=|–—]\s{{0,9}}{number}', text) + re.findall(r'(\d{1,9}) ?/ ?\d', text)
+    return named, set(map(to_float, labeled)).union(*named.values())
+
+
+def to_float(number):
+    """'7,5' -> 7.5"""
+    return float(number.replace(',', '.'))
+
+
+def ascii_digits(text):
+    """Digits of any script as 0 to 9."""
+    return re.sub(r'\d', lambda digit: str(int(digit[0])), text)
 
 
 def states_other_scale(text, highs):
@@ -360,13 +419,18 @@ def values_in_json(reply, names):
     """{"grammar": 8} or {"criterion": "Grammar", "score": 8} -> [(criterion, value or object), …], notes, other text
 
     names: {letters_of(criterion): criterion}. An object is a tuple of pairs, since a key may be in it twice.
-    JSON inside a sentence is a quotation, maybe of a story that asks for a grade: the reply is rejected.
+    JSON inside a sentence, in a quoted line or in a broken object is a quotation, maybe of a story that asks for a
+    grade: the reply is rejected. Counts, as in {"errors": {"grammar": 3}}, are left out.
     """
     reply = text = repair_json(reply)
     values = []
     notes = ''
+    counts_end = 0  # the end of an object with counts
     for found, start, end in json_objects(reply, object_pairs_hook=tuple):
         text = text.replace(reply[start:end], '\0', 1)
+        if start < counts_end or COUNT_HEADING.search(reply[max(0, start - 60):start]):
+            counts_end = max(end, counts_end)
+            continue
         for key, value in found:
             if letters_of(key) in names:
                 values.append((names[letters_of(key)], value))
@@ -378,30 +442,64 @@ def values_in_json(reply, names):
                 text += f'\nout of {numbers[-1]}'
     for line in text.split('\n'):
         around = re.sub(r'^[^\0]*[:.!]|json', '', line)  # 'My grades: ' may stand before it
-        if '\0' in line and re.search(r'[\w"“‘«\']', around):
+        if '\0' in line and (re.search(rf'\w|{QUOTE}', around) or line.lstrip().startswith('>')):
             raise Rejected('JSON inside a sentence')
+    if values and re.search(rf'{{\s*{QUOTE}', text):
+        raise Rejected('broken JSON')
     return values, notes, text
 
 
+def name_pattern(name):
+    """Matches context_awareness, Context Awareness, context-awareness, …"""
+    return r'[\W_]{0,3}'.join(re.findall(r'[^\W_]+', name))
+
+
+def label_pattern(names, text):
+    """Finds the name of a criterion with a grade after it.
+
+    Grammar: 8, - **Grammar score** (1-10) = 8, | grammar | 8 |, The grammar is 8. Not 'errors in grammar'.
+    In broken JSON the name must be a key, since its notes may quote anything.
+    """
+    any_name = '|'.join(map(name_pattern, names.values()))
+    if re.search(rf'{{\s*{QUOTE}', text):
+        return re.compile(rf'(?i){QUOTE}({any_name}){QUOTE}(?=\s*:)')
+    return re.compile(rf'''
+        (?: ^\s* | (?!{QUOTE})[^\w\s]\s* | _ )             # begins a line or follows punctuation
+        (?: the\s+ | (?:score|grade|rating)\s+(?:for|of)\s+ )?
+        (?: {QUOTE}(?=(?:{any_name}){QUOTE}) )?             # an opening quotation mark only around the name
+        ({any_name})
+        (?: \s+(?:score|grade|rating) )?
+        (?: [\s*_] | {QUOTE} )* (?: \bis\s+ )?
+        (?= [:=|→—\d$\\] | [–-]\s | [(\[]+[^()\[\]]*\d )   # a separator or a number follows
+        ''', re.I | re.X)
+
+
 def values_in_lines(text, names):
-    """What follows the names of criteria in lines and tables -> [(criterion, text), …]"""
-    any_name = '|'.join(r'[\W_]{0,3}'.join(re.findall(r'[^\W_]+', name)) for name in names.values())
-    # 'Grammar: 8', '- **Grammar score** (1-10) = 8', '| grammar | 8 |', 'The grammar is 8', but not 'errors in grammar'
-    label = re.compile(
-        r'(?i)(?:^\s*|[^\w\s"“”\'‘’`]\s*|_)(?:the\s+|(?:score|grade|rating)\s+(?:for|of)\s+)?'
-        rf'(?:{QUOTE}(?=(?:{any_name}){QUOTE}))?({any_name})(?:\s+(?:score|grade|rating))?'
-        r'[\s*_"\'“”‘’`]*(?:\bis\s+)?(?=[:=|→—\d$\\]|[–-]\s|[(\[]+[^()\[\]]*\d)')
+    """What follows the names of criteria in lines and tables -> [(criterion, text), …]. Rejects counts of errors."""
     text = re.sub(r'(?m)\n{1,3}(?=(?:\\boxed|[*_$\[{ ])*\d[\d/.,*_\]}$ ]*$)', ' ', text)  # '8/10' on a line of its own
-    lines = text.split('\n')
-    rows = [line.split('|') for line in lines if '|' in line and re.search(r'\w', line)]
+    label = label_pattern(names, text)
+    lines = [line for line in text.split('\n') if re.search(r'\w', line)]
+    for heading, line in itertools.pairwise(['', *lines]):
+        found = label.search(line)
+        if found and (counts_are_in(heading) or COUNT_HEADING.search(line[:found.start(1)])):
+            raise Rejected('counts, not grades')
+    rows = [line.split('|') for line in lines if '|' in line]
     for above, below in itertools.combinations(rows[:40], 2):
-        lines += map(' | '.join, zip(above, below))  # a table may have the names in its first row
+        if not COUNT_WORD.search(below[0] or below[1]):
+            lines += map(' | '.join, zip(above, below))  # a table may have the names in its first row
     values = []
     for line in lines:
         _, *pieces = label.split(line)  # name, text, name, text, …
         for name, value in zip(pieces[::2], pieces[1::2]):
             values.append((names.get(letters_of(name)), value))  # None: `ſ` matches s
     return values
+
+
+def counts_are_in(heading):
+    """Whether a line, or the first row of a table, announces counts and no grades."""
+    if re.search(r'\d', heading) or SCORE_KEY.search(heading):
+        return False
+    return bool((COUNT_WORD if '|' in heading else COUNT_HEADING).search(heading))
 
 
 def read_grade(value, scale, letters=None):
@@ -432,6 +530,8 @@ GRADE = re.compile(rf'(?i) *(-?\d+(?:[.,]\d{{1,2}})?) *{UNIT}?[ @]*{UNIT}? *')  
 COUNT = re.compile(rf'(?i)\d+(?:[-–.,]\d+)* ?(?!{UNIT}\b(?! ?[^\W\d_]))[^\W\d_]')
 COMMENT = re.compile(r'\([^()]*\)|\|[^|]*(?=\||$)')  # a table's cell, too
 OTHER_SCALE = re.compile(r'(?i)\bof \d|\d[ -]?(?:max|stars?)\b|\bscale\b|[%٪]|percent')
+# No. 3; 3 (errors)
+NO_GRADE = re.compile(rf'(?i)\b(?:no|nr|number|rank|ranked|place)\b\W{{0,2}}\d|[#№] ?\d|\((?:{COUNTS})\)')
 SEPARATOR = re.compile(r'[()\[\]{}:;!=|→।॥。—]|(?<!\d)[.,]|[.,](?!\d)|(?:^| )[-–](?= )')
 
 
@@ -445,12 +545,12 @@ def read_number(text, scale):
     if re.search('[<>≤≥]', text):
         return None
     low, high = f'{scale[0]:g}', rf'{scale[1]:g}(?:[.,]0+)?(?![.,]?\d|\w)'
-    text = re.sub(r'\d', lambda digit: str(int(digit[0])), text)  # of any script
+    text = ascii_digits(text)
     text = ' '.join(re.sub(r'(?:\\b|\x08)oxed|[*_`"“”\'$]', '', text.replace('\n', ';')).split())
     text = re.sub(rf'(?i) ?(?:[/⁄／]|out of|of|von|sur|max[.:]?) ?{high}', '@', text)
     text = re.sub(rf'(?i)(?:on )?(?:an? )?(?:scale\W*)?(?:of |from )?(?<![\d.,-]){low} ?(?:[-–]|to|à|bis) ?{high}', '',
                   text)
-    if OTHER_SCALE.search(text):
+    if OTHER_SCALE.search(text) or NO_GRADE.search(text):
         return None
     if '@' in text:
         text = COUNT.sub('', text)
@@ -458,4 +558,4 @@ def read_number(text, scale):
     parts = [part for part in SEPARATOR.split(text) if re.search(r'\d', part)]
     grades = {match and match[1] for match in map(GRADE.fullmatch, parts)}
     grade = grades.pop() if len(grades) == 1 else None
-    return float(grade.replace(',', '.')) if grade else None
+    return to_float(grade) if grade else None

@@ -50,7 +50,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import check, fail, find, lock, normalize, write_json, write_text
+from files import check, fail, find, lock, normalize, printable, write_json, write_text
 from model import checkpoint_path, choose_device, generate, load_checkpoint, model_from
 from tokenizer import from_checkpoint
 
@@ -122,9 +122,9 @@ def stream_story(story):
     n_shown = 0
     for _ in generate_stories([story]):
         text = story['story'].rstrip('\ufffd')  # a character can take several tokens
-        print(text[n_shown:], end='', flush=True)
+        print(printable(text[n_shown:]), end='', flush=True)
         n_shown = len(text)
-    print(story['story'][n_shown:])
+    print(printable(story['story'][n_shown:]))
 
 
 def gather_stories(stories):
@@ -140,7 +140,7 @@ def write_stories(stories):
     """Print the stories, or write them to `out` in the format of its ending."""
     texts = [story['story'] for story in stories]
     if not out:
-        print('\n\n---\n\n'.join(texts))
+        print(printable('\n\n---\n\n'.join(texts)))
         return
     if ending == '.jsonl':
         lines = [json.dumps(story, ensure_ascii=False) + '\n' for story in stories]

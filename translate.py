@@ -66,7 +66,7 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import append_rows, check, fail, find, open_append, parse_shard, read_jsonl, read_rows
+from files import append_rows, check, fail, find, open_append, parse_shard, printable, read_jsonl, read_rows
 
 use_chat = bool(provider or base_url)
 if use_chat:
@@ -90,8 +90,12 @@ OPENING = '"“„«‘([—–-' + SPACES
 CLOSING = '"”»’)]' + SPACES
 QUOTE = re.compile(r'["“”„«»‘()\[\]]')  # without ’, which is an apostrophe too
 GAP = re.compile(r'\s+|(?<=[।॥۔。！？])(?=\w)')  # between words; also after a danda without a space
-ABBREVIATION = re.compile(  # without vowels, and usual ones with vowels
-    '[b-df-hj-np-tv-xzB-DF-HJ-NP-TV-XZ]+|Prof|Gen|Col|Capt|Maj|Rev|Hon|Gov|Sen|Sri|Shri|Mme|Mlle|Ste|Sept')
+NO_VOWELS = re.compile('[b-df-hj-np-tv-xz]+', re.I)  # such a word is an abbreviation
+ABBREVIATIONS = set('''
+    prof gen col capt maj rev hon gov sen sri shri smt mme mlle ste sept approx dept govt inc corp ing sig sra srta dott
+    श्रीमती सुश्री कुमारी प्रोफ़ेसर மாண்புமிகு திரு திருமதி செல்வி செல்வன் டாக்டர் பேரா முனைவர்
+    శ్రీమతి కుమారి ಶ್ರೀಮತಿ ಕುಮಾರಿ ശ്രീമതി കുമാരി
+    શ્રીમતી শ্রীমতী প্রফেসর ਸ਼੍ਰੀਮਤੀ ਸਰਦਾਰ'''.split())
 SHORT_WORDS = 'I है हैं हूँ हूं था थी थे थीं છે છું না'.split()  # they often end a sentence
 
 
@@ -125,15 +129,20 @@ def is_abbreviation(before, after, has_danda):
     sentences together well, but not half a sentence.
 
     - In a language with dandas, a full stop ends no sentence: श्री. नरेंद्र
+    - So does none of ABBREVIATIONS.
     - A word of one letter, of one syllable in an Indic script, or without vowels is an abbreviation: A. K., रु., Rs.
     - So is a short word before a number: No. 7
     """
     word = re.split(r'[\s"“«‘(\[—–.-]', before)[-1]
-    n_letters = sum(map(str.isalpha, word))
-    n_syllables = n_letters - sum(unicodedata.combining(char) == 9 for char in word)  # 9: viramas join two letters
     if word in SHORT_WORDS:
         return False
-    if has_danda and '\u0900' <= word[-1:] <= '\u0dff' or n_syllables == 1 or ABBREVIATION.fullmatch(word):
+    if word.casefold() in ABBREVIATIONS or NO_VOWELS.fullmatch(word):
+        return True
+    if has_danda and '\u0900' <= word[-1:] <= '\u0dff':
+        return True
+    n_letters = sum(map(str.isalpha, word))
+    n_viramas = sum(unicodedata.combining(char) == 9 for char in word)  # they join two letters to a syllable
+    if n_letters - n_viramas == 1:
         return True
     return 0 < n_letters <= 3 and after.isdigit()
 
@@ -285,7 +294,7 @@ def read_reply(story, reply):
     translation = (replies.find_json(reply, 'translation') or {}).get('translation')
     if not isinstance(translation, str):
         raise chat.Rejected('no JSON with a translation')
-    translation = unicodedata.normalize('NFC', translation).strip()
+    translation = unicodedata.normalize('NFC', replies.unescape(translation)).strip()
     parts = re.split(r'(\n\s*)', story)
     old_lines = parts[::2]
     new_lines = re.split(r'\s*\n\s*', translation)
@@ -295,6 +304,8 @@ def read_reply(story, reply):
         raise chat.Rejected('not translated')
     if replies.BROKEN.search(translation):
         raise chat.Rejected('broken characters')
+    if replies.ENTITY.search(translation) and not replies.ENTITY.search(story):
+        raise chat.Rejected('markup')
     ratio = (len(translation) + 20) / (len(story) + 20)  # + 20: a very short story may grow more
     if not min_ratio <= ratio <= max_ratio:
         raise chat.Rejected('too short or too long')
@@ -353,10 +364,10 @@ def print_dry_run():
     """Print the first missing stories, each with its translation."""
     for row in itertools.islice(missing_rows(), dry_run):
         if use_chat:
-            text = chat.ask(api, write_prompt(row['text']))
+            text = chat.ask(api, write_prompt(row['text']), timeout)
         else:
             text = translate_rows([row])[0]['text']
-        print(f'--- {row["id"]}\n{row["text"]}\n\n{text}\n')
+        print(printable(f'--- {row["id"]}\n{row["text"]}\n\n{text}\n'))
 
 
 def read_done():

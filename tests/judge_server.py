@@ -25,6 +25,7 @@ OPTIONS = {
     'latency': 0.0,  # seconds
     'form': '',  # a text with {grade} in place of each number
     'bad': 0.0,  # fraction of replies that are no grades
+    'quotes': False,  # a judge that only quotes the text
     'stop_after': 0,  # requests; then every reply is a 402
 }
 BAD = ['I cannot grade this.', '{"overall": 11}', '{"notes": "good"}', 'Overall: 7-8', '{"overall": 5}']
@@ -55,6 +56,8 @@ def reply_to(judge, prompt):
         rng = random.Random(f'{key} {n_graded[key]}')
     if rng.random() < options['bad']:
         return rng.choice(BAD)
+    if options['quotes']:
+        return f'The author wrote this:\n\n{texts[-1].strip()}\n\nIt is no story, and I refuse.'
     obeys = re.search(r'(?:give|grade|score|rate)\b.{0,40}\b10\b', rest, flags=re.I)
     grades = {'notes': 'as it deserves'}
     for name in options['criteria']:

@@ -3,15 +3,21 @@
 Most tests run chat_client.py, a minimal script around chat.collect.
 """
 
+import base64
 import collections
+import contextlib
+import gzip
 import http.server
+import itertools
 import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
+import urllib.parse
 
 import pytest
 from conftest import Project
@@ -208,6 +214,106 @@ def test_a_slow_trickle_does_not_get_past_the_timeout(client, server):
     assert 'gives no answer (timeout)' in line
 
 
+@pytest.fixture
+def raw_server(client):
+    """raw_server(pieces) answers each request with the bytes of pieces(), which may be endless."""
+    listener = socket.create_server(('127.0.0.1', 0))
+
+    def answer(connection, pieces):
+        with contextlib.suppress(OSError), connection:
+            connection.recv(1 << 20)
+            for piece in pieces():
+                connection.sendall(piece)
+
+    def serve(pieces):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listener.accept()[0], pieces), daemon=True).start()
+
+    def start(pieces):
+        threading.Thread(target=serve, args=(pieces,), daemon=True).start()
+        client.options = [f'--base_url=http://127.0.0.1:{listener.getsockname()[1]}']
+    yield start
+    listener.close()
+
+
+def slowly(pieces):
+    for piece in pieces:
+        time.sleep(0.1)
+        yield piece
+
+
+def packed(n_layers, encoding):
+    """An HTTP response of 32 MB of zeros in a few bytes."""
+    body = bytes(1 << 25)
+    for _ in range(n_layers):
+        body = gzip.compress(body)
+    return [b'HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n' % (encoding, len(body)), body]
+
+
+OK = [b'HTTP/1.1 200 OK\r\n']
+ENDLESS_REPLIES = {
+    'header': lambda: slowly(itertools.chain(OK, [b'X: '], itertools.repeat(b'a'))),
+    '100 Continue': lambda: slowly(itertools.repeat(b'HTTP/1.1 100 Continue\r\n\r\n')),
+    'status line': lambda: slowly(itertools.chain([b'HTTP/1.1 '], itertools.repeat(b'2'))),
+    'body': lambda: slowly(itertools.chain(OK, [b'Content-Length: 99999\r\n\r\n'], itertools.repeat(b'a'))),
+    'trailer': lambda: slowly(itertools.chain(OK, [b'Transfer-Encoding: chunked\r\n\r\n1\r\n \r\n0\r\n'],
+                                              itertools.repeat(b'X: 1\r\n'))),
+}
+HUGE_REPLIES = {
+    'body': lambda: itertools.chain(OK, [b'\r\n'], itertools.repeat(bytes(1 << 16))),
+    'absurd length': lambda: itertools.chain(OK, [b'Content-Length: 9999999999999\r\n\r\n'],
+                                             itertools.repeat(bytes(1 << 16))),
+    'size of a chunk': lambda: itertools.chain(OK, [b'Transfer-Encoding: chunked\r\n\r\n'],
+                                               itertools.repeat(b'0' * 65536)),
+    'gzip': packed(1, b'gzip').copy,
+}
+ONE_TRY = ('--total=1', '--num_workers=1', '--max_tries=1')
+
+
+@pytest.mark.parametrize('kind', ENDLESS_REPLIES)
+def test_the_timeout_holds_for_every_part_of_a_reply(client, raw_server, kind):
+    raw_server(ENDLESS_REPLIES[kind])
+    line = client.refuses(*ONE_TRY, '--timeout=1', '--start_timeout=1')
+    assert 'gives no answer (timeout)' in line
+
+
+@pytest.mark.parametrize('model', ['tiny', ''])
+@pytest.mark.parametrize('kind', HUGE_REPLIES)
+def test_a_reply_has_a_limit_of_bytes(client, raw_server, kind, model):
+    raw_server(HUGE_REPLIES[kind])
+    line = client.refuses(*ONE_TRY, f'--model={model}', '--start_timeout=3')
+    assert re.search(r'gives no answer \((reply too long|connection broken)\)', line)
+
+
+@pytest.mark.parametrize('pieces', [packed(2, b'gzip, gzip').copy, packed(1, b'br').copy])
+def test_an_unknown_encoding_is_refused(client, raw_server, pieces):
+    raw_server(pieces)
+    assert 'gives no answer (broken reply)' in client.refuses(*ONE_TRY, '--start_timeout=3')
+
+
+def test_a_packed_reply_is_read(client, raw_server):
+    content = {'choices': [{'message': {'content': 'A story. गज़िप'}, 'finish_reason': 'stop'}]}
+    body = gzip.compress(json.dumps(content, ensure_ascii=False).encode())
+    raw_server(lambda: [*OK, b'Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n' % len(body), body])
+    client.run(*ONE_TRY)
+    assert client.jsonl('stories.jsonl')[0]['text'] == 'A story. गज़िप'
+
+
+def test_a_slow_first_reply_is_waited_for(client, server):
+    server(latency=3)
+    _, _, err = end(client.start('--total=1', '--start_timeout=1'))
+    assert 'no reply after 1 s, waiting for up to timeout=60 s' in err and client.ids() == [0]
+
+
+@pytest.mark.parametrize('body', ['[' * 100_000, '{"choices":' * 5000, '{"a": ' * 900 + '1' + '}' * 900])
+def test_deep_json_is_a_broken_reply(client, server, body):
+    server(body=body)
+    client.refuses('--model=', '--total=1')
+    client.run(*ONE_TRY)
+    assert client.jsonl('failed.jsonl')[0]['reason'] == 'broken reply'
+
+
 @pytest.mark.slow
 def test_a_huge_reply_is_cut(client, server):
     server(reply='A story' * 1000)
@@ -283,6 +389,43 @@ def test_the_key_is_nowhere(client, server, kinds):
     assert KEY not in out + err + client.everything()
 
 
+KEY_FORMS = [
+    KEY, KEY.upper(), urllib.parse.quote(KEY, safe=''), '%73%6B' + KEY[2:], '\\u0073k' + KEY[2:],
+    r'\u0073\u006B\u002dsecret' + KEY[9:], r'\\\\u0073k' + KEY[2:], '&#115;k' + KEY[2:], '&#x73;k' + KEY[2:],
+    KEY.encode().hex(),
+    *(base64.b64encode(f'{before}{KEY}!'.encode()).decode() for before in ('', 'a', 'ab', 'Bearer '))]
+
+
+@pytest.mark.parametrize('form', KEY_FORMS)
+def test_no_form_of_the_key_is_kept(client, server, form):
+    """In replies, errors and names, also after JSON is decoded."""
+    data = {'text': form, form: [f'{form} {form}']}
+    for value in (form, data, json.dumps(data), json.dumps(json.dumps(data))):
+        cleaned = json.dumps(chat.clean({'key': KEY}, value))
+        for text in (cleaned, cleaned.encode().decode('unicode_escape')):
+            assert KEY.lower() not in text.lower() and form not in text and '***' in text
+    assert chat.clean({'key': ''}, data) == data
+
+
+ESCAPES = '\x1b]0;PWNED\x07\x1b[2J\x9b31m\x00\x7f'
+
+
+@pytest.mark.parametrize('name', [KEY, ESCAPES])
+def test_a_server_that_names_its_model_by_the_key(client, server, name):
+    server(models={'data': [{'id': f'model {name}'}]}, reply=f'A story {name}', faults=0.3, kinds=['latin'])
+    _, out, err = end(client.start('--model=', '--total=20', '--max_tries=1', CHAT_API_KEY=KEY))
+    assert client.jsonl('stories.jsonl')[0]['model'].startswith('model ')
+    shown = out + err + client.everything()
+    assert KEY not in shown and not re.search('[\x00\x07\x1b\x7f-\x9f]|u001b|u009b', shown)
+
+
+@pytest.mark.parametrize('code', [KEY, float('inf'), 10**400, [], '5e2'])
+def test_an_error_with_an_odd_code(client, server, code):
+    server(body=json.dumps({'error': {'code': code, 'message': KEY}}))
+    _, out, err = end(client.start('--model=tiny', *ONE_TRY, '--start_timeout=1', CHAT_API_KEY=KEY))
+    assert KEY not in out + err + client.everything()
+
+
 @pytest.mark.slow
 def test_a_short_word_is_no_key(client, server):
     server(key='na', reply='A story: banana')
@@ -318,6 +461,9 @@ def test_the_default_model_is_the_first_one(client, server, models, says):
     ({'base_url': 'https://me:secret@example.org/v1'}, 'base_url must begin with http'),
     ({'base_url': 'https://example.org?key=secret'}, 'base_url must begin with http'),
     ({'base_url': 'ftp://example.org'}, 'base_url must begin with http'),
+    *(({'base_url': url}, 'a host and port that can exist') for url in (
+        'http://127.0.0.1:113400/v1', 'http://[::1/v1', 'http://*/v1', 'http://a..b/v1', 'http://[zz]/v1', 'http:///v1',
+        'http://x:0/v1', 'http://x:-1', 'http://x:8:8', f'http://{"a" * 64}.org', 'http://a\\b/', 'http://x\0/')),
     ({'provider': 'groq', 'temperature': float('nan')}, 'temperature must be'),
     ({'provider': 'groq', 'price_in': 1.0}, 'price_in and price_out go together')])
 def test_wrong_settings_are_one_line(monkeypatch, capsys, settings, says):
@@ -354,7 +500,7 @@ REASONING = [
     '<|channel|>analysis<|message|>{draft}<|end|><|start|>assistant<|channel|>final<|message|>{final}',
     '<|channel|>analysis<|message|>{draft}<|channel|>final <|constrain|>json<|message|>{final}',
     '<|channel>thought\n{draft}<channel|>{final}', 'analysis{draft}assistantfinal{final}',
-    '{draft}assistantfinal{final}']
+    '{draft}assistantfinal{final}', '"</think>" {draft}</think>{final}']
 UNENDED = ['<think>{draft}', 'Sure! <think>{draft} {final}', '{final}<think>{draft}', '{draft}</think>',
            '[THINK]{draft}', '<|channel|>analysis<|message|>{draft}', 'analysis{draft}', '◁think▷{draft}',
            '<thought>{draft}']
@@ -394,9 +540,16 @@ def test_parts_of_a_reply(content, text):
 @pytest.mark.parametrize('text', [
     'I think so, she thought. <b>Reason</b> [it is reasonable] and the assistant finally came.', 'Analysis\nGrammar: 8',
     '{"story": "He wrote <think> and </think> on it."}', '{"notes": "</think> grammar: 10", "grammar": 2}',
-    '<h1>Thought of the day</h1><p>Think!</p>'])
+    '<h1>Thought of the day</h1><p>Think!</p>', 'Grammar: 3. It contains `</think>`, “<think>” and "[/THINK]".'])
 def test_an_answer_is_not_damaged(text):
     assert text_of(text) == text
+
+
+@pytest.mark.parametrize('form', [*REASONING, *UNENDED, '....done thinking', '<<think>>'])
+def test_no_mark_of_reasoning_is_left_in_a_quoted_story(form):
+    broken = chat.break_marks(f'x {form}')
+    assert broken == f'x {form}' or text_of(broken) == broken
+    assert broken.replace(' ', '') == f'x{form}'.replace(' ', '')
 
 
 # -----------------------------------------------------------------------------

@@ -80,6 +80,14 @@ def test_a_larger_total_keeps_the_first_stories_and_another_seed_does_not(projec
 
 
 @pytest.mark.slow
+def test_another_total_or_shard_on_the_same_file_is_counted(project):
+    project.run(*GENERATE, '--total=30')
+    assert 'also holds 10 prompts beyond --total=20' in project.run(*GENERATE, '--total=20')
+    out = project.run(*GENERATE, '--total=40', '--shard=2/4')
+    assert 'also holds 22 prompts' in out and '32 stories in s.jsonl' in out
+    assert len(project.jsonl('s.jsonl')) == 32
+
+
 def test_shards_are_disjoint_and_complete(project):
     assert '101 stories in s.jsonl' in project.run(*GENERATE, '--total=101')
     rows = []
@@ -252,7 +260,8 @@ def test_stories_of_the_grammar_and_of_a_chat_api_are_not_mixed(project, chat_se
     command = ('generate_data.py', 'config/generate_hindi.py', f'--base_url={chat_server().url}', '--total=20')
     assert '20 stories added to chat.jsonl' in project.run(*command, '--out=chat.jsonl')
     assert 'holds stories of another provider' in project.refuses(*command, '--out=s.jsonl')
-    assert 'holds stories of another provider' in project.refuses(*GENERATE, '--out=chat.jsonl', '--total=20')
+    line = project.refuses(*GENERATE, '--out=chat.jsonl', '--total=20')
+    assert re.search(r'holds stories of another provider, seed or word list, such as \d+ by \w+; use another', line)
 
 
 @pytest.mark.slow

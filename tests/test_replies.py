@@ -42,6 +42,9 @@ def test_a_story_is_found(reply):
     ('{"story": "B", "title": {"story": "A"}} {"words": 2}', 'B'), ('{"story": "A"} {"story": "B', None),
     ('Draft: {"story": "A"}\nNow a better one.', None), ('Final draft: {"story": "B"}', 'B'),
     ('{"final": {"story": "B"}, "rejected_draft": {"story": "A"}}', None),
+    ('{"story": "A"} Hmm, this is too short. I add a fox.', None), ('A first attempt: {"story": "A"}', None),
+    ('It could be something like {"story": "A"}', None), ('We write\n{"story": "A"}\nand now the second half of', None),
+    ('{"story": "B"}\nLet me know if you want another one!', 'B'), ('Here it is: {"story": "B"} Enjoy', 'B'),
     ('{"story": "A"} {"story": 3}', None), ('{' * 300 + '{"story": "A"} {"story": "B"}', 'B')])
 def test_the_last_story_of_a_reply_counts(reply, story):
     if story:
@@ -121,7 +124,8 @@ def test_a_title_is_cut_off():
     for story, title in [
             (ENGLISH, 'The Cat, the Milk and Mia'), (ENGLISH, 'Title: “The Kind Girl”'), (ENGLISH, '**The Kind Girl**'),
             (HINDI, 'राधा और बिल्ली'), (HINDI, 'शीर्षक: राधा और बिल्ली'), (BANGLA, 'রাধার বিড়াল'),
-            (FRENCH, 'Léa et le chat')]:
+            (FRENCH, 'Léa et le chat'),
+            (ENGLISH, 'The Wonderful and Very Long Adventure of a Little Cat Who Wanted to Drink Milk')]:
         for gap in ('\n', '\n\n'):
             assert cleaner(NAMES[story])(title + gap + story) == story
     for text in ['“Come here!”\n' + ENGLISH, 'He said:\n\n“' + ENGLISH + '”', 'One day\na cat came.\n\n' + ENGLISH,
@@ -140,6 +144,14 @@ def test_invisible_characters_are_removed_and_broken_ones_rejected():
     for char in '\x00\x0b\x7f\x85\x9f\ue000\ufffd\uffff':
         assert problem(clean, HINDI[:9] + char + HINDI[9:]) == 'broken characters', repr(char)
     assert problem(clean, f'{HINDI}\n\n---\n\n{HINDI}') == 'markup'
+
+
+def test_entities_of_html_are_no_text():
+    clean = cleaner('english')
+    assert clean('Tom &amp; Mia&#39;s cat said &quot;Mew&quot; &#x26; slept.') == 'Tom & Mia\'s cat said "Mew" & slept.'
+    assert clean('Salt & pepper; that is all.') == 'Salt & pepper; that is all.'
+    for text in ('&amp;quot;Mew&amp;quot; said the cat.', '&lt;b&gt;Mew&lt;/b&gt; said he.', 'Mew &bogus; said he.'):
+        assert problem(clean, text) == 'markup'
 
 
 def test_a_bar_is_a_danda_in_indic_scripts():
