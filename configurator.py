@@ -12,7 +12,8 @@ accepted for a float. A config file is Python:
 - It can use the defaults: `lr_decay_iters = max_iters`.
 - It can build on another one: `exec(open(find('config/train_hindi.py'), encoding='utf-8').read())`.
 - Names with a leading underscore are not keys.
-A .json file is a config of the TinyNews project. config/train_tinynews_3m.py translates it.
+A .json file is a config of the TinyNews project. config/train_tinynews_3m.py translates it. It is data, never code.
+A file with another ending is refused.
 
 This is not a module (the idea is nanoGPT's). A script executes this text. It sets the script's globals and the dict
 `config` of all keys and values. In a notebook it changes nothing else.
@@ -31,7 +32,11 @@ import threading
 import traceback
 
 _MODULES = 'files model tokenizer hub chat replies batches metrics report cpu_kernels cuda_kernels'.split()
+_KEYS_OF_WEIGHTS = ('init_from', 'checkpoints', 'model', 'out_dir')  # what an argument without a key can belong to
+_KEYS_OF_FILES = ('source', 'samples', 'start', 'dataset', 'out', 'out_dir')
+_KEYS_OF_NAMES = ('source', 'samples', 'dataset', 'out_dir', 'language')
 _PACKAGES = {'google': 'protobuf', 'google.protobuf': 'protobuf'}  # where the package has another name than its module
+_here = globals()['here']  # the folder of the script
 
 
 def _excepthook(kind, error, trace):
@@ -110,14 +115,18 @@ def _run_file(path):
     """Execute a config file with the keys as its globals; what it assigns are their new values."""
     values = {key: globals()[key] for key in _defaults}
     values['find'] = _find
+    ending = os.path.splitext(path)[1].lower()
+    _check(ending in ('.py', '.json'), f'{path} is not a config file, which ends in .py or .json{_hint(path)}')
     try:
-        with open(_find(path), encoding='utf-8-sig') as f:
-            text = f.read()
-        if path.endswith('.json'):  # of TinyNews; train_tinynews_3m.py reads `_json` and sets the keys
-            values['_json'] = json.loads(text)
-            text = "exec(open(find('config/train_tinynews_3m.py'), encoding='utf-8').read())"
+        text = _read(_find(path))
+        if ending == '.json':  # of TinyNews; train_tinynews_3m.py reads `_json` and sets the keys
+            data = json.loads(text)
+            is_config = isinstance(data, dict) and {'model', 'train'} <= data.keys()
+            _check(is_config, f'{path} is not a config of TinyNews, {{"model": {{…}}, "train": {{…}}}}{_hint(path)}')
+            values['_json'] = data
+            text = _read(os.path.join(_here, 'config', 'train_tinynews_3m.py'))  # not that of the working directory
     except (OSError, ValueError, RecursionError) as e:
-        _check(False, f'{path} could not be read: {e}')
+        _check(False, f'{path} could not be read: {e}{_hint(path) if ending == ".json" else ""}')
     try:
         exec(builtins.compile(text, path, 'exec'), values)
     except (Exception, SystemExit) as e:  # a config file is the user's code, so any error is a wrong setting
@@ -125,6 +134,30 @@ def _run_file(path):
     for key, value in values.items():
         if not key.startswith('_') and not callable(value) and not isinstance(value, type(os)):
             _override(path, key, value)
+
+
+def _read(path):
+    with open(path, encoding='utf-8-sig') as f:
+        text = f.read(1_000_000)
+        if f.read(1):
+            raise ValueError('it has more than a million characters')
+    return text
+
+
+def _hint(argument):
+    """The key that was probably meant by an argument that is no config file."""
+    if os.path.exists(f'{argument}.py'):
+        return f'; did you mean {argument}.py?'
+    if argument.partition('=')[0] in _defaults:
+        return f'; did you mean --{argument}?'
+    ending = os.path.splitext(argument)[1].lower()
+    keys = _KEYS_OF_FILES if ending else _KEYS_OF_NAMES
+    if ending in ('.pt', '.bin', '.safetensors', '.gguf'):
+        keys = _KEYS_OF_WEIGHTS
+    for key in keys:
+        if key in _defaults:
+            return f'; did you mean --{key}={"FILE:" if key == "start" else ""}{argument}?'
+    return ''
 
 
 def _line_of(error, path):
@@ -160,7 +193,10 @@ if not _shell:
         _stream.reconfigure(encoding='utf-8', errors='replace')  # the terminal's encoding may lack letters
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
+    # modules come from beside the script; an empty part of PYTHONPATH would add the working directory
+    sys.path[:] = [_here] + [path for path in sys.path if os.path.abspath(path) not in (_here, os.getcwd())]
 
+import files as _files
 from files import at_end as _at_end
 from files import check as _check
 from files import find as _find
@@ -180,3 +216,4 @@ if not _is_pasted:
     for _argument in sys.argv[1:]:
         _apply(_argument)
 config = {name: globals()[name] for name in _names}
+_files.max_row = config.get('max_row', 1_000_000)

@@ -47,6 +47,7 @@ references = ''  # stories to compare with, such as data/hindi/stories.jsonl; th
 n_references = 300  # number of stories per source of references, picked by a hash; 0 = all
 opening = r'.+?[.!?।॥…]+["\'”’»)]*(?=\s)'  # regular expression for the opening of a reference that has no prompt
 train_stories = ''  # training stories of the models, separated by commas, to look for copies in
+max_row = 1_000_000  # characters of the longest row or story that is read
 # these three can be what prepare.py's source can be: a .jsonl or .csv file, a folder, hf:user/dataset:split, …
 ngrams = [4, 8, 16]  # numbers of words in a row to look for
 script = ''  # expected script of the letters, such as DEVANAGARI; '' = the most frequent one in the openings

@@ -36,12 +36,14 @@ import json
 import re
 import shutil
 import struct
+import tempfile
 
 import torch
 from safetensors import SafetensorError
 
 import hub
-from files import ISO_CODES, check, fail, lock, loss_measures, on_hub, quote_markdown, write_json, write_text
+from files import (ISO_CODES, check, check_writable, fail, lock, loss_measures, on_hub, quote_markdown, write_json,
+                   write_text)
 from model import GPT, export_problems, generate
 from tokenizer import WORDS, byte_characters, word_pattern
 
@@ -449,11 +451,11 @@ have at most {gpt.block_size:,} tokens.
 # main
 
 
-def write_folder(folder):
+def write_folder():
     """Write all files into a temporary folder, then move them to `out` -> (their names, what the user should know)."""
     writers = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf}
-    shutil.rmtree(folder, ignore_errors=True)  # left by a kill
-    os.makedirs(folder)
+    path = os.path.abspath(out)
+    folder = tempfile.mkdtemp(dir=os.path.dirname(path), prefix=f'{os.path.basename(path)}.tmp')
     try:
         notes = writers[format](folder)
         write_text(os.path.join(folder, 'README.md'), card(notes))
@@ -497,6 +499,7 @@ if os.path.isfile(out_dir):
     run_dir = os.path.dirname(out_dir)
 elif not os.path.isdir(out_dir):  # a name on the hub
     run_dir = os.path.join('out', os.path.basename(out_dir))
+named_folder = out or run_dir
 out = out or os.path.join(run_dir, format)
 main_file = MAIN_FILES[format]
 is_file = os.path.isfile(out) or out.endswith(('.bin', '.gguf', '.safetensors', '.pt'))
@@ -514,9 +517,10 @@ is_byte_level = 'ByteLevel' in json.dumps([spec['pre_tokenizer'], spec['normaliz
 text = ''.join(tok.backend.encode('a', add_special_tokens=False).tokens)
 adds_space = text.startswith(('▁', 'Ġ'))  # the tokenizer puts a space before every text, as SentencePiece does
 title = push.split('/')[-1] or os.path.basename(os.path.abspath(run_dir))
+check_writable(out, named_folder)
 lock(os.path.abspath(out))
 try:
-    names, notes = write_folder(os.path.abspath(out) + '.tmp')
+    names, notes = write_folder()
 except (OSError, SafetensorError) as e:
     fail(f'{out} could not be written: {e}')
 print(f'{out}: a {CLASSES[kind]} with {model.n_params():,} parameters; {", ".join(names)}\n{notes}'.strip())

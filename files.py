@@ -3,6 +3,7 @@ Files: settings and errors in one line, files that survive a kill, every kind of
 
     check, fail       end the script with one line on stderr
     find, at_end      where a file to read is; what to do when the script ends
+    check_writable    no link leads what is written out of the folder that the user named
     lock              one process at a time
     open_append       append-only .jsonl files; a kill can only tear the last line
     replacing         a file appears whole or not at all (atomic write)
@@ -23,6 +24,7 @@ import gzip
 import io
 import itertools
 import json
+import logging
 import lzma
 import math
 import os
@@ -33,6 +35,7 @@ import statistics
 import sys
 import time
 import unicodedata
+import urllib.parse
 import zlib
 
 STORY_ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
@@ -44,7 +47,14 @@ NOT_STORIES = (  # other files that data/<name>/ can contain
 STORY_WORDS = ('text', 'story', 'stories', 'content', 'body', 'news', 'article')  # in the names of columns
 SPLITS = 'train|training|val|valid|validation|dev|test|eval|evaluation'  # in names of files, objects and columns
 SENTENCE_ENDS = tuple('.!?…।॥۔؟。！？|"”’»)')
-BLANK_LINES = r'\n\s*\n'
+LINE_END = '[\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]'  # as str.splitlines has it
+INVISIBLE = (  # in a character class: control characters and what Unicode calls ignorable, such as U+200B
+    '\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f'
+    '\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff')
+BLANK_LINES = fr'{LINE_END}[\s{INVISIBLE}]*{LINE_END}'
+max_row = 1_000_000  # characters of the longest row or story; the key max_row sets it
+MAX_COLUMNS = 10_000
+MAX_DEPTH = 100  # of brackets in JSON
 BLOCK_SIZE = 1 << 20  # characters of a .txt file that are read at once
 ISO_CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
 UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)  # errors of reading a damaged or packed file
@@ -146,6 +156,29 @@ class StopRequest:
 
 
 # -----------------------------------------------------------------------------
+# what is written
+
+
+def check_writable(path, folder=''):
+    """Every file is checked here before it is written. Creates its folder.
+
+    A link in a folder from elsewhere must not lead to a file outside of it: the script ends in one line then.
+    folder: the folder that the user named; '' = the one of `path`. It may itself be a link, to a larger disk.
+    """
+    folder = folder or os.path.dirname(path) or '.'
+    root = os.path.join(os.path.realpath(folder), '')
+    target = os.path.realpath(path)
+    if not os.path.join(target, '').startswith(root):
+        fail(f'{path} leads through a link to {target}, which is not in {folder}; remove the link, or name that file')
+    if os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+        fail(f'{path} is not an ordinary file')  # writing to a pipe would wait for a reader
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    except OSError as e:
+        fail(f'{path} could not be opened: {e.strerror}')
+
+
+# -----------------------------------------------------------------------------
 # locks
 
 locked_files = {}  # absolute path -> the open file that this script has locked
@@ -158,11 +191,14 @@ def lock(path):
     then the file stays, but it is not locked.
     """
     name = f'{path}.lock'
+    if not os.path.isdir(path):
+        check_writable(path)  # now, not after hours of work
     open_locked(name)
 
     def remove():
         with contextlib.suppress(OSError):  # Windows does not remove an open file
-            os.remove(name)
+            if not os.path.getsize(name):  # else it is another program's, such as uv.lock
+                os.remove(name)
     at_end(remove)
 
 
@@ -171,8 +207,8 @@ def open_locked(path, wait=False):
     key = os.path.abspath(path)
     if not wait and key in locked_files:  # by an earlier run in the same notebook cell
         locked_files[key].close()
+    check_writable(path)
     try:
-        os.makedirs(os.path.dirname(key), exist_ok=True)
         f = open(path, 'ab+')
     except OSError as e:
         fail(f'{path} could not be opened: {e.strerror}')
@@ -203,20 +239,62 @@ def open_locked(path, wait=False):
 # append-only .jsonl files
 
 
+def parse_json(text):
+    """json.loads for text from elsewhere. Raises ValueError also for brackets that are too deep or too many."""
+    try:
+        value = json.loads(text.removeprefix('\ufeff'))
+    except RecursionError:
+        raise ValueError('too many brackets in each other') from None
+    return check_depth(value)
+
+
+def check_depth(value):
+    """A JSON value -> the same. Raises ValueError if it is so deep that writing it would fail, or takes much memory."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        values = []
+        for part in level:
+            values += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        level = [part for part in values if isinstance(part, (dict, list))]
+        if not level:
+            return value
+        if len(level) > max_row:
+            raise ValueError('too many brackets')
+    raise ValueError('too many brackets in each other')
+
+
+def read_lines(path, f, limit):
+    """Yield the lines of an open file. A line of more than `limit` characters or bytes ends the script."""
+    while line := f.readline(limit + 1):
+        if len(line) > limit:
+            fail_too_long(path)
+        yield line
+
+
+def fail_too_long(path):
+    fail(f'{path}: a row or story has more than {max_row:,} characters; if it should, raise --max_row')
+
+
 def read_jsonl(path):
     """Yield the objects of a .jsonl file (.gz and .xz too), one line in memory at a time.
 
     A last line that a kill tore is skipped. Any other broken line ends the script with its number.
     """
     try:
-        with open_binary(path) as f:
-            for number, line in enumerate(f, 1):
+        f, encoding = open_binary(path)
+        with f:
+            lines = read_lines(path, f, 4 * max_row)  # UTF-8 has up to 4 bytes a character
+            if encoding == 'utf-16':
+                text = io.TextIOWrapper(f, encoding, newline='\n')
+                lines = (line.encode() for line in read_lines(path, text, max_row))
+            for number, line in enumerate(lines, 1):
                 if line.isspace():
                     continue
                 try:
-                    yield json.loads(line.decode('utf-8-sig'))
-                except (ValueError, RecursionError) as e:  # bad JSON, bad UTF-8, brackets too deep
-                    is_torn = not line.endswith(b'\n') and 'Extra data' not in str(e)  # extra: two objects on a line
+                    yield parse_json(line.decode('utf-8-sig'))
+                except ValueError as e:  # bad JSON, bad UTF-8
+                    # not torn: two objects on a line, brackets too deep
+                    is_torn = not line.endswith(b'\n') and not re.search('Extra data|too many', str(e))
                     if not is_torn:
                         fail(f'{path}, line {number}: not a line of JSON in UTF-8')
     except UNREADABLE as e:
@@ -271,18 +349,42 @@ def replacing(path):
     """
     root, ending = os.path.splitext(path)
     temporary = f'{root}.tmp{secrets.token_hex(8)}{ending}'  # the same ending: matplotlib picks the format by it
+    check_writable(path)
     try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        open(temporary, 'xb').close()
-        yield temporary
-        with open(temporary, 'rb+') as f:
-            os.fsync(f.fileno())  # else a power cut may leave the new name on an empty file
-        os.replace(temporary, path)
+        open(temporary, 'xb').close()  # never a file of somebody else
+        try:
+            yield temporary
+            with open(temporary, 'rb+') as f:
+                os.fsync(f.fileno())  # else a power cut may leave the new name on an empty file
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # replaced, or the folder cannot be written
+                os.remove(temporary)
     except OSError as e:
         fail(f'{path} could not be written: {e}')
-    finally:
-        with contextlib.suppress(OSError):  # replaced, or the folder cannot be written
-            os.remove(temporary)
+
+
+def hide_folders(value):
+    """A setting -> the same for files that are given to others: its absolute paths name no folder of this machine.
+
+    What is in the working directory gets a relative path; of any other path the last part is kept. Lists and dicts are
+    searched, and texts with several paths, such as 'a.jsonl,/home/me/b.jsonl' or 'hf:/home/me/stories:train'.
+    """
+    if isinstance(value, dict):
+        return {key: hide_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [hide_folders(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    parts = []
+    for part in re.split('(,|^hf:|^FILE:)', value):
+        path = os.path.relpath(part or '.')
+        if path.startswith((os.pardir, '~')):
+            part = os.path.basename(path)
+        elif os.path.isabs(part):
+            part = path
+        parts.append(part)
+    return ''.join(parts)
 
 
 def write_text(path, text):
@@ -383,6 +485,8 @@ def row_stories(name, rows, column):
         text = row[column]
         if text is not None and not isinstance(text, str):
             fail(f'{name}, row {number}: {column} is not text but {text!r:.40}')
+        if text and len(text) > max_row:
+            fail_too_long(name)
         text = normalize(text or '')
         if 50 * text.count('\0') > len(text):  # UTF-16 without its mark can be valid UTF-8: it is full of NULs then
             fail(f'{name}: a story is full of NUL characters: {text[:20]!r}; save the file as UTF-8')
@@ -399,7 +503,7 @@ def normalize(text):
     text = '\n'.join(text.splitlines())  # also of Word (U+000B) and the web (U+2028)
     text = unicodedata.normalize('NFC', text).strip().removeprefix('\ufeff')
     text = text.removeprefix('<|startoftext|>').removesuffix('<|endoftext|>').strip()
-    return text if text.strip('\u200b\ufeff') else ''  # characters without a width are no story
+    return text if re.search(fr'[^\s{INVISIBLE}]', text) else ''  # invisible characters are no story
 
 
 def story_column(rows):
@@ -426,15 +530,66 @@ def is_story_column(name):
 
 
 def hub_rows(source):
-    """The rows of hf:user/dataset[@revision][:split]."""
+    """The rows of hf:user/dataset[@revision][:split], or of a folder in the form of such a data set."""
     import datasets
+    logging.getLogger('datasets').setLevel(logging.CRITICAL)  # it logs what it also raises
     name, _, split = source.removeprefix('hf:').partition(':')
     name, revision = on_hub(name)
+    if not os.path.isdir(name) and not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name):
+        fail(f'{source}: neither hf:user/dataset nor a folder')
     try:
+        check_data_files(name, revision)
         return datasets.load_dataset(name, split=split or 'train', revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as e:
+    except Exception as e:  # of pandas, pyarrow, yaml, and RuntimeError for a data set with code of its own
         reason = ' '.join(str(e.__cause__ or e).split())
         fail(f'{source}: {type(e).__name__}: {reason:.300}')
+
+
+def check_data_files(name, revision):
+    """End the script if the settings of a data set name data files that are not its own: addresses, other folders."""
+    import huggingface_hub
+    import yaml
+    for file in ('README.md', '.huggingface.yaml'):
+        path = os.path.join(name, file)
+        if not os.path.isdir(name):
+            try:
+                path = huggingface_hub.hf_hub_download(name, file, repo_type='dataset', revision=revision)
+            except huggingface_hub.errors.EntryNotFoundError:  # also offline: what is in the cache is read then
+                continue
+        if not os.path.exists(path):
+            continue
+        if file == 'README.md':
+            settings = huggingface_hub.metadata_load(path)
+        else:
+            with open(path, encoding='utf-8') as f:
+                settings = yaml.safe_load(f)
+        for pattern in data_file_patterns(settings or {}):
+            parts = re.split(r'[/\\]', pattern)
+            if ':' in pattern or not parts[0] or parts[0].startswith('~') or '..' in parts:
+                fail(f'hf:{name}: its {file} names data files outside of the data set: {pattern!r:.200}')
+
+
+def data_file_patterns(settings):
+    """The texts below `data_files` and `data_dir` in the settings of a data set.
+
+    YAML can repeat a value without end; this raises ValueError.
+    """
+    patterns = set()
+    seen = set()
+    values = [('', settings)]  # and the key that each one is below
+    while values:
+        key, value = values.pop()
+        if isinstance(value, str) and key in ('data_files', 'data_dir'):
+            patterns.add(value)
+        if not isinstance(value, (dict, list)):
+            continue
+        if id(value) in seen:
+            raise ValueError('its settings repeat a value, perhaps without end')
+        seen.add(id(value))
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            is_below = key in ('data_files', 'data_dir')
+            values.append((key if is_below else name, part))
+    return patterns
 
 
 def on_hub(name):
@@ -443,10 +598,23 @@ def on_hub(name):
     Ends the script if HF_ENDPOINT is not encrypted: anybody on the way could change a download.
     """
     endpoint = os.environ.get('HF_ENDPOINT', '')
-    if endpoint and not re.match(r'https://|http://(localhost|127\.0\.0\.1|\[::1\])(:|/|$)', endpoint):
-        fail(f'HF_ENDPOINT is {endpoint!r}; downloads need https://')
+    if endpoint and not is_safe_address(endpoint):
+        fail('HF_ENDPOINT: downloads need https://, and no user name in the address (http:// is for this machine only)')
     repository, _, revision = name.partition('@')
     return repository, revision or None
+
+
+def is_safe_address(address):
+    """Whether it is https, or http to this machine. A user name could make another host look like this one."""
+    try:
+        url = urllib.parse.urlsplit(address)
+        url.port  # raises ValueError if it is none
+    except ValueError:
+        return False
+    if not url.hostname or '@' in url.netloc or re.search(r'[\s\\\x00-\x1f]', address):
+        return False
+    is_local = url.hostname in ('localhost', '127.0.0.1', '::1')
+    return url.scheme == 'https' or url.scheme == 'http' and is_local
 
 
 def story_files(source):
@@ -484,23 +652,24 @@ def ending_of(path):
 
 
 def open_binary(path):
-    """Open a file for reading bytes; .gz and .xz are unpacked, UTF-16 with its byte order mark becomes UTF-8."""
+    """Open a file for reading bytes -> (file, encoding of its text); .gz and .xz are unpacked."""
     openers = {'.gz': gzip.open, '.xz': lzma.open}
     ending = os.path.splitext(path)[1].lower()
     f = openers.get(ending, open)(path, 'rb')
-    if f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        with f:
-            return io.BytesIO(f.read().decode('utf-16').encode())
-    return f
+    is_utf16 = f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return f, 'utf-16' if is_utf16 else 'utf-8-sig'
 
 
 @contextlib.contextmanager
 def open_text(path, newline=None):
     """`with open_text(path) as f:` read text. Any error of reading or parsing it in the block ends the script."""
     try:
-        with open_binary(path) as binary, io.TextIOWrapper(binary, encoding='utf-8-sig', newline=newline) as f:
+        binary, encoding = open_binary(path)
+        with binary, io.TextIOWrapper(binary, encoding=encoding, newline=newline) as f:
             yield f
-    except (*UNREADABLE, ValueError, csv.Error, RecursionError) as e:  # ValueError: not UTF-8, not JSON
+    except (*UNREADABLE, ValueError, csv.Error) as e:  # ValueError: not UTF-8, not JSON
+        if 'field limit' in str(e):  # of the csv module
+            fail_too_long(path)
         fail(f'{path} could not be read as {ending_of(path)} in UTF-8: {e}; save it again, a spreadsheet as CSV UTF-8')
 
 
@@ -508,8 +677,12 @@ def parquet_rows(path):
     import pyarrow.parquet
     try:
         with pyarrow.parquet.ParquetFile(path) as f:
-            for batch in f.iter_batches(1024):
-                yield from batch.to_pylist()
+            for batch in f.iter_batches(16):  # few, as a file of a few bytes can contain the same long text many times
+                for row in batch.to_pylist():
+                    longest = max((len(value) for value in row.values() if isinstance(value, str)), default=0)
+                    if longest > max_row:
+                        fail_too_long(path)
+                    yield row
     except (OSError, pyarrow.ArrowException) as e:
         fail(f'{path} could not be read: {str(e).splitlines()[0]}')
 
@@ -520,12 +693,18 @@ def json_rows(path, text_column):
         has_lines = ending_of(path) == '.jsonl' and f.read(1) != '['
         f.seek(0)
         if not has_lines:
-            starts = [line.strip()[:1] for line in itertools.islice(f, 2)]
+            starts = [f.readline(BLOCK_SIZE).strip()[:1] for _ in range(2)]
             has_lines = starts[1:] == starts[:1]  # in one JSON value the lines begin with different brackets
             f.seek(0)
         if has_lines:
             return '', read_jsonl(path)
-        data = json.load(f)
+        if f.read(BLOCK_SIZE).lstrip(' \n\t\ufeff').startswith('['):
+            return '', array_rows(path)
+        f.seek(0)
+        text = f.read(50 * max_row)
+        if f.read(1):
+            fail(f'{path} has more than {50 * max_row:,} characters; save it as .jsonl, or raise --max_row')
+        data = parse_json(text)
     what = ''
     splits = find_splits(data, text_column)
     if len(splits) > 1 and 'train' not in splits:
@@ -542,6 +721,36 @@ def json_rows(path, text_column):
     if not rows:
         fail(f'{path}: contains no stories; set --text_column, or save it as .jsonl with a row on each line')
     return what, rows
+
+
+def array_rows(path):
+    """Yield the values of a JSON array, one in memory at a time."""
+    decoder = json.JSONDecoder()
+    with open_text(path) as f:
+        text = f.read(BLOCK_SIZE).lstrip(' \n\t\ufeff')
+        at = 1  # after the bracket
+        while True:
+            at = re.compile(r'[\s,]*').match(text, at).end()
+            error = None
+            try:
+                value, end = decoder.raw_decode(text, at)
+            except RecursionError:
+                raise ValueError('too many brackets in each other') from None
+            except ValueError as e:
+                if text.startswith(']', at) and not (text[at + 1:] + f.read(BLOCK_SIZE)).strip():
+                    return
+                end, error = len(text), e
+            if end < len(text):
+                yield check_depth(value)
+                at = end
+                continue
+            block = f.read(BLOCK_SIZE)  # the value may go on
+            if not block:
+                raise error or ValueError('the array does not end')
+            text = text[at:] + block
+            at = 0
+            if len(text) > max_row + BLOCK_SIZE:
+                fail_too_long(path)
 
 
 def find_splits(data, text_column):
@@ -581,20 +790,23 @@ def find_rows(data, text_column):
 
 def csv_rows(path):
     """The rows of a table with a header; the header shows whether commas, semicolons, tabs or | separate the fields."""
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(max_row)
     delimiters = ',;\t|' if ending_of(path) == '.csv' else '\t,;|'
     with open_text(path, newline='') as f:
-        header = f.readline()
+        lines = read_lines(path, f, max_row)
+        header = next(lines, '')
         while header.startswith('sep=') or header and not header.strip().strip(delimiters):  # Excel's sep=; empty rows
-            header = f.readline()
+            header = next(lines, '')
         n_columns = {}
         for delimiter in delimiters:
             n_columns[delimiter] = len(next(csv.reader([header], delimiter=delimiter), []))
         delimiter = max(n_columns, key=n_columns.get)
-        rows = csv.DictReader(itertools.chain([header], f), delimiter=delimiter, strict=True)
+        rows = csv.DictReader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
         columns = rows.fieldnames or []
         if len(set(columns)) < len(columns):
             fail(f'{path}: two columns have the same name')
+        if len(columns) > MAX_COLUMNS:
+            fail(f'{path}: more than {MAX_COLUMNS:,} columns')
         for number, row in enumerate(rows, 1):
             if list(row) == list(row.values()):
                 continue  # the header again, in tables that were joined
@@ -611,6 +823,7 @@ def txt_rows(path, text_column, separator, is_alone):
     """
     with open_text(path) as f:
         start = f.read(BLOCK_SIZE)
+        rest = '' if is_alone else f.read(max_row)
     lines = start.strip().splitlines()
     header = lines[0].split('\t') if lines else []
     if not separator and len(header) > 1:  # perhaps a spreadsheet's "Unicode text"
@@ -622,16 +835,14 @@ def txt_rows(path, text_column, separator, is_alone):
     if separator and is_alone:
         fail(f'{path}: does not contain the separator {separator!r}')
     if not is_alone:
-        if len(start) == BLOCK_SIZE:
-            fail(f'{path}: more than a million characters in one story; set --separator')
-        return 'each .txt file', [start]
+        return 'each .txt file', [start + rest]
     if re.search(BLANK_LINES, start.strip()):
         return 'text between blank lines', split_text(path, BLANK_LINES)
     n_sentences = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in lines)
     if len(lines) > max(1, 2 * n_sentences):
         fail(f'{path} has no blank lines, and few of its lines end like a story; put a blank line between stories, '
              r"or take each line for a story by --separator='\n'")
-    return 'each line', split_text(path, r'\n')
+    return 'each line', split_text(path, LINE_END)
 
 
 def split_text(path, pattern):
@@ -640,6 +851,8 @@ def split_text(path, pattern):
         story = ''
         while block := f.read(BLOCK_SIZE):
             *stories, story = re.split(pattern, story + block)
+            if len(story) > max_row + BLOCK_SIZE:
+                fail_too_long(path)
             yield from filter(str.strip, stories)
         yield from filter(str.strip, [story])
 
@@ -661,7 +874,7 @@ def load_dataset(folder):
             fail(f'{folder} has no {name}; prepare it first: python prepare.py --source=… --dataset={dataset}')
     try:
         with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
-            meta = json.load(f)
+            meta = parse_json(f.read())
         numbers = [meta['bos'], meta['eos'], meta['vocab_size']]
         for key in ('stories', 'tokens', 'bytes'):
             numbers += [meta[key]['train'], meta[key]['val']]
@@ -741,11 +954,21 @@ class TokenStream:
         return np.concatenate(parts)
 
 
+def read_log(path):
+    """Yield the rows of log.jsonl. One without its numbers ends the script."""
+    for number, row in enumerate(read_jsonl(path), 1):
+        values = [row.get(key) for key in ('step', 'tokens', 'seconds')] if isinstance(row, dict) else [None]
+        for value in [*values, *[row[key] for key in ('loss', 'val_loss') if values[0] is not None and key in row]]:
+            if not isinstance(value, (int, float)) or not abs(value) < 1e18:
+                fail(f'{path}, row {number}: not a row of train.py, or damaged')
+        yield row
+
+
 def open_log(path, step):
     """Open log.jsonl for appending, cut after the rows up to this step -> (file, seconds that these steps took)."""
     rows = []
     if step and os.path.exists(path):
-        rows = [row for row in read_jsonl(path) if row['step'] <= step]
+        rows = [row for row in read_log(path) if row['step'] <= step]
     with replacing(path) as temporary, open(temporary, 'wb') as f:
         append_rows(f, *rows)
     return open_append(path), rows[-1]['seconds'] if rows else 0.0
@@ -785,7 +1008,7 @@ def describe_loss(measures):
 def draw_loss(log_path, title, picture):
     """Plot the training and validation loss of log.jsonl over the tokens."""
     from matplotlib.figure import Figure
-    rows = list(read_jsonl(log_path))
+    rows = list(read_log(log_path))
     figure = Figure(figsize=(7, 4), dpi=120, layout='tight')
     axes = figure.subplots()
     curves = (('loss', 'training', {'alpha': 0.5, 'linewidth': 1}),

@@ -34,6 +34,7 @@ source = ''  # stories: a file, folder, glob, or hf:user/dataset[@revision][:spl
 val_source = ''  # the same for validation; '' = a part of source
 text_column = ''  # column that contains the story; '' = found by its name
 separator = ''  # what stands between two stories of a .txt file; '' = <|endoftext|>, a blank line or the file's end
+max_row = 1_000_000  # characters of the longest row or story that is read
 lower_case = False  # convert stories to lower case, as for news
 deduplicate = False  # drop exact copies of earlier stories, and training stories that also stand in val_source
 # output
@@ -54,7 +55,8 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import numpy as np
 from tqdm import tqdm
 
-from files import SPLITS, at_end, check, fail, find, lock, open_source, read_rows, read_texts, replacing, write_json
+from files import (SPLITS, at_end, check, fail, find, hide_folders, lock, open_source, read_rows, read_texts, replacing,
+                   write_json)
 from tokenizer import MAX_VOCAB_SIZE
 from tokenizer import load as load_tokenizer
 from tokenizer import train as train_tokenizer
@@ -221,7 +223,8 @@ def prepare():
     tok, batches = make_tokenizer()
     stats, token_counts, story_lengths = write_bins(tok, batches)
     tok.save(folder)
-    meta = {'vocab_size': tok.vocab_size, 'bos': tok.bos, 'eos': tok.eos, 'tokenizer': tokenizer, 'dtype': 'uint16'}
+    meta = {'vocab_size': tok.vocab_size, 'bos': tok.bos, 'eos': tok.eos, 'dtype': 'uint16'}
+    meta['tokenizer'] = hide_folders(tokenizer)
     for name in ('stories', 'tokens', 'bytes', 'words'):
         meta[name] = {split: stats[split][name] for split in stats}
     meta['unknown'] = {split: unknown_share(stats[split]) for split in stats}
@@ -229,7 +232,7 @@ def prepare():
     meta['longest'] = max(story_lengths)
     meta['renyi_entropy'] = round(entropy, 4)
     meta['renyi_efficiency'] = round(entropy / math.log2(tok.vocab_size), 4)
-    meta['config'] = config
+    meta['config'] = hide_folders(config)
     write_json(meta_path, meta)
     print_summary(meta, stats, story_lengths)
 

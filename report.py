@@ -14,7 +14,7 @@ import json
 import math
 import os
 
-from files import check, find, quote_markdown, replacing, write_text
+from files import check, quote_markdown, replacing, write_text
 
 # measures that are shown in percent, by the beginning of their names
 FRACTIONS = ('ended', 'opening_kept', 'right_script', 'repeated', 'copied_', 'distinct', 'self_rouge2',
@@ -257,7 +257,7 @@ def write_page(tables, picture, stories_of, path):
     picture: path of a PNG file, or '' for none. stories_of: {name of a model: its stories}. The data are JSON without
     any <, and the script of the page shows them as text, so markup in a story has no effect.
     """
-    template_path = find('report_template.html')
+    template_path = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report_template.html')
     check(os.path.exists(template_path), 'report_template.html is missing: copy it beside report.py')
     with open(template_path, encoding='utf-8') as f:
         before, _, after = f.read().partition('{{data}}')

@@ -35,7 +35,7 @@ here = os.path.dirname(os.path.abspath(globals().get('__file__', 'sweep.py')))  
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 import report
-from files import check, fail, lock, read_jsonl, replacing, write_json, write_text
+from files import check, check_writable, fail, lock, read_log, replacing, write_json, write_text
 
 # -----------------------------------------------------------------------------
 # commands
@@ -81,6 +81,7 @@ def run_setting(setting, folder):
     """Run the commands of a setting that are not done -> what failed, or ''."""
     commands = commands_for(setting, folder)
     done_path = f'{folder}/done.json'
+    check_writable(done_path, out_dir)
     done = {}  # stage: its finished command; 'begun': the last training command that was started
     if os.path.exists(done_path):
         try:
@@ -116,7 +117,7 @@ def read_results(setting, folder):
     with open(f'{folder}/results.json', encoding='utf-8') as f:
         models = json.load(f)['models']
     model = next(model for model in models.values() if not model['reference'])
-    *_, last = read_jsonl(f'{folder}/log.jsonl')
+    *_, last = read_log(f'{folder}/log.jsonl')
     row = {'setting': setting, 'text': model['text'], 'grades': model['grades']}
     row |= model['checkpoint'] | (model['loss'] or {})  # n_layer, n_embd, n_params; val_loss, perplexity, bits_per_byte
     return row | {'train_tokens': last['tokens'], 'train_seconds': last['seconds']}

@@ -23,6 +23,7 @@ import unicodedata
 source = ''  # whatever prepare.py's source may be; empty = data/<source_language>/stories.jsonl
 source_language = 'english'  # hindi, marathi, bangla, english, french, or a code of the model, such as tam_Taml
 target_language = 'hindi'
+max_row = 1_000_000  # characters of the longest row or story that is read
 out = ''  # output, a .jsonl file; empty = data/<target_language>/translated.jsonl
 shard = '1/1'  # '2/8' = the second of eight parts of the work, each with its own `out`
 dry_run = 0  # print this many translations, or replies of a chat API, and write nothing

@@ -11,8 +11,6 @@ _json = globals().get('_json') or {
     'model': {'vocab_size': 8192, 'context_length': 128, 'd_embedding': 128, 'd_intermediate': 512, 'n_heads': 4, 'n_layers': 4, 'qkv_bias': False},
     'train': {'peak_lr': 0.001, 'warmup_ratio': 0.01, 'n_epochs': 2, 'batch_size': 8, 'weight_decay': 0.1},
 }
-if not isinstance(_json, dict) or not {'model', 'train'} <= _json.keys():
-    raise ValueError('a config in JSON is one of TinyNews, {"model": {…}, "train": {…}}')
 _model, _train = _json['model'], _json['train']
 
 dataset = 'news'

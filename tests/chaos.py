@@ -100,7 +100,7 @@ def read_folder(folder):
     import torch
     found = {}
     for path in sorted(folder.rglob('*')):
-        if '.tmp' in path.name or path.name == 'filler':  # a SIGKILL leaves temporary files
+        if '.tmp' in str(path) or path.name == 'filler':  # a SIGKILL leaves temporary files and folders
             continue
         if path.suffix == '.jsonl':
             for line in path.read_text(encoding='utf-8').splitlines():

@@ -9,6 +9,8 @@ import time
 import pytest
 from conftest import PROJECT
 
+import report
+
 HERE = '''
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'script.py')))
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
@@ -68,7 +70,7 @@ def test_the_keys_are_the_names_above_here(script):
 
 def test_files_and_pairs_apply_from_left_to_right(script, write):
     a = write('a.py', "width = 1\nname = 'a'\n")
-    b = write('b.py', "name = 'b'\n")
+    b = write('b.PY', "name = 'b'\n")
     both = script(a, b)
     assert (both['width'], both['name']) == (1, 'b')
     assert script(b, a)['name'] == 'a'
@@ -142,6 +144,57 @@ def test_wrong_settings_in_a_config_file(refuses, write, text, message):
 def test_a_config_file_that_is_not_python_in_utf8(project, refuses, name, content):
     (project.path / name).write_bytes(content)
     assert name in refuses(name)
+
+
+RUNS = b'text,__import__("os").system("touch executed")\nopen("executed", "w")\n'
+TINYNEWS = {'model': {'context_length': 128, 'd_embedding': 64, 'd_intermediate': 512, 'n_heads': 4, 'n_layers': 4},
+            'train': {'peak_lr': 0.001, 'warmup_ratio': 0.01, 'n_epochs': 2, 'batch_size': 8, 'weight_decay': 0.1}}
+
+
+@pytest.mark.parametrize('command, message', [
+    ('prepare.py s.csv', '--source=s.csv?'), ('prepare.py s.jsonl', '--source=s.jsonl?'),
+    ('prepare.py s.TXT', '--source=s.TXT?'), ('prepare.py s.py.gz', '--source=s.py.gz?'),
+    ('prepare.py s.JSON', 's.JSON could not be read: '), ('translate.py s.pyc', '--source=s.pyc?'),
+    ('prepare.py source=s.csv', '--source=s.csv?'), ('evaluate.py s.jsonl', '--samples=s.jsonl?'),
+    ('evaluate.py best.pt', '--checkpoints=best.pt?'), ('sample.py best.pt', '--init_from=best.pt?'),
+    ('sample.py s.txt', '--start=FILE:s.txt?'), ('train.py hindi', '--dataset=hindi?'),
+    ('train.py config/train_hindi', 'did you mean config/train_hindi.py?'), ('train.py .', '--dataset=.?'),
+    ('generate_data.py hindi', '--language=hindi?'), ('export.py out/x', '--out_dir=out/x?'),
+    ('sweep.py s', '--out_dir=s?'), ('bench.py s.json', '--source=s.json?')])
+def test_a_file_that_is_no_config_is_never_executed(project, command, message):
+    for name in ('s.csv', 's.jsonl', 's.TXT', 's.py.gz', 's.JSON', 's.json', 's.pyc', 's.txt', 's', 'best.pt'):
+        (project.path / name).write_bytes(RUNS)
+    assert message in project.refuses(*command.split(), status=2)
+    assert not (project.path / 'executed').exists()
+
+
+@pytest.mark.parametrize('content', ['{}', 'null', '[]', '"text"', '{"model": {}}'])
+def test_json_that_is_no_config_of_tinynews(project, content):
+    (project.path / 'a.json').write_text(content)
+    assert 'a.json is not a config of TinyNews' in project.refuses('train.py', 'a.json', status=2)
+
+
+@pytest.mark.slow
+def test_code_of_the_working_directory_is_never_executed(project):
+    """Neither its modules nor the file that translates TinyNews' configs, whatever PYTHONPATH is."""
+    away = project.path / 'away'
+    (away / 'config').mkdir(parents=True)
+    modules = [path.name for path in PROJECT.glob('*.py')]
+    for name in (*modules, 'tqdm.py', 'config/train_tinynews_3m.py'):
+        (away / name).write_bytes(RUNS)
+    (away / 'a.JSON').write_text(json.dumps(TINYNEWS))
+    project.path = away
+    for empty in ({}, {'PYTHONPATH': ':'}, {'PYTHONSAFEPATH': '1'}):
+        assert 'data/none has no meta.json' in project.refuses('../train.py', 'a.JSON', '--dataset=none', **empty)
+        assert 'no such file' in project.refuses('../prepare.py', '--source=none.txt', **empty)
+    assert not (away / 'executed').exists()
+
+
+def test_a_template_of_the_working_directory_is_not_used(tmp_path, monkeypatch):
+    (tmp_path / 'report_template.html').write_text('<script>stolen({{data}})</script>')
+    monkeypatch.chdir(tmp_path)
+    report.write_page([], '', {}, 'page.html')
+    assert 'stolen' not in (tmp_path / 'page.html').read_text(encoding='utf-8')
 
 
 def test_a_config_file_and_its_base_are_found_from_any_folder(project, script, write, tmp_path):

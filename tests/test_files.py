@@ -155,6 +155,71 @@ def test_whole_text_and_json_files(tmp_path):
     assert json.loads((tmp_path / 'a.json').read_text(encoding='utf-8')) == ROWS
 
 
+def test_files_of_other_people_stay(tmp_path):
+    """Names like those of temporary files, and a lock file of another program."""
+    theirs = ['b.tmp.txt', 'b.tmp', 'b.txt.tmp', 'uv.lock', 'b.tmp_backup']
+    for name in theirs:
+        (tmp_path / name).write_text('theirs')
+    files.write_text(tmp_path / 'b.txt', 'ours')
+    assert start(f'import files; files.lock({str(tmp_path / "uv")!r})').wait() == 0
+    assert {name: (tmp_path / name).read_text() for name in theirs} == dict.fromkeys(theirs, 'theirs')
+    assert len(os.listdir(tmp_path)) == len(theirs) + 1
+
+
+WRITERS = {
+    'append': lambda path: files.open_append(path).close(),
+    'replace': lambda path: files.write_text(path, 'new'),
+    'lock': files.lock,
+}
+
+
+@pytest.mark.parametrize('writer', WRITERS)
+@pytest.mark.parametrize('target', ['../outside/old.jsonl', '../outside/new.jsonl', '/tmp/no such file.jsonl',
+    'over'])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path, writer, target):
+    """Whether its target exists or not, and through another link."""
+    (tmp_path / 'outside').mkdir()
+    (tmp_path / 'outside/old.jsonl').write_text('{}\n')
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in/over').symlink_to('../outside')
+    path = tmp_path / 'in/a.jsonl'
+    path.symlink_to(target if target != 'over' else 'over/new.jsonl')
+    with pytest.raises(SystemExit, match='leads through a link to') as stopped:
+        WRITERS[writer](str(path))
+    assert '\n' not in str(stopped.value) and path.is_symlink()
+    assert os.listdir(tmp_path / 'outside') == ['old.jsonl'] and not os.path.exists('/tmp/no such file.jsonl')
+    assert (tmp_path / 'outside/old.jsonl').read_text() == '{}\n'
+
+
+@pytest.mark.parametrize('writer', WRITERS)
+def test_links_of_the_user(tmp_path, writer):
+    """A folder on a larger disk, and a link that stays in its folder."""
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'out').symlink_to('disk')
+    (tmp_path / 'disk/link.jsonl').symlink_to('kept.jsonl')
+    for name in ('out/a.jsonl', 'out/run/a.jsonl', 'out/link.jsonl'):
+        WRITERS[writer](str(tmp_path / name))
+    files.run_end_callbacks()
+    assert writer == 'lock' or (tmp_path / 'disk/run/a.jsonl').exists()
+
+
+def test_a_link_in_the_folder_that_the_user_named(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'run/hf').symlink_to('../other')
+    files.check_writable(str(tmp_path / 'run/hf/model.bin'))  # the user named run/hf
+    with pytest.raises(SystemExit, match='which is not in'):
+        files.check_writable(str(tmp_path / 'run/hf/model.bin'), str(tmp_path / 'run'))
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no named pipes')
+@pytest.mark.parametrize('writer', WRITERS)
+def test_a_pipe_is_not_written(path, writer):
+    os.mkfifo(path)
+    with pytest.raises(SystemExit, match='not an ordinary file'):
+        WRITERS[writer](path)
+
+
 # -----------------------------------------------------------------------------
 # locks
 
@@ -377,10 +442,171 @@ def test_parquet(tmp_path):
     assert list(files.read_texts(str(tmp_path / 'a.parquet'))) == ['x', '']
 
 
-def test_downloads_need_https(monkeypatch):
-    monkeypatch.setenv('HF_ENDPOINT', 'http://example.org')
-    with pytest.raises(SystemExit, match='need https'):
+@pytest.mark.parametrize('endpoint', [
+    'http://example.org', 'http://localhost:80@evil.example', 'http://127.0.0.1@evil.example/',
+    'https://me:pw@hub.example',
+    'http://localhost.evil.example', 'http://localhost\\@evil.example', 'ftp://localhost', 'https://', 'https://[::1',
+    'http://localhost:99999', 'https://hub.example\n', 'localhost:80', '//localhost', 'http://0.0.0.0',
+    'http://127.0.0.1.nip.io'])
+def test_downloads_need_https(monkeypatch, endpoint):
+    monkeypatch.setenv('HF_ENDPOINT', endpoint)
+    with pytest.raises(SystemExit, match='need https') as stopped:
         files.on_hub('user/name')
-    monkeypatch.setenv('HF_ENDPOINT', 'http://localhost:8000')
+    assert 'pw' not in str(stopped.value)
+
+
+@pytest.mark.parametrize('endpoint', [
+    'https://hub.example', 'HTTPS://hub.example:8443/x', 'http://localhost:8000', 'http://127.0.0.1',
+    'http://[::1]:80/'])
+def test_addresses_of_a_hub(monkeypatch, endpoint):
+    monkeypatch.setenv('HF_ENDPOINT', endpoint)
     assert files.on_hub('user/name@v1') == ('user/name', 'v1')
     assert files.on_hub('user/name') == ('user/name', None)
+
+
+ALIASES = 'a0: &a0 [x]\n' + ''.join(f'a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n' for i in range(60))
+
+
+@pytest.mark.parametrize('file', ['README.md', '.huggingface.yaml'])
+@pytest.mark.parametrize('data_files, message', [
+    ('http://127.0.0.1:9/x.jsonl', 'outside'),
+    ('[{split: train, path: [a.jsonl, "https://evil.example/x.jsonl"]}]', 'outside'),
+    ('/etc/passwd', 'outside'), ('../secret.jsonl', 'outside'), ('"a/\\x2e./../x.jsonl"', 'outside'),
+    ('~/x.jsonl', 'outside'),
+    ('"zip://x.jsonl::http://evil.example/x.zip"', 'outside'), ('hf://datasets/other/set/x.jsonl', 'outside'),
+    ("'C:\\x.jsonl'", 'outside'), ('*a60', 'hf:'), ('nothing.jsonl', 'hf:')])
+def test_a_data_set_is_read_from_its_own_files(tmp_path, monkeypatch, file, data_files, message):
+    pytest.importorskip('datasets')
+    monkeypatch.setenv('HF_HOME', str(tmp_path / 'cache'))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'secret.jsonl').write_text('{"text": "secret"}\n')
+    (tmp_path / 'set').mkdir()
+    (tmp_path / 'set/a.jsonl').write_text('{"text": "x"}\n')
+    aliases = ALIASES if data_files == '*a60' else ''
+    settings = f'{aliases}configs:\n- config_name: default\n  data_files: {data_files}\n'
+    (tmp_path / 'set' / file).write_text(f'---\n{settings}---\n' if file == 'README.md' else settings)
+    with pytest.raises(SystemExit, match=message) as stopped:
+        list(files.read_texts('hf:./set'))
+    assert '\n' not in str(stopped.value) and 'secret"' not in str(stopped.value)
+
+
+@pytest.mark.parametrize('source', ['hf:text', 'hf:http://127.0.0.1:9/x.py', 'hf:buckets/me/x', 'hf:../x', 'hf:'])
+def test_what_is_no_data_set(source):
+    pytest.importorskip('datasets')
+    with pytest.raises(SystemExit, match='neither hf:user/dataset nor a folder'):
+        list(files.read_texts(source))
+
+
+# -----------------------------------------------------------------------------
+# limits
+
+MILLIONS = 'a' * 5_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, content', [
+    ('a.jsonl', json.dumps({'text': MILLIONS})), ('a.json', json.dumps([{'text': 'x'}, {'text': MILLIONS}])),
+    ('a.json', json.dumps({'stories': [MILLIONS]})), ('a.csv', f'text\n{MILLIONS}\n'), ('a.csv', f'{MILLIONS}\n'),
+    ('a.csv', 'text,n\n"' + 'a\n' * 2_000_000 + '",1\n'), ('a.txt', f'a.\n\n{MILLIONS}'), ('folder/a.txt', MILLIONS)])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
+@pytest.mark.parametrize('ending, pack', [('', bytes), ('.xz', lambda data: lzma.compress(data, preset=0))])
+def test_a_long_row_is_refused_unless_max_row_is_larger(tmp_path, monkeypatch, name, content, encoding, ending, pack):
+    path = tmp_path / f'{name}{ending}'
+    path.parent.mkdir(exist_ok=True)
+    write(path, pack(content.encode(encoding)))
+    source = str(path.parent if '/' in name else path)
+    with pytest.raises(SystemExit, match='more than 1,000,000 characters; if it should, raise --max_row'):
+        list(files.read_texts(source))
+    monkeypatch.setattr(files, 'max_row', 6_000_000)
+    if content.startswith(MILLIONS) and ending_is_table(name):
+        return  # a table without a header
+    assert max(len(text) for text in files.read_texts(source)) >= 3_999_999
+
+
+def ending_is_table(name):
+    return name.endswith('.csv')
+
+
+@pytest.mark.slow
+def test_packed_files_do_not_fill_the_memory(project):
+    """A line of 3 GB in a file of half a megabyte."""
+    import resource
+    with lzma.open(project.path / 'a.jsonl.xz', 'wb', preset=0) as f:
+        f.write(b'{"text": "')
+        for _ in range(3000):
+            f.write(b'a' * (1 << 20))
+        f.write(b'"}\n')
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert '--max_row' in project.refuses('prepare.py', '--source=a.jsonl.xz', '--dataset=x')
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(before, 500_000)  # kB
+
+
+@pytest.mark.parametrize('depth', [120, 500, 5000, 100_000])
+@pytest.mark.parametrize('before, after', [
+    ('{"text": "x", "more": ', '}\n'), ('{"stories": ', '}'), ('[{"text": "x"}, ', ']'), ('', '')])
+@pytest.mark.parametrize('name', ['a.json', 'a.jsonl'])
+def test_deep_json_is_one_line(tmp_path, depth, before, after, name):
+    path = tmp_path / name
+    for left, right in (('[', ']'), ('{"a":', '}')):
+        path.write_text(before + left * depth + '1' + right * depth + after)
+        with pytest.raises(SystemExit) as stopped:
+            list(files.read_texts(str(path)))
+        assert '\n' not in str(stopped.value) and name in str(stopped.value)
+
+
+@pytest.mark.parametrize('text', ['[1, 2', '["x"] ["y"]', '["x"], 5', '[{"text": "x"}, {"te', '[tru]'])
+def test_a_broken_array(tmp_path, text):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(SystemExit, match='a.json'):
+        list(files.read_texts(str(tmp_path / 'a.json')))
+
+
+def test_an_array_larger_than_a_block(tmp_path):
+    texts = [f'{i} [ "{{" ] ' * (i % 50) + '.' for i in range(20_000)]
+    (tmp_path / 'a.json').write_text(json.dumps([{'text': text} for text in texts], indent=1))
+    assert list(files.read_texts(str(tmp_path / 'a.json'))) == [text.strip() for text in texts]
+
+
+@pytest.mark.parametrize('row', [
+    {'loss': 1.0}, {'step': 'x', 'tokens': 1, 'seconds': 1.0}, {'step': 1, 'tokens': 1, 'seconds': None}, [1], 'x', 5,
+    {'step': 1, 'tokens': 10**400, 'seconds': 1}, {'step': 1, 'tokens': float('nan'), 'seconds': 1},
+    {'step': 1, 'tokens': 1, 'seconds': 1, 'loss': 'x'}, {'step': 1, 'tokens': 1, 'seconds': 1, 'val_loss': [1]}])
+def test_a_log_row_without_its_numbers_is_one_line(path, row):
+    append(path, {'step': 1, 'tokens': 2, 'seconds': 0.5, 'loss': 1.0}, row)
+    for read_it in (lambda: files.open_log(path, 9), lambda: files.draw_loss(path, '', f'{path}.png')):
+        with pytest.raises(SystemExit, match='row 2: not a row of train.py'):
+            read_it()
+
+
+# -----------------------------------------------------------------------------
+# line ends, folders in settings
+
+
+@pytest.mark.parametrize('blank', [
+    '\u2028\u2028', '\u2029\u2029', '\x85\x85', '\n\u200b\n', '\n\ufeff\u2060\n', '\u2028 \u00ad\u2029',
+    '\r\n\u200e\r\n',
+    '\n\u2800\n', '\n\u3164\ufe0f\n', '\x0b\x0b', '\n\x00\n', '\n\u061c\x1f\n'])
+def test_blank_lines_of_any_kind_separate_stories(tmp_path, blank):
+    write(tmp_path / 'a.txt', f'x\ny.{blank}z.{blank}'.encode())
+    assert list(files.read_texts(str(tmp_path / 'a.txt'))) == ['x\ny.', 'z.']
+
+
+@pytest.mark.parametrize('end', ['\u2028', '\u2029', '\x85', '\r', '\x0c'])
+def test_each_line_is_a_story_whatever_ends_it(tmp_path, end):
+    write(tmp_path / 'a.txt', end.join(['x.', 'y.', 'z.', '']).encode())
+    assert list(files.read_texts(str(tmp_path / 'a.txt'))) == ['x.', 'y.', 'z.']
+
+
+@pytest.mark.parametrize('value, hidden', [
+    ('/home/ravi/my tales/s.jsonl', 's.jsonl'), ('../ravi/s', 's'), ('a/../../ravi/s', 's'),
+    ('hf:/home/ravi/x:train', 'hf:x:train'),
+    ('FILE:/home/ravi/p.txt', 'FILE:p.txt'), ('a.jsonl,/home/ravi/b.jsonl', 'a.jsonl,b.jsonl'), ('~ravi/x', 'x'),
+    ('data/s.jsonl', 'data/s.jsonl'), ('train', 'train'), ('hf:me/x@v1', 'hf:me/x@v1'),
+    ('https://x.example/v1', 'https://x.example/v1'),
+    ({'a': ['/home/ravi/x', 3]}, {'a': ['x', 3]}), (None, None), ('', '')])
+def test_settings_name_no_folder_of_the_machine(value, hidden):
+    assert files.hide_folders(value) == hidden
+
+
+def test_a_path_in_the_working_directory_gets_relative():
+    assert files.hide_folders(os.path.abspath('in/s.jsonl')) == os.path.join('in', 's.jsonl')

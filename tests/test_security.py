@@ -186,6 +186,42 @@ def test_links_to_other_files(home, file):
 
 
 @slow
+@pytest.mark.parametrize('link', ['hf', 'grades.jsonl', 'failed.jsonl', 'results.json', 'samples.jsonl', 'report.html'])
+def test_links_to_places_to_write_to(home, chat_server, link):
+    """In a run folder from elsewhere. What they lead to is not overwritten, and not created."""
+    (home.path / 'evil/best.pt').write_bytes(checkpoint(home))
+    (home.path / 'other').mkdir()
+    (home.path / 'other/model.safetensors').write_text('the only copy')
+    (home.path / 'evil' / link).unlink(missing_ok=True)
+    (home.path / 'evil' / link).symlink_to('../other' if link == 'hf' else '../other/new')
+    url = chat_server(reply='no grade').url if link == 'failed.jsonl' else chat_server().url
+    (home.path / 's.jsonl').write_text(json.dumps({'id': 0, 'story': HINDI}) + '\n', encoding='utf-8')
+    command = ['evaluate.py', 'config/evaluate_stories.py', '--samples=s.jsonl', '--out_dir=evil', '--max_cost=0',
+               f'--base_url={url}', '--max_tries=1']
+    if link == 'hf':
+        command = ['export.py', '--out_dir=evil', '--examples=0']
+    if link == 'samples.jsonl':
+        command = [*SAMPLE, '--out_dir=evil', '--out=evil/samples.jsonl']
+    home.start(*command).communicate()
+    assert [path.name for path in (home.path / 'other').iterdir()] == ['model.safetensors']
+    assert (home.path / 'other/model.safetensors').read_text() == 'the only copy'
+    assert 'leads through a link to' in home.refuses(*command)
+
+
+@slow
+def test_export_removes_only_its_own_files(home):
+    (home.path / 'evil/best.pt').write_bytes(checkpoint(home))
+    for name in ('hf.tmp', 'hf.tmp_backup'):
+        (home.path / 'evil' / name).mkdir()
+        (home.path / 'evil' / name / 'kept').touch()
+    home.run('export.py', '--out_dir=evil', '--examples=0')
+    names = {path.name for path in (home.path / 'evil').iterdir()}
+    assert names == {'best.pt', 'samples.jsonl', 'hf', 'hf.tmp', 'hf.tmp_backup'}
+    for name in ('hf.tmp', 'hf.tmp_backup'):
+        assert (home.path / 'evil' / name / 'kept').exists()
+
+
+@slow
 def test_names_that_lead_to_other_files(home):
     (home.path / 'secret.txt').write_text('hunter2 is the password', encoding='utf-8')
     names = {'tokenizer_file': '../secret.txt', 'vocab_file': '../secret.txt', 'bos_token': {'content': '../../x'},
