@@ -3,6 +3,7 @@
 # make test-all         the slow tests: everything else
 # make test-pythons     the whole path with each of PYTHONS, which pyenv or uv install
 # make chaos            kill, full disk and second process for every script, KILLS kills each; prints a table
+# make gpu-check        check and measure one GPU in at most 6 minutes with the stories of CORPUS, beside PEERS; prints a table
 # make clean            delete the demo's stories and model
 #
 # make env              set up .venv
@@ -105,7 +106,11 @@ test-pythons:
 chaos: env
 	$(PY) tests/chaos.py --kills=$(KILLS)
 
+# with a PY of your own, nothing is installed: make gpu-check PY=python3
+gpu-check: $(if $(filter $(VENV)/bin/python,$(PY)),env)
+	$(PY) tests/gpu_check.py --corpus=$(CORPUS) --peers=$(PEERS) $(ARGS)
+
 clean:
 	rm -rf data/demo out/demo
 
-.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test test-all test-pythons chaos clean
+.PHONY: demo env env-gpu generate-mistral generate-openai push-dataset translate prepare train inference eval push-model test test-all test-pythons chaos gpu-check clean

@@ -31,7 +31,7 @@ import sys
 import threading
 import traceback
 
-_MODULES = 'files model tokenizer hub chat replies batches metrics report cpu_kernels cuda_kernels'.split()
+_MODULES = 'files model plan tokenizer hub chat replies batches metrics report cpu_kernels cuda_kernels'.split()
 _KEYS_OF_WEIGHTS = ('init_from', 'checkpoints', 'model', 'out_dir')  # what an argument without a key can belong to
 _KEYS_OF_FILES = ('source', 'samples', 'start', 'dataset', 'out', 'out_dir')
 _KEYS_OF_NAMES = ('source', 'samples', 'dataset', 'out_dir', 'language')
@@ -42,14 +42,17 @@ _here = globals()['here']  # the folder of the script
 def _excepthook(kind, error, trace):
     """Print one line for an error that is not a bug, a traceback for any other."""
     script = os.path.basename(sys.argv[0])
-    torch_out_of_memory = (kind.__module__, kind.__name__) == ('torch', 'OutOfMemoryError')  # torch may not be imported
+    if 'tqdm' in sys.modules:
+        for bar in list(sys.modules['tqdm'].tqdm._instances):
+            bar.close()  # ends its line, so that the message has its own
     if isinstance(error, BrokenPipeError):  # as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains again when it flushes stdout
     elif isinstance(error, KeyboardInterrupt):
         print('stopped', file=sys.stderr)
-    elif isinstance(error, MemoryError) or torch_out_of_memory:
+    elif isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _is_out_of_memory(str(error)):
         reason = str(error).partition('\n')[0] or kind.__name__
         advice = 'a smaller --batch_size needs less' if 'batch_size' in globals() else 'less data at once may fit'
+        advice = globals().get('out_of_memory_advice', advice)  # train.py has its own
         print(f'{script}: out of memory; {advice}. {reason:.200}', file=sys.stderr)
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         print(f'{script}: the disk is full; free some space and run the same command again', file=sys.stderr)
@@ -59,6 +62,11 @@ def _excepthook(kind, error, trace):
         print(f'{script}: a package is missing: pip install {_PACKAGES.get(error.name, error.name)}', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _is_out_of_memory(message):
+    """Whether an error of torch, on a GPU or a CPU, says so."""
+    return any(words in message for words in ('out of memory', 'allocate memory', 'ALLOC_FAILED'))
 
 
 def _stop(*_):

@@ -288,8 +288,9 @@ def mean_loss(net, tokens, device, dtype):
     size = min(net.config.block_size, n)
     n -= n % size
     ids = torch.from_numpy(tokens[:n + 1].astype(np.int64)).to(device)
-    inputs = ids[:-1].split(16 * size)  # 16 windows each
-    targets = ids[1:].split(16 * size)
+    n_windows = max(1, min(16, 2**24 // (size * net.config.n_embd)))  # a forward pass takes some GB at most
+    inputs = ids[:-1].split(n_windows * size)
+    targets = ids[1:].split(n_windows * size)
     total = 0.0
     with torch.no_grad(), torch.autocast(device, getattr(torch, dtype), enabled=dtype != 'float32'):
         for x, y in tqdm(zip(inputs, targets), 'loss', len(inputs), leave=False, delay=1):

@@ -503,10 +503,16 @@ class TransformersModel(nn.Module):
 
     def forward(self, ids, targets=None):
         """ids: (B, T) int64 -> logits (B, T, vocab_size); with targets (B, T), the mean loss in nats."""
-        logits = self.inner(ids, use_cache=False).logits
         if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            return self.inner(ids, use_cache=False).logits
+        # one part of the columns after the other, so that at most 2**28 logits (1 GB) are in memory
+        n_columns = max(1, 2**28 // (len(ids) * self.config.vocab_size))
+        loss, cache = 0.0, None
+        for part, target in zip(ids.split(n_columns, 1), targets.split(n_columns, 1)):
+            output = self.inner(part, past_key_values=cache, use_cache=n_columns < ids.size(1))
+            cache = output.past_key_values
+            loss += F.cross_entropy(output.logits.flatten(0, 1).float(), target.flatten(), reduction='sum')
+        return loss / targets.numel()
 
     def new_cache(self, n_slots, length):
         """A cache for generate(). It grows with the sequences, so their length is not needed."""

@@ -14,6 +14,7 @@ cpu_kernels.py has faster versions of some functions for CPUs. It is optional; t
 """
 
 import collections
+import datetime
 import io
 import math
 import os
@@ -443,6 +444,26 @@ def learn_bigrams(model, tokens, steps, seed, amp):
         model.zero_grad()
 
 
+def learning_rate_at(step, peak, config):
+    """Linear warm-up to the peak, then decay to min_lr: by a cosine or, with cooldown, linearly at the end.
+
+    config: the keys of train.py. step: from 0, also between two steps.
+    """
+    warmup, end = config['warmup_iters'], config['lr_decay_iters']
+    if not config['decay_lr']:
+        return peak
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if config['cooldown']:
+        remaining = max(0, 1 - step / end)  # fraction of the steps
+        factor = min(1, remaining / config['cooldown'])
+    else:
+        progress = min(1, (step - warmup) / max(1, end - warmup))
+        factor = 0.5 * (1 + math.cos(math.pi * progress))
+    lowest = min(config['min_lr'], peak)
+    return lowest + factor * (peak - lowest)
+
+
 class LossGuard:
     """Finds training steps with a bad loss.
 
@@ -459,8 +480,8 @@ class LossGuard:
         self.n_spikes = 0
         self.spikes_in_a_row = 0
 
-    def must_skip(self, loss, grad_norm, scaler):
-        """Count a step -> whether its update must not be made."""
+    def record(self, loss, grad_norm, scaler):
+        """Count a step -> whether its loss or gradient is bad."""
         self.problem = ''
         # the scaler of float16 handles overflows
         if not math.isfinite(loss) or not math.isfinite(grad_norm) and not scaler.is_enabled():
@@ -486,12 +507,21 @@ class LossGuard:
         return loss > np.mean(self.losses) + max(2, 10 * np.std(self.losses))
 
     def reason_to_stop(self, skip_nan):
-        """Why the run must end after the step of must_skip(), or ''."""
+        """Why the run must end after the step of record(), or ''."""
         if self.problem and (not skip_nan or self.skipped_in_a_row > 100):
             return self.problem
         if self.spikes_in_a_row >= 300:
             return f'the loss has been far above its earlier mean of {np.mean(self.losses):.4g} for 300 steps'
         return ''
+
+
+def update_weights(optimizer, found_inf):
+    """optimizer.step(), unless the tensor found_inf is 1.0. The device decides, without a host sync, where it can."""
+    if getattr(optimizer, '_step_supports_amp_scaling', False):  # the protocol of torch.amp.GradScaler
+        optimizer.found_inf = found_inf
+        optimizer.step()
+    elif not found_inf.item():
+        optimizer.step()
 
 
 # -----------------------------------------------------------------------------
@@ -988,6 +1018,7 @@ def choose_device(device='', dtype=''):
     """Fill in what is not given -> (device, dtype): the fastest device of this machine and a dtype that is fast on it.
 
     dtype is 'bfloat16' where the hardware has it, 'float16' on older CUDA cards (T4, P100), else 'float32'.
+    Each process of torchrun gets its own card: cuda:0, cuda:1 …
     """
     dtypes = ('', 'float32', 'bfloat16', 'float16')
     check(dtype in dtypes, f"dtype is {dtype!r}; use 'float32', 'bfloat16' or 'float16'")
@@ -995,42 +1026,85 @@ def choose_device(device='', dtype=''):
         device = 'mps' if torch.backends.mps.is_available() else 'cpu'
         if torch.cuda.is_available():
             device = 'cuda'
+    if device.startswith('cuda') and 'LOCAL_RANK' in os.environ:
+        check(device == 'cuda', f'torchrun gives each process its own GPU; use --device=cuda instead of {device}')
+        local_rank, n_gpus = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
+        check(local_rank < n_gpus, f'--nproc_per_node is larger than the number of GPUs, {n_gpus}')
+        device = f'cuda:{local_rank}'
     try:
-        torch.empty(1, device=device)
+        if device.startswith('cuda:'):
+            torch.cuda.set_device(device)  # else some calls of torch take memory of the first card
+        torch.ones(2, device=device).sum().item()  # run a kernel: this build of torch may have none for the card
     except (RuntimeError, AssertionError) as e:
         reason = str(e).splitlines()[0]
+        if 'no kernel image' in reason:
+            reason = missing_kernels(device)
         fail(f'device {device!r} cannot be used here: {reason}')
+    is_cuda = device.startswith('cuda')
+    has_bfloat16 = is_cuda and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.9 lacks it
+        has_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16')
     if not dtype:
-        dtype = 'float32'
-        if device.startswith('cuda'):
-            dtype = 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float16'
-        elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.9 lacks it
-            if torch.cpu.get_capabilities().get('avx512_bf16'):
-                dtype = 'bfloat16'
+        dtype = 'float16' if is_cuda else 'float32'
+        if has_bfloat16:
+            dtype = 'bfloat16'
+    check(dtype != 'bfloat16' or has_bfloat16 or not is_cuda,
+          f'{device} is too old for bfloat16, which begins with compute capability 8.0 (A100); use --dtype=float16')
     return device, dtype
 
 
-def can_compile(device):
-    """Whether torch.compile can work here: Triton needs Linux and at least a V100."""
-    return device.startswith('cuda') and sys.platform == 'linux' and torch.cuda.get_device_capability(device) >= (7, 0)
+def missing_kernels(device):
+    """What to do when torch was not built for a card."""
+    capability = torch.cuda.get_device_capability(device)
+    cure = 'install a newer torch'
+    if capability < (7, 5):  # P100, V100: the builds for CUDA 12.6 are the last ones that contain them
+        cure = ('use a T4 or a newer card, or install the last torch for it: '
+                'pip install "torch<2.15" --index-url=https://download.pytorch.org/whl/cu126')
+    return (f'torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)}, compute capability '
+            f'{capability[0]}.{capability[1]}; {cure}, or use --device=cpu')
+
+
+def compile_model(model, x, y, amp):
+    """torch.compile(model), tried on the batch x, y; the model itself, with one line, where that does not work."""
+    net = torch.compile(model)
+    try:
+        with amp:
+            loss = net(x, y)
+        loss.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:  # no C compiler, no Triton, a card older than a V100: the errors are of many kinds
+        torch._dynamo.reset()
+        reason = ' '.join(str(e).split()) or type(e).__name__
+        tqdm.write(f'torch.compile does not work here, so the training is slower: {reason:.200}')
+        net = model
+    model.zero_grad()
+    return net
+
+
+def smaller_batches(micro_batch_size, step_sequences):
+    """What to do when the memory does not suffice for so many sequences at once."""
+    for n in range(2, micro_batch_size + 1):
+        if micro_batch_size % n == 0:
+            smaller = micro_batch_size // n
+            return (f'--batch_size={smaller} --gradient_accumulation_steps={step_sequences // smaller} needs less and '
+                    'makes the same steps')
+    return 'a smaller --block_size or model needs less'
 
 
 def init_processes(device, dtype, backend=''):
     """Join the processes of torchrun, if it started this one -> (rank, world_size, device, dtype)."""
     rank = int(os.environ.get('RANK', 0))
-    local_rank = int(os.environ.get('LOCAL_RANK', 0))
     world_size = int(os.environ.get('WORLD_SIZE', 1))
-    if 'RANK' in os.environ and device in ('', 'cuda') and torch.cuda.is_available():
-        n_gpus = torch.cuda.device_count()
-        check(local_rank < n_gpus, f'--nproc_per_node is larger than the number of GPUs, {n_gpus}')
-        device = f'cuda:{local_rank}'
-        torch.cuda.set_device(device)
     device, dtype = choose_device(device, dtype)
     check(backend in ('', 'nccl', 'gloo'), f"backend is {backend!r}; use 'nccl' or 'gloo'")
     if world_size > 1:
         check(device != 'mps', 'torchrun cannot use mps; run one process, or use --device=cpu')
         backend = backend or ('nccl' if device.startswith('cuda') else 'gloo')
-        dist.init_process_group(backend, store=store_of_restart(), rank=rank, world_size=world_size)
+        # an hour: the other processes wait while the first one measures, generates a story and saves
+        dist.init_process_group(
+            backend, store=store_of_restart(), rank=rank, world_size=world_size, timeout=datetime.timedelta(hours=1),
+            device_id=torch.device(device) if backend == 'nccl' else None)
     return rank, world_size, device, dtype
 
 

@@ -73,13 +73,17 @@ warmup_ratio = 0.0  # warm-up as a fraction of all steps; if set, it replaces wa
 lr_decay_iters = 0  # step at which min_lr is reached; 0 = max_iters
 min_lr = 1e-4
 # when to stop before max_iters
-max_minutes = 0.0  # stop after this time; 0.0 = no limit
+max_minutes = 0.0  # stop and save after this time, to resume later; 0.0 = no limit
+budget_minutes = 0.0  # time for all training: the learning rate decays within it, then the run ends; 0.0 = no limit
 stop_at_val_loss = 0.0  # stop when the validation loss is this low; 0.0 = off
 # system
 device = ''  # 'cpu', 'cuda', 'cuda:1' or 'mps'; empty = the fastest here
 dtype = ''  # 'float32', 'bfloat16' or 'float16'; empty = the fastest on the device
 compile = None  # torch.compile: True, False, or None = only on CUDA
 backend = ''  # of torch.distributed: 'nccl' or 'gloo'; empty = nccl on CUDA
+# what a run will take
+plan = False  # print parameters, memory and an estimate of the time instead of training
+gpu_price = 0.0  # dollars per hour of a GPU, for the plan
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'train.py')))  # in a notebook: the working directory
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())  # overrides the keys; makes the dict config
@@ -96,11 +100,13 @@ from tqdm import tqdm
 
 from files import (StopRequest, TokenStream, append_rows, check, describe_loss, draw_loss, fail, find, load_dataset,
                    lock, loss_measures, open_log, open_wandb)
-from model import (GPT, GPTConfig, LossGuard, can_compile, check_resume, cpu_kernels, export_problems, generate,
-                   init_processes, learn_bigrams, load_checkpoint, load_training_state, matmul_rate, merge_adapters,
-                   model_from, peak_memory, save_checkpoint, sum_over_ranks, training_state)
+from model import (GPT, GPTConfig, LossGuard, check_resume, compile_model, cpu_kernels, export_problems,
+                   generate, init_processes, learn_bigrams, learning_rate_at, load_checkpoint, load_training_state,
+                   matmul_rate, merge_adapters, model_from, peak_memory, save_checkpoint, smaller_batches,
+                   sum_over_ranks, training_state, update_weights)
 
 start_time = time.time()
+training = not (eval_only or plan)  # else evaluate once, or print the plan, and write nothing
 for key, value in config.items():
     check(isinstance(value, str | None) or 0 <= value < math.inf, f'{key} is {value}; it must be at least 0')
 for key in ('batch_size', 'gradient_accumulation_steps', 'block_size', 'eval_interval', 'log_interval', 'max_iters'):
@@ -132,13 +138,14 @@ micro_batch_size = min(batch_size, rank_sequences)
 check(step_sequences % world_size == 0 and rank_sequences % micro_batch_size == 0,
       f'{step_sequences} sequences in a step cannot be divided into batches of {batch_size} on {world_size} processes')
 micro_steps = rank_sequences // micro_batch_size
+out_of_memory_advice = smaller_batches(micro_batch_size, step_sequences)  # configurator.py prints it
 step_tokens = step_sequences * block_size
 check(step_tokens < len(stream), f'{data_dir} has {len(stream):,} tokens and a step needs {step_tokens:,}; '
       'lower batch_size, gradient_accumulation_steps or block_size, or use more stories')
 max_iters = math.ceil(max_epochs * len(stream) / step_tokens) or max_iters
 warmup_iters = round(warmup_ratio * max_iters) if warmup_ratio else warmup_iters
 lr_decay_iters = lr_decay_iters or max_iters
-config.update(max_iters=max_iters, warmup_iters=warmup_iters, lr_decay_iters=lr_decay_iters)  # for the checkpoint
+config.update(max_iters=max_iters, warmup_iters=warmup_iters, lr_decay_iters=lr_decay_iters)
 
 def inputs_and_targets(tokens, n):
     """Split n * T + 1 consecutive tokens into inputs and targets, (n, T) each, on the device."""
@@ -159,21 +166,22 @@ def get_batch(i):
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
 model_args = {field.name: config[field.name] for field in fields(GPTConfig) if field.name in config}
 step, best_val_loss, wandb_id = 0, math.inf, None
+minutes = 0.0  # in the training loop, those before a resume included
 stop_reason = ''  # why the run ends before max_iters
 lora = None  # the settings of the adapters, if the model has some
 saved = None  # the checkpoint of a resumed run
-if is_master and not eval_only:
+if is_master and training:
     lock(ckpt_path)  # fails if another run uses this out_dir
 if os.path.exists(ckpt_path) and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
     init_from = 'resume'  # torchrun --max-restarts runs the same command again after a process died
-if os.path.exists(ckpt_path) and init_from != 'resume' and not eval_only:
+if os.path.exists(ckpt_path) and init_from != 'resume' and training:
     fail(f'{ckpt_path} exists already; continue it with --init_from=resume, or use another --out_dir')
 
 if init_from == 'scratch':
     check(not lora_rank and not eval_only, 'lora_rank and eval_only need a model, such as --init_from=resume')
     check(not bigram_steps or not tie_weights, 'bigram_steps needs tie_weights=False')
     model = GPT(GPTConfig(vocab_size=meta['vocab_size'], **model_args)).to(device)
-    if bigram_steps and is_master:  # DistributedDataParallel copies the weights to the other processes
+    if bigram_steps and is_master and training:  # DistributedDataParallel copies the weights to the other processes
         learn_bigrams(model, train_tokens[:2**24], bigram_steps, seed, amp)  # 16 M tokens contain enough pairs
 elif init_from == 'resume':
     saved = load_checkpoint(ckpt_path)
@@ -181,7 +189,7 @@ elif init_from == 'resume':
     saved['model_args']['dropout'] = dropout
     model = model_from(saved, ckpt_path)
     step, best_val_loss = saved['step'], saved['best_val_loss']
-    lora, wandb_id = saved.get('lora'), saved.get('wandb_id')
+    lora, wandb_id, minutes = saved.get('lora'), saved.get('wandb_id'), saved.get('minutes', 0.0)
 else:  # another model, cut to block_size, with adapters if lora_rank > 0
     import hub
     check(not bigram_steps, 'bigram_steps would overwrite the embedding of another model; use --bigram_steps=0')
@@ -201,25 +209,11 @@ guard = LossGuard()  # finds NaN, infinity and spikes of the loss
 if saved:
     load_training_state(ckpt_path, saved, optimizers, scaler, guard)
     saved = None  # its memory is free again
-compile = can_compile(device) if compile is None else compile
-net = torch.compile(model) if compile else model  # for training; `model` has the same weights
+compile = device_type == 'cuda' if compile is None else compile
+batch = get_batch(step * micro_steps)
+net = compile_model(model, *batch, amp) if compile and training else model  # for training; it has the same weights
 if ddp:
     net = DistributedDataParallel(net, device_ids=[device] if device_type == 'cuda' else None)
-
-def lr_at(step, peak):
-    """Linear warm-up to the peak, then decay to min_lr: by a cosine or, with cooldown, linearly at the end."""
-    if not decay_lr:
-        return peak
-    if step < warmup_iters:
-        return peak * (step + 1) / (warmup_iters + 1)
-    if cooldown:
-        remaining = max(0, 1 - step / lr_decay_iters)  # fraction of the steps
-        factor = min(1, remaining / cooldown)
-    else:
-        progress = min(1, (step - warmup_iters) / max(1, lr_decay_iters - warmup_iters))
-        factor = 0.5 * (1 + math.cos(math.pi * progress))
-    end = min(min_lr, peak)
-    return end + factor * (peak - end)
 
 # ------ evaluation and checkpoints
 @torch.no_grad()
@@ -231,8 +225,8 @@ def evaluate():
         n = min(n, eval_iters * batch_size)
     total, count = 0.0, 0
     model.eval()
-    for i in range(rank * batch_size, n, world_size * batch_size):
-        k = min(batch_size, n - i)
+    for i in range(rank * micro_batch_size, n, world_size * micro_batch_size):
+        k = min(micro_batch_size, n - i)
         x, y = inputs_and_targets(val_tokens[i * size:(i + k) * size + 1], k)
         with amp:  # model, not net: DDP needs equally many batches in each process
             total += model(x, y).item() * k
@@ -254,6 +248,9 @@ def sample_story():
     model.train()
     return tokenizer.decode(ids)
 
+def minutes_in_loop():
+    return first_minutes + (time.time() - first_time) / 60
+
 def save(improved):
     """Write best.pt after an improvement, and ckpt.pt, which also has the state of the optimizers."""
     weights = model.state_dict()
@@ -262,7 +259,8 @@ def save(improved):
     tokenizer_state = {
         'spec': tokenizer_json, 'bos': tokenizer.id_to_token(meta['bos']), 'eos': tokenizer.id_to_token(meta['eos'])}
     checkpoint = {'model_args': asdict(model.config), 'model': weights, 'step': step, 'best_val_loss': best_val_loss,
-                  'config': config, 'meta': meta, 'tokenizer': tokenizer_state, 'wandb_id': wandb_id}
+                  'config': config, 'meta': meta, 'tokenizer': tokenizer_state, 'wandb_id': wandb_id,
+                  'minutes': minutes_in_loop()}
     if lora:
         checkpoint['lora'] = lora
     if improved:
@@ -272,14 +270,14 @@ def save(improved):
 
 # ------ the training loop
 stop_request = StopRequest()
-if not eval_only:
+if training:
     stop_request.listen()  # from now on, Ctrl-C and SIGTERM end the run after the step
 if sum_over_ranks([step], device) != [step * world_size]:
     fail(f'the processes start at different steps; all nodes must see the same {out_dir}')
 if is_master:
-    if wandb_log:
+    if wandb_log and not plan:
         wandb_id, log_to_wandb = open_wandb(wandb_project, wandb_run_name, config, wandb_id)
-    if not eval_only:
+    if training:
         log, earlier_seconds = open_log(os.path.join(out_dir, 'log.jsonl'), step)  # drops the rows after step
     n_trainable = sum(p.numel() for p in trainable)
     epochs = max_iters * step_tokens / len(stream)
@@ -288,15 +286,21 @@ if is_master:
     for export_format, problem in export_problems(model.config).items():
         if problem:
             print(f'export.py cannot write this model in the format {export_format}: {problem}')
-bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not is_master, smoothing=0.05, dynamic_ncols=True)
-batch = get_batch(step * micro_steps)
+bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not (is_master and training), smoothing=0.05,
+           dynamic_ncols=True)
 peak_flops = 0.0  # measured at the first log row
-last_time, last_step = time.time(), step  # of the last log row
-while step < max_iters and not stop_reason and not eval_only:
+first_time, first_step, first_minutes = time.time(), step, minutes  # of this loop
+last_time, last_step = first_time, step  # of the last log row
+if minutes >= budget_minutes > 0:
+    stop_reason = 'budget_minutes'  # nothing is left of it after a resume
+while training and step < max_iters and not stop_reason:
     # 1) set the learning rate
+    position = step  # in the schedule
+    if budget_minutes:  # the time may pass faster than the steps
+        position = max(step, max_iters * minutes / budget_minutes)
     for opt in optimizers:
         for group in opt.param_groups:
-            group['lr'] = lr_at(step, group['peak_lr'])
+            group['lr'] = learning_rate_at(position, group['peak_lr'], config)
 
     # 2) forward and backward; the next batch is fetched while the GPU computes
     if dropout or lora_dropout:
@@ -315,19 +319,25 @@ while step < max_iters and not stop_reason and not eval_only:
     # 3) clip the gradients
     for opt in optimizers:
         scaler.unscale_(opt)
-    grad_norm = torch.nn.utils.clip_grad_norm_(trainable, grad_clip or math.inf).item()
+    grad_norm = torch.nn.utils.clip_grad_norm_(trainable, grad_clip or math.inf)
 
-    # 4) all processes must stop at the same step, so the flags are summed like the loss
+    # 4) all processes must stop at the same step, so the flags and the first one's clock are summed like the loss
     out_of_time = is_master and max_minutes and time.time() - start_time > 60 * max_minutes
-    flags = [bool(stop_request.name), bool(out_of_time)]
-    loss, n_signals, n_out_of_time = sum_over_ranks([loss_sum.item() / world_size, *flags], device)
-    if n_out_of_time:
-        stop_reason = 'max_minutes'
-    elif n_signals:
-        stop_reason = stop_request.name or 'a signal to another process'
+    flags = [bool(stop_request.name), bool(out_of_time), minutes_in_loop() if is_master else 0.0]
+    flags = [torch.full_like(loss_sum, flag) for flag in flags]  # unlike a copy, this does not wait for the GPU
+    numbers = torch.stack([loss_sum / world_size, grad_norm / world_size, *flags])
+    if ddp:
+        dist.all_reduce(numbers)
 
-    # 5) update the weights, unless the loss or the gradient is NaN or infinite
-    skipping = guard.must_skip(loss, grad_norm, scaler)
+    # 5) update the weights, unless the loss or the gradient is NaN or infinite; float16 gradients may overflow now and
+    # then, and then scaler.update() lowers the loss scale
+    found_inf = 1 - numbers[:2].isfinite().all().float()
+    for opt in optimizers:
+        update_weights(opt, found_inf)
+        opt.zero_grad(set_to_none=True)
+    scaler.update()
+    loss, grad_norm, n_signals, n_out_of_time, minutes = numbers.tolist()  # here the GPU is waited for
+    guard.record(loss, grad_norm, scaler)
     problem = guard.reason_to_stop(skip_nan)
     if problem:
         stop_reason = f'{problem} at step {step}'
@@ -337,29 +347,36 @@ while step < max_iters and not stop_reason and not eval_only:
              '--init_from=resume, or start anew from best.pt, or skip NaN and infinity with --skip_nan=True')
     if is_master and guard.spikes_in_a_row == 1:
         tqdm.write(f'step {step}: the loss {loss:.4g} is far above the last losses; the run goes on')
-    # float16 gradients may overflow now and then, which must_skip() allows: then update() lowers the loss scale
-    updating = not skipping and math.isfinite(grad_norm)
-    for opt in optimizers:
-        if updating:
-            scaler.step(opt)
-        opt.zero_grad(set_to_none=True)
-    scaler.update()
+    if n_out_of_time:
+        stop_reason = 'max_minutes'
+    elif minutes >= budget_minutes > 0:
+        stop_reason = 'budget_minutes'
+    elif n_signals:
+        stop_reason = stop_request.name or 'a signal to another process'
     step += 1
     bar.update()
+    if is_master and device == 'cpu' and step == first_step + 10:
+        hours = (max_iters - step) * (time.time() - first_time) / 10 / 3600
+        hours = min(hours, budget_minutes / 60 or hours)
+        if hours > 6:
+            tqdm.write(f'about {hours:,.0f} hours at this speed; config/train_demo.py is for a CPU')
 
     # 6) log, evaluate, save
     # a signal starts no extra evaluation: the process may be killed soon
-    evaluating = step % eval_interval == 0 or step == max_iters or stop_reason == 'max_minutes'
+    evaluating = step % eval_interval == 0 or step == max_iters or stop_reason in ('max_minutes', 'budget_minutes')
     if step % log_interval and not evaluating and not stop_reason:
         continue
     now = time.time()
     tokens_per_second = (step - last_step) * step_tokens / max(now - last_time, 1e-9)
     if is_master and not peak_flops:  # measured here, when the processor is warm
         peak_flops = matmul_rate(device, dtype) * world_size
-    row = {'step': step, 'tokens': step * step_tokens, 'loss': loss, 'lr': lr_at(step - 1, learning_rate),
+    lr = learning_rate_at(position, learning_rate, config)
+    row = {'step': step, 'tokens': step * step_tokens, 'loss': loss, 'lr': lr,
            'tokens_per_s': round(tokens_per_second), 'memory': peak_memory(device)}
     improved = False
     if evaluating:
+        if is_master and stop_reason:
+            save(improved=False)  # the evaluation can take long, and the process may be killed meanwhile
         row.update(evaluate())
         improved = row['val_loss'] < best_val_loss
         best_val_loss = min(row['val_loss'], best_val_loss)
@@ -383,7 +400,10 @@ while step < max_iters and not stop_reason and not eval_only:
 
 # ------ the end
 bar.close()
-if eval_only:
+if plan and is_master:
+    from plan import print_plan  # a file of its own, which only this needs
+    print_plan(model, batch, amp, optimizers, config, meta, len(stream), device, dtype, world_size)
+elif eval_only and not plan:
     row = evaluate()
     if is_master:
         print(describe_loss(row))

@@ -42,6 +42,8 @@ def test_train_from_scratch_resume_and_sample(prepared, copy):
     assert names == {'ckpt.pt', 'best.pt', 'log.jsonl', 'loss.png'}
     refusal = folder.refuses(*TRAIN, '--out_dir=out/other', '--init_from=gpt2')
     assert refusal == 'train.py: hub.py is missing: copy it beside train.py'
+    refusal = folder.refuses(*TRAIN, '--out_dir=out/other', '--plan=True')
+    assert refusal == 'train.py: plan.py is missing: copy it beside train.py'
 
     sampling = copy('sample.py')
     shutil.copytree(folder.path / 'out', sampling.path / 'out')

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 import signal
 import socket
@@ -251,6 +252,121 @@ def test_planned_stops_and_eval_only(project):
     assert (project.path / 'out/tiny/best.pt').exists()
     assert 'stopped by stop_at_val_loss at step 10' in project.run('train.py', *RESUME, '--stop_at_val_loss=100.0')
     assert 'perplexity' in project.run('train.py', *RESUME, '--eval_only=True')
+
+
+@slow
+def test_a_budget_ends_the_schedule_with_the_time(project):
+    """The learning rate has decayed when the time is over. A resumed run has what is left of the budget."""
+    command = ['train.py', *SMALL, '--max_iters=100000', '--lr_decay_iters=0', '--min_lr=0.0', '--eval_interval=100000']
+    assert 'stopped by budget_minutes' in project.run(*command, '--budget_minutes=0.1')
+    log = project.jsonl('out/tiny/log.jsonl')
+    rates = [row['lr'] for row in log]
+    assert max(rates) > 5e-3 and rates[-1] < 1e-3 and rates[5:] == sorted(rates[5:], reverse=True)
+    assert 'val_loss' in log[-1]
+    checkpoint = load_ckpt(project.path / 'out/tiny')
+    assert checkpoint['step'] == log[-1]['step'] and checkpoint['minutes'] >= 0.1
+
+    out = project.run(*command, '--budget_minutes=0.1', '--init_from=resume')
+    assert f'stopped by budget_minutes at step {log[-1]["step"]:,}' in out  # nothing is left
+    project.run(*command, '--budget_minutes=0.2', '--init_from=resume')
+    first = project.jsonl('out/tiny/log.jsonl')[len(log)]
+    assert rates[-1] < first['lr'] < 5.1e-3  # at least half of the new budget is over, the middle of the cosine
+
+
+def test_a_budget_that_suffices_changes_nothing(project, reference):
+    project.run('train.py', *DROPOUT, '--budget_minutes=1000000')
+    assert losses(project) == log_losses(reference)
+
+
+@slow
+def test_two_processes_have_one_clock(project):
+    budget = ['--max_iters=100000', '--eval_interval=100000', '--budget_minutes=0.03']
+    out = project.run(*torchrun(2, '--standalone', 'train.py', *SMALL, *budget))
+    assert 'stopped by budget_minutes' in out
+    assert project.jsonl('out/tiny/log.jsonl')[-1]['lr'] < 1e-3
+
+
+def hook(project, before):
+    """A config file that executes some lines at the start of each forward pass, where `self` is the model."""
+    (project.path / 'hook.py').write_text(f'''
+import model as _model, os as _os, torch as _torch
+_forward = _model.GPT.forward
+def _hooked(self, ids, targets=None):
+    {before}
+    return _forward(self, ids, targets)
+_model.GPT.forward = _hooked
+''', encoding='utf-8')
+    return ['train.py', *SMALL, 'hook.py']
+
+
+def test_the_last_state_is_saved_before_the_last_evaluation(project):
+    process = project.start(*hook(project, 'self.training or _os._exit(9)'), '--max_minutes=0.0001')
+    process.communicate()
+    assert process.returncode == 9 and load_ckpt(project.path / 'out/tiny')['step'] == 1
+
+
+@pytest.mark.parametrize('error', [
+    '_torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")',
+    'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: you tried to allocate 9 bytes")',
+    'RuntimeError("MPS backend out of memory")',
+    'RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")'])
+def test_out_of_memory_names_the_same_steps_in_less_memory(project, error):
+    command = hook(project, f'raise {error}')
+    advice = '--batch_size=2 --gradient_accumulation_steps=4'
+    assert f'out of memory; {advice} needs less' in project.refuses(*command)
+    if error.startswith('_torch'):
+        assert '--batch_size=3 --gradient_accumulation_steps=6' in project.refuses(*command, '--batch_size=9')
+        assert 'a smaller --block_size' in project.refuses(*command, '--batch_size=1')
+        project.run('train.py', *SMALL, '--max_iters=3', '--out_dir=out/a')
+        project.run('train.py', *SMALL, '--max_iters=3', '--out_dir=out/b', *advice.split())
+        assert log_losses(project.path / 'out/a') == pytest.approx(log_losses(project.path / 'out/b'), abs=1e-5)
+
+
+@slow
+def test_a_run_of_many_hours_on_a_cpu_says_so(project):
+    command = ['train.py', *SMALL, '--eval_interval=12', '--stop_at_val_loss=100.0']
+    out = project.run(*command, '--max_iters=1000000000')
+    assert re.search(r'about [\d,]+ hours at this speed; config/train_demo.py is for a CPU', out)
+    assert 'hours' not in project.run(*command, '--out_dir=out/short')
+
+
+@slow
+def test_a_failing_torch_compile_is_no_end(project):
+    """Without a C compiler; on a GPU, where compile is the default, Triton may be missing."""
+    cache = project.path / 'cache'
+    command = ['train.py', *SMALL, '--max_iters=3']
+    out = project.run(*command, '--compile=True', CXX='/no/compiler', TORCHINDUCTOR_CACHE_DIR=str(cache))
+    assert out.count('torch.compile does not work here') == 1 and 'done at step 3' in out
+    project.run(*command, '--out_dir=out/eager')
+    assert losses(project) == log_losses(project.path / 'out/eager')
+
+
+CARD = '''
+import torch as _torch
+_torch.cuda.is_available = lambda: True
+_torch.cuda.device_count = lambda: 1
+_torch.cuda.set_device = lambda device: None
+_torch.cuda.get_device_capability = lambda device: {capability}
+_torch.cuda.get_device_name = lambda device: 'Old Card'
+_ones = _torch.ones
+def _run(*size, device=None):
+    if {has_kernels}:
+        return _ones(*size)
+    raise RuntimeError('CUDA error: no kernel image is available for execution on the device')
+_torch.ones = _run
+'''  # a stand-in for a card, up to the moment when it is chosen
+
+
+@slow
+@pytest.mark.parametrize('capability, has_kernels, arguments, env, says', [
+    ((6, 0), False, [], {}, 'has no kernels for Old Card, compute capability 6.0; use a T4'),
+    ((12, 0), False, [], {}, 'compute capability 12.0; install a newer torch'),
+    ((7, 5), True, ['--dtype=bfloat16'], {}, 'too old for bfloat16'),
+    ((8, 0), True, ['--device=cuda:1'], {'RANK': '0', 'LOCAL_RANK': '0'}, 'use --device=cuda instead of cuda:1'),
+    ((8, 0), True, [], {'RANK': '1', 'LOCAL_RANK': '1'}, 'larger than the number of GPUs, 1')])
+def test_a_card_that_cannot_be_used_is_named(project, capability, has_kernels, arguments, env, says):
+    (project.path / 'card.py').write_text(CARD.format(capability=capability, has_kernels=has_kernels), encoding='utf-8')
+    assert says in project.refuses('train.py', *SMALL, 'card.py', '--device=', '--dtype=', *arguments, **env)
 
 
 @slow
