@@ -162,8 +162,8 @@ class PagedKV:
             n = page.size(2)
             self.keys[layer, slots, :, number, :, :n] = page.mT
 
-    def begin_step(self, positions):
-        """Prepare a decode step: compute once, for all layers, which rows to read.
+    def begin_step(self, positions, end=0):
+        """Prepare a decode step: compute once, for all layers, which rows to read. end is not needed here.
 
         positions: (B,), where the first B slots get their next token. There are B * n_head heads of sequences.
         P: the number of pages of all heads.

@@ -10,7 +10,8 @@ Notable choices, each a field of GPTConfig:
   with ReLU and gate = up that is relu(z)².
 hub.py and export.py exchange weights with Hugging Face's Llama, GPT-2 and Qwen3.
 
-cpu_kernels.py has faster versions of some functions for CPUs. It is optional; this file alone computes the same.
+cpu_kernels.py and cuda_kernels.py have faster versions of some functions. They are optional; this file alone computes
+the same.
 """
 
 import collections
@@ -31,6 +32,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from files import check, fail, replacing
@@ -39,6 +41,10 @@ try:
     import cpu_kernels
 except ModuleNotFoundError:
     cpu_kernels = None
+try:
+    import cuda_kernels
+except ModuleNotFoundError:
+    cuda_kernels = None
 
 # -----------------------------------------------------------------------------
 # the model
@@ -138,6 +144,13 @@ def export_problems(config):
     return problems
 
 
+def is_float16(x):
+    """Whether a layer computes in float16, by the dtype of its input x or by autocast."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type) == torch.float16
+    return x.dtype == torch.float16
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019)."""
 
@@ -171,6 +184,8 @@ def causal_attention(q, k, v, dropout=0.0):
     """q: (B, n_head, T, d); k, v: (B, n_kv_head, T, d) -> (B, n_head, T, d)"""
     if cpu_kernels and cpu_kernels.has_faster_attention(q, k, dropout):
         return cpu_kernels.causal_attention(q, k, v)
+    if cuda_kernels and q.is_cuda and not cuda_kernels.has_flash_attention(q.device, q.dtype):
+        k, v = cuda_kernels.repeat_kv_heads(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, enable_gqa=q.size(1) != k.size(1))
 
 
@@ -218,11 +233,24 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x):
-        if self.gate:
-            x = self.activation(self.gate(x)) * self.up(x)
+        if self.activation in (F.silu, relu_squared) and is_float16(x):
+            x = self.forward_float16(x)
+        elif self.gate:
+            x = self.down(self.activation(self.gate(x)) * self.up(x))
         else:
-            x = self.activation(self.up(x))
-        return F.dropout(self.down(x), self.dropout, self.training)
+            x = self.down(self.activation(self.up(x)))
+        return F.dropout(x, self.dropout, self.training)
+
+    def forward_float16(self, x):
+        """SwiGLU and ReLU² are products, which could overflow. So they are divided by a scale, one for each token."""
+        up = self.up(x)
+        gate = F.silu(self.gate(x)) if self.gate else F.relu(up)
+        largest = gate.detach().abs().amax(-1, keepdim=True).float() * up.detach().abs().amax(-1, keepdim=True)
+        scale = (largest / 2**15).clamp(min=1)
+        y = self.down(gate * (up / scale).type_as(up)) * scale
+        if self.down.bias is not None:
+            y = y - (scale - 1) * self.down.bias  # it was multiplied too
+        return y.type_as(x)
 
 
 class Block(nn.Module):
@@ -352,8 +380,9 @@ class GPT(nn.Module):
             # match_rms_adamw: updates are as long as AdamW's, so that one learning rate fits both
             # (Liu et al. 2025, "Muon is scalable for LLM training")
             group = {'params': muon_matrices, 'peak_lr': learning_rate}
-            optimizers.append(torch.optim.Muon([group], learning_rate, weight_decay, momentum, ns_steps=ns_steps,
-                                               adjust_lr_fn='match_rms_adamw'))
+            Muon = cuda_kernels.Muon if cuda_kernels and self.wte.weight.is_cuda else torch.optim.Muon
+            optimizers.append(Muon([group], learning_rate, weight_decay, momentum, ns_steps=ns_steps,
+                                   adjust_lr_fn='match_rms_adamw'))
         return optimizers
 
 
@@ -372,18 +401,29 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        # 2**21 logits (8 MB) fit in the cache of a CPU. Each chunk adds to all of dweight, too slow below 256 rows.
-        # With more than 2048, the products that are summed in dweight could overflow float16.
-        n_rows = (2**26 if x.is_cuda else 2**21) // len(weight)
-        n_rows = max(256, min(2048, n_rows))
+        # On a CPU, the 2**21 logits (8 MB) of a chunk fit in the cache. A GPU needs large products.
+        # Each chunk adds to all of dweight, which is slow for few rows.
+        n_rows = min(2**15, 2**28 // len(weight)) if x.is_cuda else min(2048, 2**21 // len(weight))
+        n_rows = max(256, n_rows)
         needs_dx, needs_dweight, _ = ctx.needs_input_grad
         loss = torch.zeros((), device=x.device)
         dx = torch.empty_like(x) if needs_dx else None
         dweight = torch.zeros_like(weight) if needs_dweight else None
+        # The sums in dweight could overflow float16, at any loss scale, as that is applied later.
+        # With values of at most 1 in x they are at most n_rows.
+        x_scale, scaled_x = 1.0, x
+        if is_float16(x):
+            x_scale = x.abs().amax().clamp(min=1).float()
+            scaled_x = x / x_scale
+        vocab_size = len(weight)
+        if x.is_cuda and vocab_size % 64:  # products are faster with a multiple of 64
+            weight = F.pad(weight, (0, 0, 0, -vocab_size % 64))
         for start in range(0, len(x), n_rows):
             rows = slice(start, start + n_rows)
             target = targets[rows, None]  # (n, 1)
-            logprobs = F.log_softmax((x[rows] @ weight.t()).float(), dim=-1)  # (n, V)
+            logits = x[rows] @ weight.t()  # (n, V)
+            logits[:, vocab_size:] = -torch.inf  # padding
+            logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
             target_logprobs = logprobs.gather(1, target)
             loss -= target_logprobs.sum()
             if needs_dx:
@@ -392,10 +432,11 @@ class LinearCrossEntropy(torch.autograd.Function):
                 # autocast casts dlogits, which are float32, for these products
                 dx[rows] = dlogits @ weight
                 if dweight is not None:
-                    dweight += dlogits.t() @ x[rows]
+                    dweight += (dlogits.t() @ scaled_x[rows])[:vocab_size]
         ctx.n = len(targets)
         if needs_dx:
             ctx.save_for_backward(dx, dweight)
+            ctx.x_scale = x_scale
         return loss / ctx.n
 
     @staticmethod
@@ -403,7 +444,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         # the division by n comes last: in float16 the quotients could underflow
         dx, dweight = ctx.saved_tensors
         scale = grad / ctx.n
-        return dx * scale, None if dweight is None else dweight * scale, None
+        return dx * scale, None if dweight is None else dweight * (scale * ctx.x_scale), None
 
 
 def learn_bigrams(model, tokens, steps, seed, amp):
@@ -545,11 +586,11 @@ class KVTensors:
         self.keys[layer, slots, :, :T] = k.type_as(self.keys)
         self.values[layer, slots, :, :T] = v.type_as(self.values)
 
-    def begin_step(self, positions):
-        """Prepare a decode step. positions: (B,), where each of the first B slots gets its next token."""
+    def begin_step(self, positions, end):
+        """Prepare a decode step. positions: (B,), below end, where each of the first B slots gets its next token."""
         self.positions = positions
         self.slots = torch.arange(len(positions), device=positions.device)
-        self.end = int(positions.max()) + 1
+        self.end = end
         self.mask = torch.arange(self.end, device=positions.device) <= positions[:, None, None, None]  # (B, 1, 1, end)
 
     def attend(self, layer, q, k, v):
@@ -580,7 +621,11 @@ class KVCache:
         weight = model.wte.weight
         self.model = model
         self.head = model.head
+        self.device = weight.device
         self.lengths = [0] * n_slots
+        self.step = self.decode_step
+        if weight.is_cuda and cuda_kernels and cuda_kernels.graphs_work:
+            self.step = cuda_kernels.DecodeGraphs(self.decode_step, n_slots, length, self.device)
         dtype = weight.dtype
         use_kernels = cpu_kernels and weight.is_cpu
         if use_kernels:
@@ -594,31 +639,35 @@ class KVCache:
 
     def prefill(self, slots, sequences):
         """Read sequences, lists of ids, into these slots -> the logits after each, (len(slots), vocab_size)."""
-        device = self.model.wte.weight.device
         lengths = [len(ids) for ids in sequences]
-        # padding comes after the sequences, where causal attention never looks
-        padded = [ids + [0] * (max(lengths) - len(ids)) for ids in sequences]
-        slot_ids = torch.tensor(slots, device=device)
-
-        def attend(layer, q, k, v):
-            self.kv.write(layer, slot_ids, k, v)
-            return causal_attention(q, k, v)
-
-        x = self.model.hidden(torch.tensor(padded, device=device), attend=attend)
         for slot, length in zip(slots, lengths):
             self.lengths[slot] = length
-        last = torch.tensor(lengths, device=device) - 1
-        return self.head(x[torch.arange(len(slots), device=device), last])
+        # padding comes after the sequences, where causal attention never looks
+        padded = [ids + [0] * (max(lengths) - len(ids)) for ids in sequences]
+        padded = to_device(padded, self.device)
+        slots = to_device(slots, self.device)
+        last = to_device(lengths, self.device) - 1
+
+        def attend(layer, q, k, v):
+            self.kv.write(layer, slots, k, v)
+            return causal_attention(q, k, v)
+
+        x = self.model.hidden(padded, attend=attend)
+        return self.head(x[torch.arange(len(x), device=self.device), last])
 
     def decode(self, tokens):
         """Read one token into each of the first len(tokens) slots -> the logits after it, (len(tokens), vocab_size)."""
-        device = self.model.wte.weight.device
-        positions = torch.tensor(self.lengths[:len(tokens)], device=device)
-        self.kv.begin_step(positions)
-        ids = torch.tensor(tokens, device=device)[:, None]
-        x = self.model.hidden(ids, positions[:, None], self.kv.attend)
+        positions = self.lengths[:len(tokens)]
         for slot in range(len(tokens)):
             self.lengths[slot] += 1
+        inputs = to_device([tokens, positions], self.device)
+        return self.step(inputs, max(positions) + 1)
+
+    def decode_step(self, inputs, end):
+        """inputs: (2, B), the token of each slot and its position, below end -> the logits after it, (B, vocab_size)"""
+        ids, positions = inputs
+        self.kv.begin_step(positions, end)
+        x = self.model.hidden(ids[:, None], positions[:, None], self.kv.attend)
         return self.head(x[:, 0])
 
     def move(self, source, target):
@@ -669,6 +718,10 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
     n_slots = min(batch_size or len(prompts), len(prompts))
     longest = max(len(prompt) for prompt in prompts)
     cache = model.new_cache(n_slots, min(block_size, longest + max_new_tokens))
+    device = next(model.parameters()).device
+    has_penalty = repetition_penalty != 1.0 or no_repeat_ngram or bad_words
+    bad_words = left_padded(bad_words, device) if bad_words else None
+    sequences_of_history = []
     waiting = collections.deque(enumerate(zip(prompts, seeds)))
     running = []  # the sequence in each slot
 
@@ -681,34 +734,41 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
             cache.lengths[:] = [0] * n_slots
             while waiting and len(running) < n_slots:
                 running.append(next_sequence())
-
-        # 1) prefill the slots with new sequences, or else decode one token in every slot
         new_slots = [slot for slot in range(len(running)) if cache.lengths[slot] == 0]
+        batch = [running[slot] for slot in new_slots or range(len(running))]
+
+        # 1) copy to the device what sampling needs; a copy after the forward pass would wait for its end
+        uniforms = to_device([next(sequence.uniforms) for sequence in batch], device)
+        if has_penalty and batch != sequences_of_history:
+            history = left_padded([sequence.ids for sequence in batch], device)
+            sequences_of_history = batch
+
+        # 2) prefill the slots with new sequences, or else decode one token in every slot
         if new_slots:
-            batch = [running[slot] for slot in new_slots]
             logits = cache.prefill(new_slots, [sequence.window(block_size) for sequence in batch])
         else:
-            batch = running
             logits = cache.decode([sequence.ids[-1] for sequence in batch])
 
-        # 2) sample; on a CPU in chunks of rows whose probabilities fit in its cache
-        histories = [sequence.ids for sequence in batch]
-        uniforms = torch.tensor([next(sequence.uniforms) for sequence in batch], device=logits.device)
+        # 3) sample; on a CPU in chunks of rows whose probabilities fit in its cache
         n_rows = max(1, 2**18 // logits.size(1)) if logits.is_cpu else len(batch)
         tokens = []
         for start in range(0, len(batch), n_rows):
             rows = slice(start, start + n_rows)
             chunk = logits[rows].float()
-            penalize(chunk, histories[rows], repetition_penalty, no_repeat_ngram, bad_words)
-            tokens += sample_tokens(chunk, uniforms[rows], temperature, top_k, top_p, min_p).tolist()
+            if has_penalty:
+                penalize(chunk, history[rows], repetition_penalty, no_repeat_ngram, bad_words)
+            tokens.append(sample_tokens(chunk, uniforms[rows], temperature, top_k, top_p, min_p))
+        tokens = torch.cat(tokens)
+        if has_penalty:
+            history = torch.cat([history, tokens[:, None]], 1)
         step = []
-        for sequence, token in zip(batch, tokens):
+        for sequence, token in zip(batch, tokens.tolist()):
             sequence.ids.append(token)
             sequence.n_left -= 1
             step.append((sequence.index, token))
         yield step
 
-        # 3) refill the slots of finished sequences, or else move the last slot there
+        # 4) refill the slots of finished sequences, or else move the last slot there
         for slot in reversed(range(len(running))):  # the slots after this one are not finished
             sequence = running[slot]
             if cache.lengths[slot] == block_size:
@@ -723,24 +783,48 @@ def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1
                 running.pop()
 
 
-def penalize(logits, histories, repetition_penalty, no_repeat_ngram, bad_words):
-    """Lower, in place, the logits (B, vocab_size) of tokens that should not follow these histories, lists of ids."""
-    if repetition_penalty == 1.0 and not no_repeat_ngram and not bad_words:
-        return
-    for row, ids in zip(logits, histories):
-        if repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(ids)), device=row.device)
-            score = row[seen]
-            row[seen] = torch.where(score > 0, score / repetition_penalty, score * repetition_penalty)
-        banned = []
-        for *before, last in bad_words:
-            if not before or ids[-len(before):] == before:
-                banned.append(last)
-        if no_repeat_ngram and len(ids) >= no_repeat_ngram:
-            n = no_repeat_ngram - 1
-            ending = ids[len(ids) - n:]
-            banned += [ids[i + n] for i in range(len(ids) - n) if ids[i:i + n] == ending]
-        row[banned] = -torch.inf
+def to_device(numbers, device):
+    """Copy numbers or a tensor to a torch.device. With pinned memory the CPU need not wait for a GPU."""
+    tensor = torch.as_tensor(numbers)
+    if device.type == 'cuda':
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == 'cuda')
+
+
+def left_padded(sequences, device):
+    """Lists of ids as a tensor (B, longest), with -1 before the shorter ones."""
+    rows = [torch.tensor(ids) for ids in sequences]
+    return to_device(pad_sequence(rows, batch_first=True, padding_value=-1, padding_side='left'), device)
+
+
+def penalize(logits, history, repetition_penalty, no_repeat_ngram, bad_words):
+    """Lower, in place, the logits (B, vocab_size) of tokens that should not come next.
+
+    history: (B, L), the ids so far. bad_words: (W, n), or None. Both have -1 before the shorter ones.
+    """
+    length = history.size(1)
+    if repetition_penalty != 1.0:
+        seen = torch.where(history < 0, history[:, -1:], history)  # no padding: the last token is never padding
+        score = logits.gather(1, seen)
+        score = torch.where(score > 0, score / repetition_penalty, score * repetition_penalty)
+        logits.scatter_(1, seen, score)
+    if bad_words is not None:
+        n = bad_words.size(1) - 1
+        before, last = bad_words.split([n, 1], dim=1)
+        ending = F.pad(history, (n, 0), value=-1)[:, length:]  # the last n tokens, (B, n)
+        matches = (before < 0) | (before == ending[:, None])  # (B, W, n)
+        ban(logits, last.T.expand(len(logits), -1), matches.all(-1))
+    if 0 < no_repeat_ngram <= length:
+        ngrams = history.unfold(1, no_repeat_ngram, 1)  # (B, length - n + 1, n)
+        ending = history[:, length - no_repeat_ngram + 1:]  # the last n - 1 tokens
+        matches = ngrams[..., :-1] == ending[:, None]
+        ban(logits, ngrams[..., -1], matches.all(-1))
+
+
+def ban(logits, tokens, banned):
+    """Set the logits of tokens to -inf where banned. logits: (B, vocab_size); tokens, banned: (B, n); -1: no token"""
+    penalty = torch.zeros_like(tokens, dtype=logits.dtype).masked_fill_(banned & (tokens >= 0), -torch.inf)
+    logits.scatter_add_(1, tokens.clamp(min=0), penalty)
 
 
 def sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p):

@@ -213,7 +213,8 @@ compile = device_type == 'cuda' if compile is None else compile
 batch = get_batch(step * micro_steps)
 net = compile_model(model, *batch, amp) if compile and training else model  # for training; it has the same weights
 if ddp:
-    net = DistributedDataParallel(net, device_ids=[device] if device_type == 'cuda' else None)
+    net = DistributedDataParallel(net, device_ids=[device] if device_type == 'cuda' else None,
+                                  broadcast_buffers=False, gradient_as_bucket_view=True)
 
 # ------ evaluation and checkpoints
 @torch.no_grad()
@@ -223,16 +224,17 @@ def evaluate():
     n = (len(val_tokens) - 1) // size
     if eval_iters:
         n = min(n, eval_iters * batch_size)
-    total, count = 0.0, 0
+    total, count = torch.zeros((), device=device), 0
+    forward = net.module if ddp else net  # not DDP, which needs equally many batches in each process
     model.eval()
     for i in range(rank * micro_batch_size, n, world_size * micro_batch_size):
         k = min(micro_batch_size, n - i)
         x, y = inputs_and_targets(val_tokens[i * size:(i + k) * size + 1], k)
-        with amp:  # model, not net: DDP needs equally many batches in each process
-            total += model(x, y).item() * k
+        with amp:  # a batch of another size would be compiled anew
+            total += (forward if k == batch_size else model)(x, y) * k
         count += k
     model.train()
-    total, count = sum_over_ranks([total, count], device)
+    total, count = sum_over_ranks([total.item(), count], device)
     loss = total / count
     if not loss < 700:  # NaN, or a perplexity that no float can hold
         fail(f'the validation loss is {loss} at step {step}; lower learning_rate')

@@ -165,6 +165,47 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(n, v):
         assert torch.allclose(gradient, reference, atol=1e-6)
 
 
+@pytest.mark.parametrize('args', [
+    {'mlp': 'relu2'}, {'mlp': 'swiglu'}, {'mlp': 'relu2', 'bias': True, 'norm': 'layernorm'}])
+def test_float16_holds_large_activations(args):
+    """Products of two values above 256 overflow float16; the MLP computes them as float32 does."""
+    model = small_gpt(**args).train()
+    ids = torch.randint(100, (4, 33))
+    mlp = model.blocks[0].mlp
+    up_proj = torch.nn.Linear(32, mlp.up.out_features)
+    with torch.no_grad():
+        for p in mlp.parameters():
+            p.add_(torch.randn_like(p) * 0.02)
+        for linear in filter(None, (mlp.up, mlp.gate)):
+            linear.weight.mul_(300 / up_proj.in_features**0.5 / linear.weight.std())
+        mlp.down.weight.mul_(1e-4)
+    x = torch.randn(4, 32, 32)
+    assert mlp.activation(mlp.up(x)).max() * (mlp.up(x).max() if mlp.gate else 1) > 65504
+    results = []
+    for dtype in (torch.float32, torch.float16):
+        model.zero_grad()
+        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+            loss = model(ids[:, :-1], ids[:, 1:])
+        (loss * 1024).backward()  # a loss scale
+        results.append((loss.item(), mlp.up.weight.grad / 1024, mlp(x)))
+    (loss, gradient, y), (half_loss, half_gradient, half_y) = results
+    assert half_loss == pytest.approx(loss, rel=1e-2)
+    assert F.cosine_similarity(gradient.flatten(), half_gradient.flatten(), dim=0) > 0.99
+
+
+def test_float16_holds_the_sums_of_the_loss():
+    """2,000 rows that all pull the same token up: the sum overflows float16 whatever the loss scale."""
+    x = torch.full((2000, 32), 100.0, requires_grad=True)
+    weight = torch.zeros(300, 32, requires_grad=True)
+    targets = torch.full((2000,), 7)
+    exact = torch.autograd.grad(LinearCrossEntropy.apply(x, weight, targets), weight)[0]
+    with torch.autocast('cpu', torch.float16):
+        loss = LinearCrossEntropy.apply(x, weight, targets)
+    gradient = torch.autograd.grad(loss, weight)[0]
+    assert exact.abs().max() * len(x) > 65504
+    assert torch.allclose(gradient, exact, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize('args', [{'qk_norm': True, 'mlp': 'relu2', 'tie_weights': False},
                                   {'norm': 'layernorm', 'position': 'learned'}])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
