@@ -93,8 +93,8 @@ import numpy as np
 from tqdm import tqdm
 
 import metrics
-from files import (check, fail, find, load_dataset, loss_measures, normalize, open_append, printable, read_jsonl,
-                   read_rows, read_texts, write_json, write_text)
+from files import (check, fail, find, hide_folders, load_dataset, loss_measures, normalize, open_append, printable,
+                   read_jsonl, read_rows, read_texts, write_json, write_text)
 
 use_judge = bool(provider or base_url)
 
@@ -268,7 +268,7 @@ def measure_checkpoint(path):
     from tokenizers import Tokenizer
     device, dtype = choose_device()
     net, tokenizer, saved = hub.load(path, device)
-    size = {'path': path, 'n_embd': net.config.n_embd, 'n_layer': net.config.n_layer, 'n_params': net.n_params()}
+    size = {'path': hide_folders(path), 'n_embd': net.config.n_embd, 'n_layer': net.config.n_layer, 'n_params': net.n_params()}
     name = dataset or saved.get('config', {}).get('dataset', '')
     folder = find(os.path.join('data', name))
     if not dataset and not os.path.exists(os.path.join(folder, 'val.bin')):
@@ -477,7 +477,7 @@ def summarize(group, judges, references):
             retention = metrics.ratio(values, clusters, reference_values, clusters_of(references))
             grades[judge][criterion] = grade | {'retention': retention}
     n_prompts = len({story['prompt'] for story in stories})
-    return {'samples': group.path, 'reference': group.is_reference, 'stories': len(stories), 'prompts': n_prompts,
+    return {'samples': hide_folders(group.path), 'reference': group.is_reference, 'stories': len(stories), 'prompts': n_prompts,
             'text': text, 'grades': grades}
 
 
@@ -540,7 +540,7 @@ def make_results(groups, losses):
         judges |= story['grades']
         first_scores.append([scores[0] for scores in story['scores'].values()])
     results = {'models': {}, 'comparisons': [], 'agreement': measure_agreement(first_scores), 'consistency': {},
-               'criteria': grade_scales(), 'given_up': count_given_up(), 'config': config}  # config: configurator.py's
+               'criteria': grade_scales(), 'given_up': count_given_up(), 'config': hide_folders(config)}  # config: of configurator.py
     for group in groups:
         row = {'checkpoint': None, 'loss': None} | losses.get(group.name, {})
         results['models'][group.name] = row | summarize(group, judges, references)

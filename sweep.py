@@ -35,7 +35,7 @@ here = os.path.dirname(os.path.abspath(globals().get('__file__', 'sweep.py')))  
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 import report
-from files import check, check_writable, fail, lock, read_log, replacing, write_json, write_text
+from files import check, check_writable, fail, hide_folders, lock, read_log, replacing, write_json, write_text
 
 # -----------------------------------------------------------------------------
 # commands
@@ -202,7 +202,7 @@ for setting in settings:
         continue
     rows.append(read_results(setting, folder))
     rows.sort(key=lambda row: row['n_params'])
-    write_json(f'{out_dir}/results.json', {'rows': rows, 'config': config})
+    write_json(f'{out_dir}/results.json', {'rows': rows, 'config': hide_folders(config)})
     write_text(f'{out_dir}/results.md', make_table(rows))
     draw(rows, f'{out_dir}/results.png')
 if rows:

@@ -98,8 +98,8 @@ from tokenizers import Tokenizer
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from files import (StopRequest, TokenStream, append_rows, check, describe_loss, draw_loss, fail, find, load_dataset,
-                   lock, loss_measures, open_log, open_wandb)
+from files import (StopRequest, TokenStream, append_rows, check, describe_loss, draw_loss, fail, find, hide_folders,
+                   load_dataset, lock, loss_measures, open_log, open_wandb)
 from model import (GPT, GPTConfig, LossGuard, check_resume, compile_model, cpu_kernels, export_problems,
                    generate, init_processes, learn_bigrams, learning_rate_at, load_checkpoint, load_training_state,
                    matmul_rate, merge_adapters, model_from, peak_memory, save_checkpoint, smaller_batches,
@@ -224,17 +224,17 @@ def evaluate():
     n = (len(val_tokens) - 1) // size
     if eval_iters:
         n = min(n, eval_iters * batch_size)
-    total, count = torch.zeros((), device=device), 0
+    results = []  # (mean loss, number of sequences) of each batch
     forward = net.module if ddp else net  # not DDP, which needs equally many batches in each process
     model.eval()
     for i in range(rank * micro_batch_size, n, world_size * micro_batch_size):
         k = min(micro_batch_size, n - i)
         x, y = inputs_and_targets(val_tokens[i * size:(i + k) * size + 1], k)
         with amp:  # a batch of another size would be compiled anew
-            total += (forward if k == batch_size else model)(x, y) * k
-        count += k
+            results.append(((forward if k == micro_batch_size else model)(x, y), k))
     model.train()
-    total, count = sum_over_ranks([total.item(), count], device)
+    total = sum(loss.item() * k for loss, k in results)  # read only now, so that the GPU does not wait
+    total, count = sum_over_ranks([total, sum(k for _, k in results)], device)
     loss = total / count
     if not loss < 700:  # NaN, or a perplexity that no float can hold
         fail(f'the validation loss is {loss} at step {step}; lower learning_rate')
@@ -261,7 +261,7 @@ def save(improved):
     tokenizer_state = {
         'spec': tokenizer_json, 'bos': tokenizer.id_to_token(meta['bos']), 'eos': tokenizer.id_to_token(meta['eos'])}
     checkpoint = {'model_args': asdict(model.config), 'model': weights, 'step': step, 'best_val_loss': best_val_loss,
-                  'config': config, 'meta': meta, 'tokenizer': tokenizer_state, 'wandb_id': wandb_id,
+                  'config': hide_folders(config), 'meta': meta, 'tokenizer': tokenizer_state, 'wandb_id': wandb_id,
                   'minutes': minutes_in_loop()}
     if lora:
         checkpoint['lora'] = lora
@@ -359,8 +359,7 @@ while training and step < max_iters and not stop_reason:
     bar.update()
     if is_master and device == 'cpu' and step == first_step + 10:
         hours = (max_iters - step) * (time.time() - first_time) / 10 / 3600
-        hours = min(hours, budget_minutes / 60 or hours)
-        if hours > 6:
+        if min(hours, budget_minutes / 60 or hours) > 6:
             tqdm.write(f'about {hours:,.0f} hours at this speed; config/train_demo.py is for a CPU')
 
     # 6) log, evaluate, save
