@@ -47,8 +47,9 @@ def activation_bytes(config, dtype):
 
 def logit_bytes(config, dtype, tokens):
     """Bytes of one chunk of logits and of the gradient of the head; see LinearCrossEntropy in model.py."""
-    rows = min(tokens, max(256, min(2048, 2**26 // config.vocab_size)))
     size = 4 if dtype == 'float32' else 2
+    rows = min(2048, 2**21 // config.vocab_size) if dtype == 'float32' else min(2**15, 2**28 // config.vocab_size)
+    rows = min(tokens, max(256, rows))
     return rows * config.vocab_size * (8 + 2 * size) + 4 * config.vocab_size * config.n_embd
 
 
@@ -68,7 +69,7 @@ def memory_bytes(model, optimizers, dtype, sequences):
 
 def largest_batch(model, optimizers, dtype, available):
     """The largest batch_size whose estimate is at most 90 % of the available bytes; 0 = none."""
-    fixed = sum(memory_bytes(model, optimizers, dtype, 0).values())
+    fixed = sum(memory_bytes(model, optimizers, dtype, 0).values()) + logit_bytes(model.config, dtype, 2**15)
     per_sequence = model.config.block_size * activation_bytes(model.config, dtype)
     return max(0, int((0.9 * available - fixed) // per_sequence))
 
