@@ -506,6 +506,33 @@ def normalize(text):
     return text if re.search(fr'[^\s{INVISIBLE}]', text) else ''  # invisible characters are no story
 
 
+def fill_template(template, values):
+    """('a {noun}: ', {'noun': 'cat'}) -> 'a cat: '"""
+    return re.sub(r'\{(\w+)\}', lambda slot: values[slot[1]], template)
+
+
+def template_of(checkpoint):
+    """The story_template of the stories on which a checkpoint was trained."""
+    meta = checkpoint.get('meta')
+    template = meta.get('story_template') if isinstance(meta, dict) else None
+    return template if isinstance(template, str) else '{text}'
+
+
+def prefix_mask(folder, tokens, meta):
+    """(N,) bool: which tokens of val.bin the story_template of prepare.py put in front of stories, or None."""
+    import numpy as np
+    if not meta.get('prefix_tokens', {}).get('val'):
+        return None
+    lengths = np.fromfile(os.path.join(folder, 'val_prefix.bin'), '<u2').astype(np.int64)
+    starts = np.flatnonzero(tokens == meta['bos'])[:len(lengths)] + 1
+    if len(starts) != len(lengths) or lengths.sum() != meta['prefix_tokens']['val']:
+        fail(f'{folder}/val_prefix.bin does not belong to val.bin; prepare the data again')
+    change = np.zeros(len(tokens) + 1, np.int8)  # +1 where a prefix begins, -1 where it ends
+    np.add.at(change, starts, 1)
+    np.add.at(change, starts + lengths, -1)
+    return change[:-1].cumsum(dtype=np.int8) > 0
+
+
 def story_column(rows):
     """The column that contains the stories, by its name; of several, the one with the longest texts; '' = none.
 
@@ -993,7 +1020,8 @@ def loss_measures(loss, meta):
     """
     measures = {'val_loss': loss, 'perplexity': math.exp(loss)}
     if meta.get('unknown', {}).get('val', 0) <= 0.001:
-        measures['bits_per_byte'] = loss / math.log(2) * meta['tokens']['val'] / meta['bytes']['val']
+        n_tokens = meta['tokens']['val'] - meta.get('prefix_tokens', {}).get('val', 0)
+        measures['bits_per_byte'] = loss / math.log(2) * n_tokens / meta['bytes']['val']
     return measures
 
 

@@ -7,7 +7,7 @@ Generates children's stories: word lists -> prompts -> a grammar or a chat API -
     python generate_data.py config/generate_hindi.py --provider=mistral --total=20000 --out=part2.jsonl --shard=2/8
 
 - Prompt i combines a noun, a verb, an adjective and a feature of data/<language>/*.txt; each combination comes
-  once per epoch.
+  once per epoch. The grammar picks a plot first, then words that fit it.
 - A story's id is the number of its prompt (with several stories per reply: number * items, and on).
 - The same command resumes: it generates only the stories that are missing.
 - The provider `grammar` needs no key and no network. It fills in the plots of data/<language>/plots.txt.
@@ -17,6 +17,7 @@ Generates children's stories: word lists -> prompts -> a grammar or a chat API -
 import collections
 import functools
 import hashlib
+import json
 import math
 import os
 import random
@@ -31,9 +32,9 @@ shard = '1/1'  # '2/8' = the second of eight parts of the work, each with its ow
 seed = 1337  # another seed gives another order of the combinations
 words = ['noun', 'verb', 'adjective', 'feature']  # a prompt has one line of each list: nouns.txt, verbs.txt …
 epochs = 1  # how often each combination may be used
-n_words = 0  # use only this many words of each list; 0 = all; a small vocabulary is easier to learn
-n_characters = 0  # grammar: characters per role of a plot; 0 = all
+world = ''  # grammar: use only words and characters with this tag, such as demo: a small world is easier to learn
 dry_run = 0  # print this many prompts, with the grammar's stories or one reply of the API; write nothing
+write_prompts = ''  # a .jsonl file: write all prompts of a chat API there, and request nothing
 push = ''  # user/dataset on the Hugging Face hub: upload the complete file
 
 # provider
@@ -56,6 +57,7 @@ batch = False  # use the provider's Batch API: half the price, done within a day
 template = ''  # {noun} and the others stand for the seed words, {level} for levels[complexity]
 complexity = '2+'
 levels = {}  # complexity -> a part of the prompt
+lists = {}  # {hero} stands for a random line of data/<language>/heroes.txt if this is {'hero': 'heroes.txt'}
 themes = []  # {theme} stands for a random one
 books = ''  # {books} stands for this
 examples = 0  # {examples} stands for this many random lines of data/<language>/examples.txt
@@ -75,7 +77,7 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 from tqdm import tqdm
 
 from files import (ISO_CODES, append_rows, check, fail, find, on_hub, open_append, parse_shard, quote_markdown,
-                   read_jsonl)
+                   read_jsonl, replacing)
 
 use_grammar = provider == 'grammar' and not base_url
 if not use_grammar:
@@ -117,12 +119,6 @@ def read_words(name):
     return rows
 
 
-def spread(rows, n, start=0):
-    """n rows at equal distances, from row `start` on; all rows if n is 0."""
-    n = min(n or len(rows), len(rows))
-    return [rows[(start + i * len(rows) // n) % len(rows)] for i in range(n)]
-
-
 # -----------------------------------------------------------------------------
 # prompt number -> seed words
 
@@ -146,11 +142,17 @@ def permute(i, n, key):
 
 
 def seed_words(i):
-    """Prompt i -> {'noun': row, 'verb': row, …}. Each epoch contains every combination once, in an order of its own."""
-    epoch, place = divmod(i, n_combinations)
-    number = permute(place, n_combinations, seed + (epoch << 32))
+    """Prompt i -> {'noun': row, 'verb': row, …}."""
+    return plot_and_words(i)[1] if use_grammar else combination(i, word_lists)
+
+
+def combination(i, lists):
+    """Combination i of one row of each list: {kind: rows} -> {kind: row}. Every combination comes once per epoch."""
+    n = math.prod(len(rows) for rows in lists.values())
+    epoch, place = divmod(i, n)
+    number = permute(place, n, seed + (epoch << 32))
     word_rows = {}
-    for kind, rows in word_lists.items():
+    for kind, rows in lists.items():
         number, index = divmod(number, len(rows))
         word_rows[kind] = rows[index]
     return word_rows
@@ -164,9 +166,14 @@ def word_columns(word_rows):
 # -----------------------------------------------------------------------------
 # the grammar
 
-# plots.txt has plots, "== plot name | role=tag", and fragments, "== name" with one alternative per line. In both,
+PLOT_WORDS = ('noun', 'verb', 'adjective')
+
+# plots.txt has plots, "== plot name | role=tag", and fragments, "== name" with one alternative per line. A plot begins
+# with the words that fit it: "noun: kite, ball, #fruit", where #fruit stands for all words with this tag. The words
+# stand in plot_nouns.txt, plot_verbs.txt and plot_adjectives.txt. In plots and fragments,
 # - (a|b) stands for one of these at random
 # - {noun} is a seed word, {noun.plural} another column of its list, {hero} a character, {hero:he|she} agrees with it
+# - {hero+friend:he|she} agrees with both: the first form unless all of them have the gender of the other
 # - {name} is a random line of the fragment; {name@noun} a line of "== name@tag" if the noun has such a tag
 # - {^name} begins with a capital
 # BRACKET finds the innermost brackets: (options) or, in five groups with the options, {^ name .@: detail}
@@ -174,49 +181,81 @@ BRACKET = re.compile(r'\(([^(){}]*)\)|\{(\^?)([^(){}.@:]+)([.@:]?)([^(){}]*)\}')
 
 
 def read_plots():
-    """plots.txt -> genders, plots [(name, cast, text)] and fragments {name: lines}. A cast is {role: characters}."""
+    """plots.txt -> genders, plots (dicts of name, cast, words and text) and fragments {name: lines}."""
     text = '\n'.join(read_lines('plots.txt'))
     if '== plot ' not in text:
         fail(f'data/{language}/plots.txt has no plot for the grammar; use a chat API: --provider=…')
     head, *blocks = re.split(r'^== *', text, flags=re.M)
     settings = collections.defaultdict(str, re.findall(r'^(\w+):(.*)', head, flags=re.M))
-    characters = read_words('characters.txt')
+    characters = in_world(read_words('characters.txt'))
+    lists = {kind: read_words(f'plot_{kind}s.txt') for kind in PLOT_WORDS}
     plots = []
     fragments = {}
     for block in blocks:
         title, _, body = block.partition('\n')
-        if title.startswith('plot '):
-            name, _, roles = title.removeprefix('plot ').partition('|')
-            cast = read_cast(f'{settings["cast"]} {roles}', characters)
-            plots.append((name.strip(), cast, body))
-        else:
+        if not title.startswith('plot '):
             fragments[title.strip()] = [line for line in body.split('\n') if line]
+            continue
+        name, _, roles = title.removeprefix('plot ').partition('|')
+        fitting = {}
+        for kind, rows in lists.items():
+            line, _, body = body.partition('\n')
+            if not line.startswith(f'{kind}:'):
+                fail(f'plots.txt: plot {name.strip()} needs a line "{kind}: …" with the words that fit it')
+            fitting[kind] = in_world(matching(rows, line.partition(':')[2]))
+        plot = {'name': name.strip(), 'cast': read_cast(f'{settings["cast"]} {roles}', characters),
+                'words': fitting, 'text': body}
+        if all(fitting.values()) and all(plot['cast'].values()):  # else it has no place in this world
+            plots.append(plot)
+    if not plots:
+        fail(f'world is {world!r}; data/{language} has no plot for which words and characters have this tag')
     return settings['genders'].split(), plots, fragments
+
+
+def in_world(rows):
+    return [row for row in rows if not world or world in row['tags']]
+
+
+def matching(rows, names):
+    """'kite, #fruit' -> the row of kite and all rows with the tag fruit."""
+    found = []
+    for name in names.strip().split(', '):
+        tag = name.removeprefix('#') if name.startswith('#') else None
+        hits = [row for row in rows if row['word'] == name or tag in row['tags']]
+        if not hits:
+            fail(f'plots.txt names {name!r}, which no list of words for plots contains')
+        found += [row for row in hits if row not in found]
+    return found
 
 
 def read_cast(roles, characters):
     """'hero=child elder=family+old' -> {role: the characters that have all these tags}."""
     cast = {}
     for role, tags in dict(re.findall(r'(\w+)=(\S+)', roles)).items():
-        candidates = [row for row in characters if set(tags.split('+')) <= set(row['tags'])]
-        cast[role] = spread(candidates, n_characters, start=len(cast))  # another start, so that roles differ
+        cast[role] = [row for row in characters if set(tags.split('+')) <= set(row['tags'])]
     return cast
 
 
-def compose(word_rows):
-    """Seed words -> (name of the plot, story)."""
-    name, cast, text = pick(plots)
+def plot_and_words(i):
+    """Story i -> its plot and its seed words {'noun': row, …}. Every plot comes once in each len(plots) stories."""
+    turn, place = divmod(i, len(plots))
+    plot = plots[permute(place, len(plots), seed + (turn << 32))]
+    return plot, combination(turn, plot['words'])
+
+
+def compose(plot, word_rows):
+    """A plot with its seed words -> a story."""
     slots = dict(word_rows)
     try:
-        for role, candidates in cast.items():
+        for role, candidates in plot['cast'].items():
             slots[role] = pick([row for row in candidates if row not in slots.values()])
-        text = expand(text, slots)
+        text = expand(plot['text'], slots)
         if re.search(r'[(){}|]', text):
             raise ValueError('a bracket without its partner')
     except (LookupError, ValueError, RecursionError) as e:
-        fail(f'plots.txt: plot {name} or one of its fragments is broken ({type(e).__name__}: {e})')
+        fail(f'plots.txt: plot {plot["name"]} or one of its fragments is broken ({type(e).__name__}: {e})')
     paragraphs = re.split(r'\n\n+', text.strip())
-    return name, '\n\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)
+    return '\n\n'.join(' '.join(paragraph.split()) for paragraph in paragraphs)
 
 
 def expand(text, slots):
@@ -237,7 +276,7 @@ def expand(text, slots):
 def text_for(name, mark, detail, slots):
     """The text for noun, noun.plural, hero:he|she, fragment or fragment@noun; mark is one of . : @ or empty."""
     if mark == ':':
-        return agree(slots[name], detail.split('|'))
+        return agree([slots[role] for role in name.split('+')], detail.split('|'))
     if name in slots:
         return slots[name][detail or 'word']
     for tag in slots[detail]['tags'] if detail else []:
@@ -247,14 +286,19 @@ def text_for(name, mark, detail, slots):
     return expand(pick(fragments[name]), slots)
 
 
-def agree(row, forms):
-    """The form for the gender of a word. forms: one for each of `genders`, such as ['he', 'she']."""
+def agree(rows, forms):
+    """The form for the gender of one or several words. forms: one for each of `genders`, such as ['he', 'she'].
+
+    Of several words with different genders, the one that is first in `genders` counts.
+    """
     form_of = dict(zip(genders, forms, strict=True))
-    for tag in row['tags']:
-        gender = tag.removesuffix('p')  # mp, fp: the respectful plural of Hindi
-        if gender in form_of:
-            return form_of[gender]
-    raise LookupError(f'{row["word"]} has no gender')
+    found = []
+    for row in rows:
+        own = [tag.removesuffix('p') for tag in row['tags'] if tag.removesuffix('p') in genders]  # mp, fp: respectful
+        if not own:
+            raise LookupError(f'{row["word"]} has no gender')
+        found.append(own[0])
+    return form_of[min(found, key=genders.index)]
 
 
 def pick(options):
@@ -263,9 +307,8 @@ def pick(options):
 
 def grammar_row(i):
     rng.seed(seed << 40 | i)
-    word_rows = seed_words(i)
-    plot, text = compose(word_rows)
-    row = {'id': i, **word_columns(word_rows), 'text': text, 'plot': plot}
+    plot, word_rows = plot_and_words(i)
+    row = {'id': i, **word_columns(word_rows), 'text': compose(plot, word_rows), 'plot': plot['name']}
     return row | {'model': 'grammar', 'prompt_tokens': 0, 'completion_tokens': 0}
 
 
@@ -273,13 +316,20 @@ def grammar_row(i):
 # a chat API
 
 
-def write_prompt(i):
-    """Prompt i as the messages of a chat request."""
+def prompt_slots(i):
+    """Prompt i -> {slot: text}: its seed words, and random lines of `lists` and `themes`."""
     rng.seed(seed << 40 | i)
     slots = word_columns(seed_words(i))
-    slots |= {'language': language.capitalize(), 'items': str(items), 'books': books}
+    for slot, lines in random_lines.items():
+        slots[slot] = rng.choice(lines)
     if themes:
         slots['theme'] = str(rng.choice(themes))
+    return slots
+
+
+def write_prompt(i):
+    """Prompt i as the messages of a chat request."""
+    slots = prompt_slots(i) | {'language': language.capitalize(), 'items': str(items), 'books': books}
     if examples:
         slots['examples'] = '\n'.join(rng.sample(example_lines, examples))
     return [{'role': 'user', 'content': chat.fill(prompt_template, slots)}]
@@ -288,6 +338,7 @@ def write_prompt(i):
 def read_reply(i, reply):
     """A reply to prompt i -> the rows of its stories that pass; raises chat.Rejected if none passes."""
     word_rows = seed_words(i)
+    slots = prompt_slots(i)
     rows = []
     reasons = []
     for headline, text in replies.stories_in(reply, reply_format)[-items:]:  # drafts come before the last ones
@@ -297,7 +348,7 @@ def read_reply(i, reply):
             reasons.append(e)
             continue
         # with several stories per reply, the ids of prompt i begin at i * items
-        row = {'id': i * items + len(rows), **word_columns(word_rows), 'text': text}
+        row = {'id': i * items + len(rows), **slots, 'text': text}
         row['missing'] = replies.missing(word_rows, text)
         if levels:
             row['complexity'] = complexity
@@ -345,6 +396,15 @@ def print_prompts():
         print(f'--- does not pass: {e}')
 
 
+def save_prompts():
+    """Write all prompts to a file, one row for each: id, slots, prompt."""
+    with replacing(write_prompts) as temporary, open(temporary, 'w', encoding='utf-8', newline='\n') as f:
+        for i in tqdm(ids, unit=' prompts', desc=write_prompts):
+            row = {'id': i, **prompt_slots(i), 'prompt': write_prompt(i)[0]['content']}
+            f.write(json.dumps(row, ensure_ascii=False) + '\n')
+    print(f'{len(ids):,} prompts in {write_prompts}')
+
+
 def prompt_of(row):
     """The prompt of a row of `out` or failed.jsonl. Ends the script if this run would not write such a row."""
     i = row.get('id') if isinstance(row, dict) else None
@@ -352,8 +412,8 @@ def prompt_of(row):
         if 'reason' in row:
             return i  # in failed.jsonl the id is the prompt's number
         i //= items
-        word = word_columns(seed_words(i))[words[0]]
-        if row.get(words[0]) == word and (row.get('model') == 'grammar') == use_grammar:
+        is_same = all(row.get(kind) == word for kind, word in word_columns(seed_words(i)).items())
+        if is_same and (row.get('model') == 'grammar') == use_grammar:
             return i
     which = f'{i} by {row.get("model")}' if type(i) is int else f'{row!r:.40}'
     fail(f'{out} holds stories of another provider, seed or word list, such as {which}; use another --out')
@@ -428,21 +488,24 @@ if push:
     on_hub(push)  # ends the script if the upload would not be encrypted
 
 out = out or os.path.join('data', language, 'stories.jsonl')
-word_lists = {kind: spread(read_words(f'{kind}s.txt'), n_words) for kind in words}
-n_combinations = math.prod(len(rows) for rows in word_lists.values())
 check(use_grammar != bool(template),
       f'provider is {provider!r}; a chat API needs a config file with a prompt template, such as '
       'config/generate_hindi.py, and the grammar takes none')
-check(0 < total <= n_combinations * epochs,
-      f'total is {total:,}; these word lists and epochs give from 1 to {n_combinations * epochs:,} prompts')
+check(total > 0, f'total is {total}; it must be at least 1')
 part, n_parts = parse_shard(shard)
 ids = range(part - 1, total, n_parts)
 rng = random.Random()  # seeded for each prompt
 
 if use_grammar:
     items = 1
+    check(not write_prompts, 'the grammar has no prompts to write; use a config such as config/generate_hindi.py')
     genders, plots, fragments = read_plots()
 else:
+    word_lists = {kind: read_words(f'{kind}s.txt') for kind in words}
+    n_prompts = epochs * math.prod(len(rows) for rows in word_lists.values())
+    check(total <= n_prompts, f'total is {total:,}; these word lists and epochs give at most {n_prompts:,} prompts')
+    check(not write_prompts or write_prompts.endswith('.jsonl'),
+          f'write_prompts is {write_prompts!r}; it must end in .jsonl')
     check(not levels or complexity in levels, f'complexity is {complexity!r}; it must be one of {list(levels)}')
     check(reply_format in ('json', 'html'), "reply_format must be 'json' or 'html'")
     prompt_template = template.replace('{level}', levels.get(complexity, ''))
@@ -450,6 +513,7 @@ else:
     script = max(n_letters, key=n_letters.get, default='')
     refuses = replies.compile_refusals(read_lines('refusals.txt'))
     clean = functools.partial(replies.clean, script=script, min_script=min_script, refuses=refuses)
+    random_lines = {slot: [row['word'] for row in read_words(name)] for slot, name in lists.items()}
     example_lines = [line for line in read_lines('examples.txt') if line]
     check(examples <= len(example_lines), f'examples.txt has {len(example_lines)} lines, and examples is {examples}')
     seen = replies.Seen()
@@ -459,6 +523,8 @@ else:
 
 if dry_run:
     print_prompts()
+elif write_prompts:
+    save_prompts()
 else:
     problem = generate()
     if problem:

@@ -29,6 +29,7 @@ import numpy as np
 MARKS = ''.join(char for char in map(chr, range(0x10000)) if unicodedata.category(char)[0] == 'M')
 UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff'
 WORD = re.compile(rf'[{UNSPACED}][{MARKS}]*|[\w{MARKS}\u200c\u200d]+')
+SENTENCE_END = re.compile(r'(?<=[.!?।॥…])["\'”’»)]*\s+')
 BASE = np.uint64(0x9e3779b97f4a7c15)  # of polynomial hashes; any large odd number
 
 
@@ -42,6 +43,12 @@ def count_scripts(text):
         if is_letter and not is_in_any_script:
             counts[script] += n
     return counts
+
+
+def sentences_of(text):
+    """The sentences of a text, without quotation marks around them."""
+    sentences = [sentence.strip(' \n"\'“”‘’«»()') for sentence in SENTENCE_END.split(text)]
+    return [sentence for sentence in sentences if sentence]
 
 
 class Words:
@@ -193,7 +200,8 @@ def measure_copying(stories, batches, ngrams):
 
     batches: lists of training stories (str); one list is in memory at a time. ngrams: the lengths n of copied_n.
     copied_n: the fraction of n-grams that a training story contains. longest_copied: the longest such run of words.
-    copied_whole: 1 if that is the whole continuation. nearest_rouge2: the largest fraction of its word pairs that one
+    copied_whole: 1 if that is the whole continuation. copied_sentences: the fraction of its sentences that stand in a
+    training story, word for word. nearest_rouge2: the largest fraction of its word pairs that one
     training story contains (the precision of ROUGE-2); story['nearest'] is that training story.
     """
     words = Words([story['continuation'] for story in stories])
@@ -201,7 +209,12 @@ def measure_copying(stories, batches, ngrams):
     n_pairs = [0] * len(stories)
     n_shared = [0] * len(stories)
     nearest = [''] * len(stories)
+    sentences = [sentences_of(story['continuation']) for story in stories]
+    wanted = set(itertools.chain(*sentences))
+    known = set()  # those of them that stand in training stories
     for texts in batches:
+        for text in texts:
+            known.update(wanted.intersection(sentences_of(text)))
         corpus = Words(texts)
         longest = np.maximum(longest, longest_runs(words, corpus))
         for i, (counts, n) in enumerate(count_shared_bigrams(words, corpus)):
@@ -220,6 +233,8 @@ def measure_copying(stories, batches, ngrams):
             n_copied = (runs[:n_grams] >= n).sum()
             measures[f'copied_{n}'] = fraction(n_copied, n_grams)
         measures['copied_whole'] = float(runs[0] == n_words) if n_words else math.nan
+        n_known = sum(sentence in known for sentence in sentences[i])
+        measures['copied_sentences'] = fraction(n_known, len(sentences[i]))
         measures['longest_copied'] = int(runs.max(initial=0))
         measures['nearest_rouge2'] = fraction(n_shared[i], n_pairs[i])
         story['nearest'] = nearest[i]

@@ -1094,6 +1094,32 @@ def merge_adapters(path):
     hub.merge_lora(path)
 
 
+def validation_loss(model, tokens, prefix, size, n, batch_size, amp, rank=0, world_size=1, compiled=None):
+    """The loss on windows of `size` tokens, at most n of them -> (sum in nats, number of tokens), for this process.
+
+    tokens: (N,) uint16. prefix: (N,) bool, tokens that do not count as targets, or None. compiled: the same model.
+    """
+    size = min(size, len(tokens) - 1)
+    n = min(n, (len(tokens) - 1) // size)
+    device = next(model.parameters()).device
+    results = []  # (mean loss, number of tokens) of each batch
+    for i in tqdm(range(rank * batch_size, n, world_size * batch_size), 'loss', leave=False, delay=3, disable=rank > 0):
+        k = min(batch_size, n - i)
+        ids = to_device(torch.from_numpy(tokens[i * size:(i + k) * size + 1].astype(np.int64)), device)
+        x, y = ids[:-1].view(k, size), ids[1:].view(k, size)
+        with torch.no_grad(), amp:
+            if prefix is None:  # a batch of another size would be compiled anew
+                results.append(((compiled if compiled and k == batch_size else model)(x, y), k * size))
+                continue
+            counts = torch.from_numpy(~prefix[i * size + 1:(i + k) * size + 1]).view(k, size).to(device)
+            for ids, targets, counted in zip(x, y, counts):  # one window at a time, since its logits are in memory
+                logits = model(ids[None])[0][counted].float()  # (n, V)
+                loss = F.cross_entropy(logits, targets[counted], reduction='sum')
+                results.append((loss / max(1, len(logits)), len(logits)))
+    total = sum(loss.item() * n_tokens for loss, n_tokens in results)  # read only now, so that a GPU does not wait
+    return total, sum(n_tokens for _, n_tokens in results)
+
+
 # -----------------------------------------------------------------------------
 # devices and processes
 

@@ -36,6 +36,8 @@ text_column = ''  # column that contains the story; '' = found by its name
 separator = ''  # what stands between two stories of a .txt file; '' = <|endoftext|>, a blank line or the file's end
 max_row = 1_000_000  # characters of the longest row or story that is read
 lower_case = False  # convert stories to lower case, as for news
+story_template = '{text}'  # '{noun}, {verb}\n{text}' puts columns of the source in front of each story
+plain_fraction = 0.0  # fraction of the stories that stay without them, so that the model also learns to begin plainly
 deduplicate = False  # drop exact copies of earlier stories, and training stories that also stand in val_source
 # output
 dataset = 'hindi'  # the output folder is data/<dataset>
@@ -47,6 +49,7 @@ max_unknown = 0.001  # largest fraction of unknown tokens or lost characters; mo
 val_fraction = 0.05  # fraction of the stories for validation
 seed = 1337  # a different seed selects different stories for validation
 num_proc = 0  # threads for encoding; 0 = all cores
+compare = []  # tokenizers, as for the key tokenizer: write no bins, but a table and a plot that compare them here
 decode = 0  # print this many tokens of each bin as text; without a source: of the existing bins
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'prepare.py')))  # in a notebook: the working directory
@@ -55,8 +58,8 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import numpy as np
 from tqdm import tqdm
 
-from files import (SPLITS, at_end, check, fail, find, hide_folders, lock, open_source, read_rows, read_texts, replacing,
-                   write_json)
+from files import (SPLITS, at_end, check, fail, fill_template, find, hide_folders, lock, normalize, open_source,
+                   read_rows, read_texts, replacing, write_json, write_text)
 from tokenizer import MAX_VOCAB_SIZE
 from tokenizer import load as load_tokenizer
 from tokenizer import train as train_tokenizer
@@ -66,6 +69,7 @@ BATCH_CHARACTERS = 1 << 20  # of the texts that are encoded together
 folder = os.path.join('data', dataset)
 train_bin = os.path.join(folder, 'train.bin')
 val_bin = os.path.join(folder, 'val.bin')
+prefix_bin = os.path.join(folder, 'val_prefix.bin')
 meta_path = os.path.join(folder, 'meta.json')
 notes = collections.Counter()  # what the last pass over the stories found
 
@@ -74,7 +78,10 @@ notes = collections.Counter()  # what the last pass over the stories found
 
 
 def read_stories():
-    """Yield (split, text) of each story: not empty, in the same order in every pass. Counts in `notes`."""
+    """Yield (split, prefix, text) of each story: not empty, in the same order in every pass. Counts in `notes`.
+
+    prefix: what story_template puts in front of the story. text: both.
+    """
     notes.clear()
     seen = set()  # hashes of the stories so far
     val_stories = collections.Counter()  # the same of val_source, without those that were found in source
@@ -109,7 +116,24 @@ def read_stories():
                 val_stories[digest] += 1
             in_val = int.from_bytes(digest[:8], 'little') < val_fraction * 2**64
             split_by_hash = 'val' if in_val else 'train'
-            yield split or split_by_hash, text
+            prefix = ''
+            if int.from_bytes(digest[8:], 'little') >= plain_fraction * 2**64:
+                prefix = make_prefix(name, row, text)
+            yield split or split_by_hash, prefix, prefix + text
+
+
+def make_prefix(name, row, text):
+    """The part of story_template before {text}, filled with the columns of a row."""
+    values = {}
+    for column in template_columns:
+        value = row.get(column)
+        if isinstance(value, list):
+            value = ', '.join(map(str, value))
+        if value is None or value == '':
+            fail(f'{name}: a story has nothing in the column {column!r} that story_template names; it begins {text!r:.60}')
+        value = ' '.join(normalize(str(value)).split())
+        values[column] = value.lower() if lower_case else value
+    return fill_template(prefix_template, values)
 
 
 def print_first_stories(name):
@@ -122,25 +146,28 @@ def print_first_stories(name):
 
 
 def read_batches(title):
-    """Yield (split, texts) with about BATCH_CHARACTERS each. Shows a progress bar."""
+    """Yield (split, texts, prefixes) with about BATCH_CHARACTERS each. Shows a progress bar."""
     batches = {'train': [], 'val': []}
+    prefixes = {'train': [], 'val': []}
     sizes = {'train': 0, 'val': 0}
     with tqdm(unit='B', unit_scale=True, desc=title, smoothing=0.1) as bar:
-        for split, text in read_stories():
+        for split, prefix, text in read_stories():
             bar.update(len(text.encode()))
             batches[split].append(text)
+            prefixes[split].append(prefix)
             sizes[split] += len(text)
             if sizes[split] > BATCH_CHARACTERS:
-                yield split, batches[split]
+                yield split, batches[split], prefixes[split]
                 batches[split] = []
+                prefixes[split] = []
                 sizes[split] = 0
         for split, texts in batches.items():
             if texts:
-                yield split, texts
+                yield split, texts, prefixes[split]
 
 
 def encode_batches(tok, title):
-    """Yield (split, texts, ids, lengths) of each batch, in order.
+    """Yield (split, texts, prefixes, ids, lengths) of each batch, in order.
 
     ids: uint32, those of all texts in a row. lengths: int64, the number of ids of each text.
     Threads encode batches while the next ones are read.
@@ -149,13 +176,13 @@ def encode_batches(tok, title):
     n_threads = min(4, num_proc or os.cpu_count() or 1)  # one thread reads, not fast enough for more than four
     running = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
-        for split, texts in read_batches(title):
-            running.append((split, texts, pool.submit(encode, texts)))
+        for split, texts, prefixes in read_batches(title):
+            running.append((split, texts, prefixes, pool.submit(encode, texts)))
             if len(running) > n_threads:
-                split, texts, future = running.popleft()
-                yield split, texts, *future.result()
-        for split, texts, future in running:
-            yield split, texts, *future.result()
+                *batch, future = running.popleft()
+                yield *batch, *future.result()
+        for *batch, future in running:
+            yield *batch, *future.result()
 
 
 # -----------------------------------------------------------------------------
@@ -177,7 +204,7 @@ def make_tokenizer():
 
 
 def read_train_texts():
-    for split, texts in read_batches('training the tokenizer'):
+    for split, texts, _ in read_batches('training the tokenizer'):
         if split == 'train':
             yield from texts
 
@@ -186,7 +213,7 @@ def trim_to_stories(tok):
     """Remove the tokens that no story uses -> (smaller Tokenizer, iterator over the encoded batches)."""
     used = np.zeros(tok.vocab_size, bool)
     full_ids = tempfile.TemporaryFile(dir=folder)  # the ids of all stories; disappears when it is closed
-    for _, _, ids, _ in encode_batches(tok, 'finding used tokens'):
+    for *_, ids, _ in encode_batches(tok, 'finding used tokens'):
         used[ids] = True
         full_ids.write(ids.tobytes())
     used[[tok.backend.token_to_id(token) for token in special_tokens]] = True
@@ -204,11 +231,11 @@ def compare_batches(batches, full_ids, new_ids):
 
     full_ids: a file with the ids that the full tokenizer gave. new_ids: the trimmed tokenizer's id for each of them.
     """
-    for split, texts, ids, lengths in batches:
+    for *batch, ids, lengths in batches:
         expected = np.frombuffer(full_ids.read(4 * len(ids)), np.uint32)
         if not np.array_equal(ids, new_ids[expected]):
             fail(f'{tokenizer} encodes these stories differently when it is trimmed; --trim=False keeps it whole')
-        yield split, texts, ids, lengths
+        yield *batch, ids, lengths
 
 
 # -----------------------------------------------------------------------------
@@ -227,36 +254,48 @@ def prepare():
     meta['tokenizer'] = hide_folders(tokenizer)
     for name in ('stories', 'tokens', 'bytes', 'words'):
         meta[name] = {split: stats[split][name] for split in stats}
+    meta['prefix_tokens'] = {'val': stats['val']['prefix_tokens']}
     meta['unknown'] = {split: unknown_share(stats[split]) for split in stats}
     entropy = renyi_entropy(token_counts)
     meta['longest'] = max(story_lengths)
     meta['renyi_entropy'] = round(entropy, 4)
     meta['renyi_efficiency'] = round(entropy / math.log2(tok.vocab_size), 4)
+    meta['story_template'] = story_template
     meta['config'] = hide_folders(config)
     write_json(meta_path, meta)
     print_summary(meta, stats, story_lengths)
 
 
 def write_bins(tok, batches):
-    """Write train.bin and val.bin -> (statistics by split, count of each token, number of stories by length)."""
+    """Write train.bin and val.bin -> (statistics by split, count of each token, number of stories by length).
+
+    val_prefix.bin says how many tokens of each story in val.bin story_template put there. Losses do not count them.
+    """
     stats = {'train': collections.Counter(), 'val': collections.Counter()}
     token_counts = np.zeros(tok.vocab_size, np.int64)
     story_lengths = collections.Counter()
+    prefix_lengths = []  # of the stories in val.bin, in tokens
     with replacing(train_bin) as new_train_bin, replacing(val_bin) as new_val_bin:
         with open(new_train_bin, 'wb') as train_file, open(new_val_bin, 'wb') as val_file:
             files = {'train': train_file, 'val': val_file}
-            for split, texts, ids, lengths in batches:
+            for split, texts, prefixes, ids, lengths in batches:
                 if not lengths.all():
                     fail(f'{tokenizer} has no token for anything in {texts[lengths.argmin()]!r:.80}')
                 tokens = add_bos_and_eos(tok, ids, lengths, is_first=stats[split]['stories'] == 0)
                 files[split].write(tokens.astype('<u2').tobytes())
                 token_counts += np.bincount(tokens, minlength=tok.vocab_size)
                 story_lengths.update((lengths + 2).tolist())  # with bos and eos
-                n_bytes = sum(len(text.encode()) for text in texts)
+                if split == 'val' and any(prefixes):
+                    prefix_lengths += [len(prefix_ids) for prefix_ids in tok.encode_prefixes(prefixes)]
+                n_bytes = sum(len(text.encode()) for text in texts) - sum(len(prefix.encode()) for prefix in prefixes)
                 n_words = sum(len(text.split()) for text in texts)
                 stats[split].update(stories=len(texts), tokens=len(tokens), bytes=n_bytes, words=n_words)
                 stats[split]['unknown'] += np.count_nonzero(ids == tok.unk)
                 stats[split].update(count_lost(tok, texts[::1 + len(texts) // 100]))
+        if prefix_lengths:
+            with replacing(prefix_bin) as new_prefix_bin:
+                np.array(prefix_lengths, '<u2').tofile(new_prefix_bin)
+        stats['val']['prefix_tokens'] = sum(prefix_lengths)
         if not stats['train']['stories']:
             if not stats['val']['stories']:
                 fail(f'{source} contains no stories')
@@ -339,6 +378,53 @@ def print_summary(meta, stats, story_lengths):
         print('val.bin is empty: use a larger --val_fraction, or --val_source', file=sys.stderr)
 
 
+def compare_tokenizers():
+    """Measure each tokenizer of `compare` on all stories -> tokenizers.json, .md and .png in the output folder."""
+    import report
+    rows = []
+    for name in compare:
+        tok = train_tokenizer(read_train_texts(), vocab_size, special_tokens) if name == 'train' else load_tokenizer(name)
+        rows.append({'tokenizer': name} | measure_tokenizer(tok))
+    write_json(os.path.join(folder, 'tokenizers.json'), {'rows': rows, 'config': config})
+    cells = []
+    for row in rows:
+        cells.append([str(row['tokenizer']), *(report.format_value(row[key], key) for key in list(row)[1:])])
+    text = report.as_markdown([report.table('Tokenizers', list(rows[0]), cells, TOKENIZER_NOTE)])
+    write_text(os.path.join(folder, 'tokenizers.md'), text)
+    report.draw_tokenizers(rows, os.path.join(folder, 'tokenizers.png'))
+    print(f'{text}\nThe table and a plot are in {folder}.')
+
+
+TOKENIZER_NOTE = (
+    'used: fraction of the vocabulary that the stories use; unknown: fraction of unknown tokens or lost characters; '
+    'whole_words: fraction of the words that are one token; renyi_entropy: in bits, with α = 2.5; renyi_efficiency: '
+    'the entropy divided by that of equally frequent tokens.')
+
+
+def measure_tokenizer(tok):
+    """What a tokenizer does with the stories -> {measure: number}"""
+    counts = np.zeros(tok.vocab_size, np.int64)
+    stats = collections.Counter()
+    for _, texts, _, ids, lengths in encode_batches(tok, 'encoding'):
+        counts += np.bincount(ids, minlength=tok.vocab_size)
+        stats.update(tokens=len(ids), stories=len(texts), unknown=np.count_nonzero(ids == tok.unk))
+        stats.update(bytes=sum(len(text.encode()) for text in texts), words=sum(len(text.split()) for text in texts))
+        some = texts[::1 + len(texts) // 100]
+        stats.update(count_lost(tok, some))
+        some_words = ' '.join(some).split()
+        spaced = tok.encode_batch([f' {word}' for word in some_words])  # a token of a byte-level BPE includes the space
+        whole = [1 in (len(a), len(b)) for a, b in zip(spaced, tok.encode_batch(some_words))]
+        stats.update(some_words=len(whole), whole=sum(whole))
+    if not stats['tokens']:
+        fail(f'{source} contains no stories')
+    entropy = renyi_entropy(counts)
+    return {'vocabulary': tok.vocab_size, 'tokens_per_word': stats['tokens'] / max(1, stats['words']),
+            'tokens_per_story': stats['tokens'] / stats['stories'], 'bytes_per_token': stats['bytes'] / stats['tokens'],
+            'unknown': unknown_share(stats), 'renyi_entropy': entropy,
+            'renyi_efficiency': entropy / math.log2(tok.vocab_size), 'used': np.count_nonzero(counts) / tok.vocab_size,
+            'whole_words': stats['whole'] / max(1, stats['some_words'])}
+
+
 def print_bins():
     """Print the first tokens of both bins as text, with bos and eos."""
     for path in (find(train_bin), find(val_bin)):
@@ -360,11 +446,20 @@ check(0 <= val_fraction < 1, f'val_fraction is {val_fraction}; it must be at lea
 check(0 <= max_unknown <= 1, f'max_unknown is {max_unknown}; it must be from 0 to 1')
 separator = separator.replace('\\n', '\n')  # a shell passes \n as two characters
 check(all(isinstance(token, str) and token for token in special_tokens), 'special_tokens must be a list of strings')
+story_template = story_template.replace('\\n', '\n')
+prefix_template = story_template.removesuffix('{text}')
+check(story_template.endswith('{text}') and '{text}' not in prefix_template,
+      f'story_template is {story_template!r}; it must end with {{text}}')
+template_columns = re.findall(r'\{(\w+)\}', prefix_template)
+check(0 <= plain_fraction <= 1, f'plain_fraction is {plain_fraction}; it must be from 0 to 1')
 if num_proc:
     os.environ['RAYON_NUM_THREADS'] = str(num_proc)  # `tokenizers` reads it when it first needs threads
     at_end(lambda: os.environ.pop('RAYON_NUM_THREADS', None))
 
-if source:
+if compare:
+    check(all(isinstance(name, str) for name in compare), "compare must be a list of names, such as ['train', 'tiktoken:gpt2']")
+    compare_tokenizers()
+elif source:
     prepare()
 if decode:
     print_bins()

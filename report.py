@@ -18,7 +18,8 @@ from files import check, quote_markdown, replacing, write_text
 
 # measures that are shown in percent, by the beginning of their names
 FRACTIONS = ('ended', 'opening_kept', 'right_script', 'repeated', 'copied_', 'distinct', 'self_rouge2',
-             'nearest_rouge2', 'retention', 'same')
+             'nearest_rouge2', 'retention', 'same', 'exam', 'unknown', 'renyi_efficiency', 'used',
+             'whole_words', 'words_used')
 
 # -----------------------------------------------------------------------------
 # numbers as text
@@ -75,8 +76,10 @@ def tables_of(results):
     tables = []
     for judge in judges_of(results):
         tables += [grades_table(results, judge), retention_table(results, judge)]
-    for make in (comparisons_table, agreement_table, loss_table, text_table):
+    for make in (comparisons_table, agreement_table, loss_table):
         tables.append(make(results))
+    tables += exam_tables(results)
+    tables.append(text_table(results))
     return [table for table in tables if table['rows']]
 
 
@@ -173,9 +176,29 @@ def loss_table(results):
                  'Bits per byte: – if the tokenizer does not know parts of the text.')
 
 
+def exam_tables(results):
+    """A table for each language: a row for each phenomenon, a column for each model."""
+    exams = results.get('exam', {})
+    languages = {}
+    for by_language in exams.values():
+        languages |= by_language
+    tables = []
+    for language, phenomena in languages.items():
+        rows = []
+        for phenomenon in phenomena:
+            cells = [format_value(by_language[language][phenomenon], 'exam') for by_language in exams.values()]
+            n = str(phenomena[phenomenon]['n'])
+            rows.append([phenomenon, n, *cells])
+        tables.append(table(f'Exam: {language}', ['phenomenon', 'pairs', *exams], rows,
+                            'The fraction of pairs whose right sentence is more probable; chance: 50 %.'))
+    return tables
+
+
 TEXT_NOTE = (
     'Without the openings. ended: with the end-of-story token; repeated_4: 4-grams that the story contains earlier; '
+    'words_used: asked words that the story uses; '
     'copied_n: n-grams that appear in training stories; copied_whole: stories that do as a whole; '
+    'copied_sentences: sentences that do (compare with unseen stories as references); '
     'longest_copied: the most words in a row from one training story; nearest_rouge2: word pairs that the nearest '
     'training story contains; distinct_n: different n-grams among all n-grams of a model; self_rouge2: similarity of '
     'two stories of a model.')
@@ -243,6 +266,22 @@ def draw_grades(results, path):
         panel.set(title=f'grades by {judge}', ylim=(0, highest))
         panel.grid(axis='y', alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=min(5, len(models)))
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+def draw_tokenizers(rows, path):
+    """Draw a panel of bars for each measure of tokenizers. rows: [{'tokenizer': name, measure: number}, …]"""
+    from matplotlib.figure import Figure
+    names = [row['tokenizer'] for row in rows]
+    measures = [key for key in rows[0] if key != 'tokenizer']
+    figure = Figure(figsize=(14, 2 + 0.9 * len(rows)), dpi=120, layout='constrained')
+    panels = figure.subplots(3, 3, sharey=True).ravel()
+    for panel, measure in zip(panels, measures):
+        panel.barh(names, [row[measure] for row in rows])
+        panel.set_title(measure.replace('_', ' '), fontsize=9)
+        panel.grid(axis='x', alpha=0.3)
+    panels[0].invert_yaxis()  # the first tokenizer is at the top
     with replacing(path) as temporary:
         figure.savefig(temporary)
 

@@ -21,6 +21,7 @@ out_dir = 'out/hindi'  # folder of a training run: its best.pt is used, else ckp
 tokenizer = ''  # for nanoGPT's and llama2.c's models: a name as for prepare.py; empty = the model's own, or beside it
 # prompts
 start = ''  # beginning of a story, or FILE:prompts.txt with one beginning on each line; empty = the model begins
+words = ''  # 'cat, run, small' fills the story_template of prepare.py; FILE:words.txt has such a line for each story
 num_samples = 1  # stories for each prompt
 max_new_tokens = 500  # a story that has not ended by then is cut off
 # sampling
@@ -45,12 +46,13 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import datetime
 import itertools
 import json
+import re
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from files import check, fail, find, lock, normalize, printable, write_json, write_text
+from files import check, fail, fill_template, find, lock, normalize, printable, template_of, write_json, write_text
 from model import checkpoint_path, choose_device, generate, load_checkpoint, model_from
 from tokenizer import from_checkpoint
 
@@ -60,11 +62,11 @@ def clean_prompt(text):
     return normalize(text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace'))
 
 
-def read_prompts():
-    """The prompt in `start`, or the prompts in the file that it names."""
-    if not start.startswith('FILE:'):
-        return [clean_prompt(start)]
-    path = find(start.removeprefix('FILE:'))
+def read_lines(text):
+    """The text itself, or the lines of the file in 'FILE:prompts.txt'."""
+    if not text.startswith('FILE:'):
+        return [clean_prompt(text)]
+    path = find(text.removeprefix('FILE:'))
     try:
         with open(path, encoding='utf-8-sig') as f:
             prompts = [clean_prompt(line) for line in f if line.strip()]
@@ -75,8 +77,20 @@ def read_prompts():
     return prompts
 
 
+def read_words(line, template):
+    """'cat, run, small' -> {'noun': 'cat', 'verb': 'run', 'adjective': 'small'}, by the slots of a story_template."""
+    slots = re.findall(r'\{(\w+)\}', template.removesuffix('{text}'))
+    if not slots:
+        fail(f'{out_dir if init_from == "resume" else init_from} was trained without a story_template, so that --words '
+             'has no meaning')
+    values = [' '.join(value.split()) for value in line.split(',')]
+    if len(values) != len(slots) or not all(values):
+        fail(f'--words needs {len(slots)} words, separated by commas ({", ".join(slots)}), not {line!r}')
+    return dict(zip(slots, values))
+
+
 def load_model():
-    """The model on its device, and its tokenizer. A checkpoint of train.py without LoRA does not need hub.py."""
+    """The model on its device, its tokenizer, and the story_template of its training stories. A checkpoint of train.py without LoRA does not need hub.py."""
     path = init_from
     if init_from == 'resume':
         path = checkpoint_path(out_dir) or out_dir
@@ -88,17 +102,25 @@ def load_model():
         tok = from_checkpoint(checkpoint, path)
     else:
         import hub
-        model, tok, _ = hub.load(path, tokenizer=tokenizer)
+        model, tok, checkpoint = hub.load(path, tokenizer=tokenizer)
+    template = template_of(checkpoint)
     if quantize:
         from cpu_kernels import quantize_int8
-        return quantize_int8(model), tok
-    return model.to(device, getattr(torch, dtype)), tok
+        return quantize_int8(model), tok, template
+    return model.to(device, getattr(torch, dtype)), tok, template
+
+
+def prefix_of(story):
+    """What the story_template puts in front of a story with these words."""
+    return fill_template(template.removesuffix('{text}'), story['words']) if 'words' in story else ''
 
 
 def generate_stories(stories):
     """Generate stories: fills in 'story' and 'ended'. Yields, after each step, how many stories it has completed."""
-    prompts = tok.encode_batch([story['prompt'] for story in stories])
-    prompts = [[tok.bos, *ids] for ids in prompts]
+    prefixes = tok.encode_prefixes([prefix_of(story) for story in stories])
+    prompts = tok.encode_batch([prefix_of(story) + story['prompt'] for story in stories])
+    for i, story in enumerate(stories):
+        prompts[i] = [tok.bos, *(prompts[i] if story['prompt'] else prefixes[i])]
     seeds = [story['seed'] for story in stories]
     new_ids = [[] for _ in stories]
     for step in generate(model, prompts, max_new_tokens, tok.ends, seeds, temperature, top_k, top_p, min_p,
@@ -108,7 +130,7 @@ def generate_stories(stories):
             new_ids[i].append(token)
             is_complete = token in tok.ends or len(new_ids[i]) == max_new_tokens
             if is_complete or len(stories) == 1:
-                stories[i]['story'] = tok.decode(prompts[i] + new_ids[i])
+                stories[i]['story'] = tok.decode(prompts[i][1 + len(prefixes[i]):] + new_ids[i])
             if token in tok.ends:
                 stories[i]['ended'] = 'eos'
             if is_complete:
@@ -179,17 +201,24 @@ if not dtype:
 check(quantize in ('', 'int8'), f"quantize is {quantize!r}; use 'int8'")
 check(not quantize or device == 'cpu', 'quantize needs --device=cpu')
 
-prompts = read_prompts()
+prompts = read_lines(start)
+word_lines = read_lines(words) if words else []
+check(not word_lines or len(prompts) in (1, len(word_lines)),
+      f'{len(word_lines)} lines of words need one start, or as many, not {len(prompts)}')
 if out and rank == 0:
     lock(out)
-model, tok = load_model()
+model, tok, template = load_model()
 bad_ids = []
 for word in bad_words:
     word = clean_prompt(word)
     bad_ids += [ids for ids in tok.encode_batch([word, f' {word}']) if ids]
 stories = []
-for i in range(len(prompts) * num_samples):
-    stories.append({'id': i, 'prompt': prompts[i // num_samples], 'story': '', 'seed': seed + i, 'ended': 'length'})
+for i in range(max(len(prompts), len(word_lines)) * num_samples):
+    n = i // num_samples
+    story = {'id': i, 'prompt': prompts[n % len(prompts)], 'story': '', 'seed': seed + i, 'ended': 'length'}
+    if word_lines:
+        story['words'] = read_words(word_lines[n], template)
+    stories.append(story)
 
 if len(stories) == 1 and not out and world_size == 1:
     stream_story(stories[0])

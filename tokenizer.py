@@ -142,6 +142,15 @@ class Tokenizer:
             fail(f'the tokenizer cannot encode these texts: {encodings[-1]}')
         return [encoding.ids for encoding in encodings]
 
+    def encode_prefixes(self, texts):
+        """Like encode_batch, for texts that a story follows: white space at the end is kept by every tokenizer."""
+        texts = [unicodedata.normalize('NFC', text) for text in texts]
+        encodings = self.backend.encode_batch([text + 'a' for text in texts], add_special_tokens=False)  # with offsets
+        prefixes = []
+        for text, encoding in zip(texts, encodings):
+            prefixes.append([i for i, (_, end) in zip(encoding.ids, encoding.offsets) if end <= len(text)])
+        return prefixes
+
     def encoder(self):
         """A function for a large corpus: texts -> (ids of all texts in a row: uint32, number of ids per text: int64).
 

@@ -99,11 +99,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from files import (StopRequest, TokenStream, append_rows, check, describe_loss, draw_loss, fail, find, hide_folders,
-                   load_dataset, lock, loss_measures, open_log, open_wandb)
+                   load_dataset, lock, loss_measures, open_log, open_wandb, prefix_mask)
 from model import (GPT, GPTConfig, LossGuard, check_resume, compile_model, cpu_kernels, export_problems,
                    generate, init_processes, learn_bigrams, learning_rate_at, load_checkpoint, load_training_state,
                    matmul_rate, merge_adapters, model_from, peak_memory, save_checkpoint, smaller_batches,
-                   sum_over_ranks, training_state, update_weights)
+                   sum_over_ranks, training_state, update_weights, validation_loss)
 
 start_time = time.time()
 training = not (eval_only or plan)  # else evaluate once, or print the plan, and write nothing
@@ -130,6 +130,7 @@ amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float
 # ------ data: a step sees the same sequences on any number of processes
 data_dir = find(os.path.join('data', dataset))  # in the working directory, else beside this script
 meta, tokenizer_json, train_tokens, val_tokens = load_dataset(data_dir)
+val_prefix = prefix_mask(data_dir, val_tokens, meta)  # tokens that do not count in the validation loss
 tokenizer = Tokenizer.from_str(tokenizer_json)
 stream = TokenStream(train_tokens, meta['bos'], meta['eos'], seed)  # endless, each epoch in a new order; len = an epoch
 step_sequences = batch_size * gradient_accumulation_steps
@@ -217,24 +218,17 @@ if ddp:
                                   broadcast_buffers=False, gradient_as_bucket_view=True)
 
 # ------ evaluation and checkpoints
-@torch.no_grad()
 def evaluate():
     """Evaluate on val.bin -> the dict of loss_measures(). Every evaluation uses the same sequences."""
-    size = min(block_size, len(val_tokens) - 1)
-    n = (len(val_tokens) - 1) // size
+    n = math.inf
     if eval_iters:
-        n = min(n, eval_iters * batch_size)
-    results = []  # (mean loss, number of sequences) of each batch
+        n = eval_iters * batch_size
     forward = net.module if ddp else net  # not DDP, which needs equally many batches in each process
     model.eval()
-    for i in range(rank * micro_batch_size, n, world_size * micro_batch_size):
-        k = min(micro_batch_size, n - i)
-        x, y = inputs_and_targets(val_tokens[i * size:(i + k) * size + 1], k)
-        with amp:  # a batch of another size would be compiled anew
-            results.append(((forward if k == micro_batch_size else model)(x, y), k))
+    total, count = validation_loss(model, val_tokens, val_prefix, block_size, n, micro_batch_size, amp, rank, world_size,
+                                   forward)
     model.train()
-    total = sum(loss.item() * k for loss, k in results)  # read only now, so that the GPU does not wait
-    total, count = sum_over_ranks([total, sum(k for _, k in results)], device)
+    total, count = sum_over_ranks([total, count], device)
     loss = total / count
     if not loss < 700:  # NaN, or a perplexity that no float can hold
         fail(f'the validation loss is {loss} at step {step}; lower learning_rate')

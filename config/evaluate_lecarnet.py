@@ -1,22 +1,26 @@
-# LeCarnet's four criteria (https://github.com/MaxLSB/LeCarnet), for stories in French or any other language.
+# LeCarnet's grading (https://github.com/MaxLSB/LeCarnet): an assessment first, then four grades from 0 to 10. For
+# stories in French or any other language.
 #     python evaluate.py config/evaluate_lecarnet.py --samples=out/french/samples.jsonl --provider=mistral
 
+temperature = 0.5  # LeCarnet's
+
 criteria = {
-    'grammar': 'spelling, agreement, tenses, sentences that are whole',
-    'creativity': 'ideas, characters and turns that one has not read a hundred times',
-    'coherence': 'the same characters and things from the opening to the end, each sentence following from the others',
+    'grammar': 'spelling, agreement, tenses, complete sentences',
+    'creativity': 'ideas, characters and turns of its own',
+    'coherence': 'the same characters and things from the opening to the end, each sentence follows from the others',
     'logic': 'what happens has causes and consequences that a child would accept',
 }
-scale = [1, 10]
+scale = [0, 10]
 
 template = '''
-This story for young children was written by a small language model, which was given its opening:
+A small language model wrote this story for young children. It was given the opening:
 {opening}
-The model went on:
+It continued:
 {continuation}
-Grade what the model wrote, as a strict teacher of its language would, from {low} to {high} on each of these:
+Assess the continuation, as a strict teacher of its language. Say in two or three sentences what is good and what is
+wrong. Then grade it from {low} to {high} on each of these:
 
 {criteria}
 
-Answer with JSON only, numbers without a comment: {"grammar": 0, "creativity": 0, "coherence": 0, "logic": 0}
+Answer with JSON only: {"notes": "your assessment", "grammar": 0, "creativity": 0, "coherence": 0, "logic": 0}
 '''

@@ -61,7 +61,7 @@ released = not options['hold_batches']
 
 def write_story(rng, prompt=''):
     words = prompt.split('"')[1::2][:3]  # the seed words are in quotes
-    words += [rng.choice(NOUNS) for _ in range(80)]
+    words += [rng.choice(NOUNS) for _ in range(120)]
     sentences = []
     for i in range(0, len(words), 8):
         end = '।' if i % 16 else '!'

@@ -458,6 +458,80 @@ def test_the_loss_of_a_checkpoint_and_copies_of_training_stories(prepared):
     assert text['longest_copied_of_all'] == max(len(metrics.WORD.findall(story)) for story in stories)
 
 
+def test_the_exam_counts_pairs_whose_right_sentence_is_more_probable(prepared):
+    import torch
+
+    import tokenizer
+    from model import GPT, GPTConfig, save_checkpoint
+    torch.manual_seed(1)
+    meta = prepared.json('data/tiny/meta.json')
+    config = GPTConfig(vocab_size=meta['vocab_size'], block_size=512, n_layer=1, n_head=2, n_embd=32)
+    model = GPT(config).eval()
+    tok = tokenizer.load(str(prepared.path / 'data/tiny/tokenizer.json'))
+    for name in ('one', 'two'):
+        save_checkpoint(str(prepared.path / f'out/{name}/ckpt.pt'), {
+            'model_args': vars(config), 'model': model.state_dict(), 'config': {}, 'tokenizer': tok.state()})
+
+    def log_likelihood(sentence):
+        ids = torch.tensor([[tok.bos, *tok.encode(sentence)]])
+        with torch.no_grad():
+            n = ids.shape[1] - 1
+            return -n * model(ids[:, :-1], ids[:, 1:]).item()
+
+    rng = random.Random(3)
+    words = 'राजा रानी घर पेड़ नदी बिल्ली चाँद गया आई और'.split()
+    rows = []
+    for i in range(150):  # more than a batch, of all lengths
+        pair = [' '.join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(2)]
+        rows.append(('order' if i % 3 else 'case', *pair))
+    rows += [('case', 'घर', 'घर')]  # equally probable: half right
+    right = {'order': [], 'case': []}
+    for phenomenon, good, bad in rows:
+        difference = log_likelihood(good) - log_likelihood(bad)
+        right[phenomenon].append(0.5 if good == bad else float(difference > 0))
+    for name, columns in (('toy', (0, 1, 2)), ('swapped', (0, 2, 1))):
+        (prepared.path / f'data/{name}').mkdir()
+        lines = ['# phenomenon, right, wrong\n'] + ['\t'.join(row[i] for i in columns) + '\n' for row in rows]
+        (prepared.path / f'data/{name}/exam.tsv').write_text(''.join(lines), encoding='utf-8')
+    command = ('evaluate.py', '--exam=True', '--checkpoints=out/one,other=out/two/ckpt.pt', '--out_dir=out/exam')
+    prepared.run(*command)
+    exam = prepared.json('out/exam/results.json')['exam']
+    assert exam['one'] == exam['other'] and list(exam) == ['one', 'other']
+    for phenomenon, values in right.items():
+        assert exam['one']['toy'][phenomenon]['mean'] == pytest.approx(np.mean(values))
+        assert exam['one']['toy'][phenomenon]['n'] == len(values)
+        assert exam['one']['swapped'][phenomenon]['mean'] == pytest.approx(1 - np.mean(values))
+    assert exam['one']['toy']['all']['mean'] == pytest.approx(np.mean(right['order'] + right['case']))
+    assert '## Exam: toy' in (prepared.path / 'out/exam/results.md').read_text(encoding='utf-8')
+    prepared.run(*command, '--language=toy')
+    assert list(prepared.json('out/exam/results.json')['exam']['one']) == ['toy']
+    assert 'no data/klingon/exam.tsv' in prepared.refuses(*command, '--language=klingon').replace('\\', '/')
+    (prepared.path / 'data/toy/exam.tsv').write_text('order\tone sentence only\n', encoding='utf-8')
+    assert 'a line must be phenomenon' in prepared.refuses(*command, '--language=toy')
+    assert '--checkpoints=' in prepared.refuses('evaluate.py', '--exam=True')
+
+
+def test_copied_sentences():
+    training = ['“एक राजा था।” वह सो गया!', 'Tom ran home. "Is it late?" he asked.', 'A dog. A dog barked.']
+    stories = {'एक राजा था। रानी आई।': 1 / 2, 'Tom ran home. Is it late? he asked.': 1, 'A dog barked loudly.': 0,
+               '“A dog.” Tom ran. A dog barked.': 2 / 3}
+    rows = [{'continuation': text, 'measures': {}} for text in stories]
+    metrics.measure_copying(rows, [training[:2], training[2:]], [2])
+    assert [row['measures']['copied_sentences'] for row in rows] == pytest.approx(list(stories.values()))
+
+
+def test_asked_words_that_a_story_uses(project):
+    texts = {'The cat ran home, happily.': 1, 'A caterpillar ran to a happy dog.': 2 / 3, 'Nothing.': 0}
+    write(project, 'out/a/samples.jsonl', [
+        {'story': text, 'words': {'noun': 'cat', 'verb': 'ran', 'adjective': 'happy'}} for text in texts])
+    write(project, 'data/s.jsonl', [{'text': 'Two cats sat.', 'noun': 'cat', 'verb': 'hop', 'adjective': 'sad'}] * 3)
+    write(project, 'listed.jsonl', [{'story': 'A cat and a dog.', 'words': {'words': 'cat, dog, hen, fox'}}] * 2)
+    project.run('evaluate.py', '--samples=out/a/samples.jsonl,listed.jsonl', '--references=data/s.jsonl', '--out_dir=o')
+    used = {name: row['text']['words_used'] for name, row in project.json('o/results.json')['models'].items()}
+    assert used['a']['mean'] == pytest.approx(np.mean(list(texts.values()))) and used['a']['low'] < used['a']['high']
+    assert used['s']['mean'] == pytest.approx(1 / 3) and used['listed']['mean'] == pytest.approx(1 / 2)
+
+
 # -----------------------------------------------------------------------------
 # the page
 

@@ -21,9 +21,10 @@ def story(**changes):
 
 
 TOY = {  # data/toy, a language of few words
-    'data/toy/nouns.txt': b'cat\ndog', 'data/toy/verbs.txt': b'run', 'data/toy/adjectives.txt': b'red',
-    'data/toy/features.txt': b'fun', 'data/toy/characters.txt': b'word\ttags\nMia\tf', 'data/toy/plots.txt':
-    b'genders: m f\ncast: hero=f\n\n== plot one\nThe {adjective} {hero} saw a {noun} and began to {verb}.\n'}
+    'data/toy/plot_nouns.txt': b'cat\ndog', 'data/toy/plot_verbs.txt': b'run', 'data/toy/plot_adjectives.txt': b'red',
+    'data/toy/characters.txt': b'word\ttags\nMia\tf', 'data/toy/plots.txt':
+    b'genders: m f\ncast: hero=f\n\n== plot one\nnoun: cat, dog\nverb: run\nadjective: red\n'
+    b'The {adjective} {hero} saw a {noun} and began to {verb}.\n'}
 
 
 def toy(**files):
@@ -52,9 +53,9 @@ STORY = {'s.jsonl': rows(story())}
 UTF16 = {'s.jsonl': rows(story()).decode().encode('utf-16')}
 
 REFUSED = [  # command, files, part of the line on stderr
-    (GENERATE, toy(nouns=b'# cat\n\n \t \n'), 'nouns.txt'),
-    (GENERATE, toy(nouns='été\n'.encode('latin-1')), 'nouns.txt'),
-    (GENERATE, toy(nouns=FOLDER), 'nouns.txt'),
+    (GENERATE, toy(plot_nouns=b'# cat\n\n \t \n'), 'nouns.txt'),
+    (GENERATE, toy(plot_nouns='été\n'.encode('latin-1')), 'nouns.txt'),
+    (GENERATE, toy(plot_nouns=FOLDER), 'nouns.txt'),
     (GENERATE, toy(plots=b'no plot'), 'plot'),
     (GENERATE, toy() | {'o.jsonl': FOLDER}, 'o.jsonl could not be opened'),
     ([*GENERATE, '--out=f/o.jsonl'], toy() | {'f': b''}, 'f/o.jsonl could not be opened'),
@@ -118,7 +119,7 @@ REFUSED = [  # command, files, part of the line on stderr
 ]
 
 WORKS = [  # command, files, what must be true of the project and of stdout
-    (GENERATE, toy(nouns='\ufeffcat\r\ndog\r\n'.encode()),
+    (GENERATE, toy(plot_nouns='\ufeffcat\r\ndog\r\n'.encode()),
      lambda p, out: {row['noun'] for row in p.jsonl('o.jsonl')} == {'cat', 'dog'}),
     (PREPARE, {'s.jsonl': '\ufeff'.encode() + rows({'text': 'cafe\u0301'})},
      lambda p, out: p.json('data/new/meta.json')['bytes']['train'] == 5),

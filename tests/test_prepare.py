@@ -462,3 +462,29 @@ def test_refusals(home, status, options, message):
     refusal = home.refuses('prepare.py', '--source=s.jsonl', '--dataset=t', *options, status=status)
     folder = home.path / 'data/t'
     assert message in refusal and not (folder.exists() and list(folder.iterdir()))
+
+
+# -----------------------------------------------------------------------------
+# comparing tokenizers
+
+
+def test_tokenizers_are_compared_on_the_stories(home, pretrained):
+    folder = home.path / 'data/t'
+    home.run('prepare.py', '--source=s.jsonl', '--dataset=t', '--vocab_size=600', '--val_fraction=0.0',
+             f"--compare=['train', '{pretrained}']")
+    assert not (folder / 'train.bin').exists() and (folder / 'tokenizers.png').stat().st_size > 10_000
+    rows = home.json('data/t/tokenizers.json')['rows']
+    assert [row['tokenizer'] for row in rows] == ['train', str(pretrained)]
+    meta = json.loads((prepare(home, 's.jsonl', '--val_fraction=0.0') / 'meta.json').read_text(encoding='utf-8'))
+    n_tokens = meta['tokens']['train'] - 2 * meta['stories']['train']  # without bos and eos
+    own = rows[0]
+    assert own['vocabulary'] == meta['vocab_size']
+    assert own['tokens_per_story'] == pytest.approx(n_tokens / meta['stories']['train'])
+    assert own['tokens_per_word'] == pytest.approx(n_tokens / meta['words']['train'])
+    assert own['bytes_per_token'] == pytest.approx(meta['bytes']['train'] / n_tokens)
+    assert own['unknown'] == 0 and all(0 < row['used'] <= 1 for row in rows)
+    assert all(0 < row['whole_words'] < 1 and 0 < row['renyi_efficiency'] < 1 for row in rows)
+    text = (folder / 'tokenizers.md').read_text(encoding='utf-8')
+    assert text.count('\n| ') == 4 and 'renyi_entropy' in text
+    assert '--source=' in home.refuses('prepare.py', "--compare=['train']")
+    assert 'nosuch' in home.refuses('prepare.py', '--source=s.jsonl', "--compare=['nosuch.model']")

@@ -240,7 +240,7 @@ def test_no_seed_word_of_the_grammar_is_missing(project, language):
     project.run('generate_data.py', f'--language={language}', '--total=1000', '--out=s.jsonl')
     stories = project.jsonl('s.jsonl')
     for kind in ('noun', 'verb', 'adjective'):
-        rows = rows_of(language, kind)
+        rows = rows_of(language, f'plot_{kind}')
         assert [story['id'] for story in stories if replies.missing({kind: rows[story[kind]]}, story['text'])] == []
         others = [rows[story[kind]] for story in stories[1:]]
         n_found = sum(not replies.missing({kind: row}, story['text']) for row, story in zip(others, stories))
