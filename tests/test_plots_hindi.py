@@ -1,4 +1,4 @@
-"""data/hindi/plots.txt: its stories have their words, agreement, sentences of their own, and a small world for the demo."""
+"""data/hindi/plots.txt: each story has its words, agreement and sentences of its own, also in the world of the demo."""
 
 import collections
 import re
