@@ -146,11 +146,14 @@ def seed_words(i):
     return plot_and_words(i)[1] if use_grammar else combination(i, word_lists)
 
 
-def combination(i, lists):
-    """Combination i of one row of each list: {kind: rows} -> {kind: row}. Every combination comes once per epoch."""
+def combination(i, lists, key=0):
+    """Combination i of one row of each list: {kind: rows} -> {kind: row}. Every combination comes once per epoch.
+
+    key: another number gives another order.
+    """
     n = math.prod(len(rows) for rows in lists.values())
     epoch, place = divmod(i, n)
-    number = permute(place, n, seed + (epoch << 32))
+    number = permute(place, n, seed + (epoch << 32) + (key << 64))
     word_rows = {}
     for kind, rows in lists.items():
         number, index = divmod(number, len(rows))
@@ -239,8 +242,8 @@ def read_cast(roles, characters):
 def plot_and_words(i):
     """Story i -> its plot and its seed words {'noun': row, …}. Every plot comes once in each len(plots) stories."""
     turn, place = divmod(i, len(plots))
-    plot = plots[permute(place, len(plots), seed + (turn << 32))]
-    return plot, combination(turn, plot['words'])
+    number = permute(place, len(plots), seed + (turn << 32))
+    return plots[number], combination(turn, plots[number]['words'], number)
 
 
 def compose(plot, word_rows):

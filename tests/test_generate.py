@@ -390,7 +390,7 @@ def test_the_prompts_of_each_language(project, chat_server, language, complexity
     text = project.run(*command, '--dry_run=2', f'--complexity={complexity}')
     prompts = text.split('--- the reply')[0]
     quotes = '« and »' if language == 'french' else '“ and ”'
-    for phrase in ('150 to 250 words', 'no title, no moral', quotes):
+    for phrase in ('120 to 300 words', 'no title, no moral', quotes):
         assert prompts.count(phrase) == 2
     assert not re.search(r'\{\w+\}', prompts)
     assert ('not in Hindi' in prompts) == (language == 'marathi')
