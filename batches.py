@@ -63,7 +63,7 @@ class Batches:
             self.retry = read_jobs(state['retry'])
             for batch in state['open']:
                 self.open.append({'file': batch['file'], 'batch': batch['batch'], 'jobs': read_jobs(batch['jobs'])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
             fail(f'{self.path} is damaged ({type(e).__name__}: {e!s:.100}). It lists batches that are paid for; '
                  'without it, their prompts are sent again')
         check(not self.open or model == self.model,
@@ -205,7 +205,7 @@ class Batches:
             if status == 200:
                 done = self.run.handle_answer(job, body, job.reply)
             else:
-                reason = f'HTTP {status}' if status else 'no reply in the batch'
+                reason = f'HTTP {status!s:.20}' if status else 'no reply in the batch'
                 self.run.failures[reason] += 1
                 done = self.run.count_try(job, reason)
             if not done:

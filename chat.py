@@ -147,7 +147,7 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
 
 
 def is_address(url):
-    """Whether a text is http://host[:port][/path] or https://…, and nothing else."""
+    """Whether a text is an http or https address: a host, maybe a port and a path, and nothing else."""
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname or ''
@@ -469,12 +469,15 @@ def json_objects(text, **options):
 
 def status_of(status, data):
     """The status of a reply. Some servers send errors with status 200 and the real one as a code in the JSON."""
+    if status != 200:
+        return status
     try:
-        return int(data['error']['code']) if status == 200 else status
+        code = int(data['error']['code'])
     except (KeyError, TypeError):  # no error, or one without a code
         return status
     except (ValueError, OverflowError):  # a word, such as server_busy, or infinity
         return 503
+    return code if 100 <= code <= 999 else 503
 
 
 def is_refused(status, text):
@@ -526,7 +529,10 @@ def finished(out, spent):
             if path != out and row.get('out') != os.path.basename(out):
                 continue
             for i, name in enumerate(('prompt_tokens', 'completion_tokens', 'cost')):
-                spent[i] += row.get(name) or 0
+                number = row.get(name) or 0
+                if not isinstance(number, (int, float)) or not 0 <= number < 1e15:
+                    fail(f'{path}: {name} is {number!r:.40}; it must be a number of at least 0')
+                spent[i] += number
             if path == out or 'id' in row:  # a row without id only keeps account of costs
                 yield row
 

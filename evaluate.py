@@ -184,7 +184,10 @@ def read_stories(path, is_reference):
             fail(f'{path}, row {number + 1}: the prompt is not text but {prompt!r:.40}')
         if text or 'ended' in row:  # a row of sample.py may be empty: a model may generate nothing
             ended = row.get('ended') or None
-            stories.append({'id': row.get('id', number), 'prompt': normalize(prompt), 'story': text, 'ended': ended,
+            story_id = row.get('id', number)
+            if not isinstance(story_id, (int, str)):
+                story_id = str(story_id)  # a date, bytes and NaN cannot be written as JSON
+            stories.append({'id': story_id, 'prompt': normalize(prompt), 'story': text, 'ended': ended,
                             'words': asked_words(row)})
     if not stories:
         fail(f'{path} holds no story')
@@ -489,10 +492,20 @@ def load_grades(groups, grades_path):
     grades = {}
     for path in filter(os.path.exists, [*paths, grades_path]):
         for row in read_jsonl(path):
-            if not isinstance(row, dict) or 'scores' not in row:
+            if not is_grade(row):
                 fail(f'{path}: {json.dumps(row):.60} is not a grade; delete its line')
             grades.setdefault(row['id'], row)
     return grades
+
+
+def is_grade(row):
+    """Whether a row has the form that grade_stories writes; grades.jsonl may come from elsewhere."""
+    try:
+        numbers = [row['repeat'], *row['scores'].values()]
+        texts = [row['id'], row['judge'], row.get('notes', '')]
+    except (TypeError, KeyError, AttributeError):
+        return False
+    return all(isinstance(text, str) for text in texts) and all(isinstance(n, (int, float)) for n in numbers)
 
 
 def add_grades(stories, grades):
@@ -507,6 +520,9 @@ def add_grades(stories, grades):
         for judge, number in gradings:
             row = grades.get(grade_id(judge, story, number))
             if row:
+                for name, (low, high) in grade_scales().items():
+                    if not low <= row['scores'].get(name, math.nan) <= high:
+                        fail(f'grades.jsonl: {name} in {row["scores"]!s:.80} is not from {low} to {high}')
                 scores[judge].append(row['scores'])
                 notes.setdefault(judge, row.get('notes', ''))
         means = collections.defaultdict(dict)
@@ -519,7 +535,7 @@ def count_given_up():
     """The number of grades in failed.jsonl."""
     path = os.path.join(out_dir, 'failed.jsonl')
     rows = read_jsonl(path) if os.path.exists(path) else []
-    return sum(row.get('out') == 'grades.jsonl' and 'id' in row for row in rows)
+    return sum(isinstance(row, dict) and row.get('out') == 'grades.jsonl' and 'id' in row for row in rows)
 
 
 # -----------------------------------------------------------------------------

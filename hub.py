@@ -473,7 +473,7 @@ def memory_limit(n_bytes):
         yield
         return
     import resource
-    with open('/proc/self/status') as f:
+    with open('/proc/self/status', encoding='ascii') as f:
         used = int(re.search(r'VmData:\s*(\d+) kB', f.read())[1]) * 1024
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     limit = used + n_bytes + 2 * 2**30

@@ -22,6 +22,7 @@ import zlib
 import numpy as np
 
 from chat import Rejected, json_objects
+from files import unicode_form
 
 # -----------------------------------------------------------------------------
 # letters, words and scripts
@@ -185,7 +186,7 @@ def unescape(text):
 
 def tidy_spaces(text):
     """Unicode NFC, single spaces, at most one empty line, no invisible characters."""
-    text = INVISIBLE.sub('', unicodedata.normalize('NFC', text))
+    text = INVISIBLE.sub('', unicode_form(text))
     text = USELESS_JOINERS.sub('', text.replace('\r\n', '\n')).strip()
     lines = [' '.join(line.split()) for line in text.split('\n')]
     return re.sub(r'\n{2,}', '\n\n', '\n'.join(lines))
@@ -278,8 +279,8 @@ VERB_ENDING = re.compile('(?<=..)(ना|णे|নো|া|er|ir|re)$')  # of in
 
 def words_in(text):
     """The words of a text, in lower case and without accents, which inflection may change (léger, légère)."""
-    text = re.sub('[\u0300-\u036f]', '', unicodedata.normalize('NFD', text.lower()))
-    return WORD.findall(unicodedata.normalize('NFC', text))
+    text = re.sub('[\u0300-\u036f]', '', unicode_form(text.lower(), 'NFD'))
+    return WORD.findall(unicode_form(text))
 
 
 # words of a phrase that the text may inflect beyond recognition or leave out: मदद करना, "to do help"; s'endormir
@@ -379,7 +380,7 @@ def grades_in_story(story, names, choices):
     'व्याकरण: १०', 'score = 10', '10/10'.
     """
     text = re.sub(r'\\{1,9}u([0-9a-fA-F]{4})', lambda match: chr(int(match[1], 16)), html.unescape(story))
-    text = INVISIBLE.sub('', unicodedata.normalize('NFKC', re.sub(r'\\{1,9}n', '\n', text)))
+    text = INVISIBLE.sub('', unicode_form(re.sub(r'\\{1,9}n', '\n', text), 'NFKC'))
     text = re.sub(rf'{QUOTE}|[\\*#{{}}\[\]]', '', ascii_digits(text))
     number = r'(\d{1,9}(?:[.,]\d{1,9})?)(?!\s{0,9}\w)'  # not '10 cats'; bounds, since a story may be one long line
     named = {}

@@ -67,7 +67,8 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import append_rows, check, fail, find, open_append, parse_shard, printable, read_jsonl, read_rows
+from files import (append_rows, check, fail, find, open_append, parse_shard, printable, read_jsonl, read_rows,
+                   unicode_form)
 
 use_chat = bool(provider or base_url)
 if use_chat:
@@ -295,7 +296,7 @@ def read_reply(story, reply):
     translation = (replies.find_json(reply, 'translation') or {}).get('translation')
     if not isinstance(translation, str):
         raise chat.Rejected('no JSON with a translation')
-    translation = unicodedata.normalize('NFC', replies.unescape(translation)).strip()
+    translation = unicode_form(replies.unescape(translation)).strip()
     parts = re.split(r'(\n\s*)', story)
     old_lines = parts[::2]
     new_lines = re.split(r'\s*\n\s*', translation)

@@ -343,6 +343,13 @@ def test_max_cost_counts_all_runs(client, server):
     assert 'complete' in client.run('--total=160', '--max_cost=0.5', '--out=all.jsonl')
 
 
+@pytest.mark.parametrize('cost', ['-1000', 'NaN', 'Infinity', '"free"', '[1]', '1e999'])
+def test_a_row_cannot_lower_the_costs(client, server, cost):
+    server()
+    (client.path / 'stories.jsonl').write_text(f'{{"id": 0, "text": "x", "cost": {cost}}}\n')
+    assert 'stories.jsonl: cost is' in client.refuses('--total=9', '--max_cost=0.01')
+
+
 @pytest.mark.slow
 def test_tries_of_unfinished_prompts_are_paid_for(client, server):
     api = server(faults=0.5, kinds=['latin'], latency=0.1)
@@ -424,6 +431,13 @@ def test_an_error_with_an_odd_code(client, server, code):
     server(body=json.dumps({'error': {'code': code, 'message': KEY}}))
     _, out, err = end(client.start('--model=tiny', *ONE_TRY, '--start_timeout=1', CHAT_API_KEY=KEY))
     assert KEY not in out + err + client.everything()
+
+
+@pytest.mark.parametrize('code', [0, False, -5, 10**300])
+def test_an_error_with_a_code_that_is_no_status(client, server, code):
+    server(body=json.dumps({'error': {'code': code, 'message': 'x' * 100_000}}))
+    _, out, err = end(client.start('--model=tiny', *ONE_TRY))
+    assert 'HTTP 503' in out + err and len(out + err) < 10_000
 
 
 @pytest.mark.slow

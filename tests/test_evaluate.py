@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import random
 import re
 import shutil
@@ -275,6 +276,37 @@ def test_a_wrong_setting_or_file_ends_in_one_line(project, status, arguments, me
     assert message in project.refuses('evaluate.py', *arguments, status=status, MISTRAL_API_KEY='')
 
 
+GRADE_ROW = {'id': 'a', 'samples': 's', 'sample': 0, 'repeat': 0, 'judge': 'j', 'scores': {'grammar': 5}, 'notes': ''}
+
+
+@pytest.mark.parametrize('changes', [
+    {'id': ['a']}, {'id': None}, {'judge': {}}, {'repeat': 'x'}, {'scores': []}, {'scores': {'grammar': '5'}},
+    {'notes': [1]}])
+def test_a_row_that_is_no_grade_is_one_line(project, changes):
+    write(project, 's.jsonl', some_samples(prompts=2))
+    write(project, 'grades.jsonl', [GRADE_ROW | changes])
+    assert 'grades.jsonl: {"id": ' in project.refuses('evaluate.py', '--samples=s.jsonl', status=1)
+
+
+def test_ids_and_failed_rows_of_any_kind(project):
+    write(project, 's.jsonl', [row | {'id': math.nan} for row in some_samples(prompts=2)])
+    write(project, 'failed.jsonl', [[1], None, 'x'])
+    project.run('evaluate.py', '--samples=s.jsonl')
+    assert project.json('results.json')['given_up'] == 0
+
+
+@pytest.mark.parametrize('score', [11, -1, math.nan, None])
+def test_a_grade_outside_of_its_scale_is_refused(project, judge, score):
+    write(project, 's.jsonl', some_samples(prompts=2))
+    project.run(*GRADE, judge())
+    rows = project.jsonl('grades.jsonl')
+    rows[0]['scores'].pop('grammar')
+    if score is not None:
+        rows[0]['scores']['grammar'] = score
+    write(project, 'grades.jsonl', rows)
+    assert 'is not from 1 to 10' in project.refuses('evaluate.py', RUBRIC, '--samples=s.jsonl', status=1)
+
+
 # -----------------------------------------------------------------------------
 # statistics
 
@@ -452,7 +484,7 @@ def test_the_loss_of_a_checkpoint_and_copies_of_training_stories(prepared):
     bits = loss / np.log(2) * meta['tokens']['val'] / meta['bytes']['val']
     numbers = {'tokens': n, 'val_loss': loss, 'perplexity': np.exp(loss), 'bits_per_byte': bits}
     assert row['loss'].pop('dataset') == 'tiny' and row['loss'] == pytest.approx(numbers, rel=1e-2)
-    assert row['checkpoint'] == {'path': str(out), 'n_embd': 32, 'n_layer': 1, 'n_params': model.n_params()}
+    assert row['checkpoint'] == {'path': 'out/judged', 'n_embd': 32, 'n_layer': 1, 'n_params': model.n_params()}
     text = row['text']
     assert text['copied_whole']['mean'] == text['nearest_rouge2']['mean'] == text['copied_16']['mean'] == 1
     assert text['longest_copied_of_all'] == max(len(metrics.WORD.findall(story)) for story in stories)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import unicodedata
 
 import pytest
 from conftest import PROJECT
@@ -440,6 +442,44 @@ def test_parquet(tmp_path):
     import pyarrow
     parquet.write_table(pyarrow.table({'text': ['x', None]}), tmp_path / 'a.parquet')
     assert list(files.read_texts(str(tmp_path / 'a.parquet'))) == ['x', '']
+
+
+def test_a_hostile_parquet_file_is_one_line(tmp_path, monkeypatch):
+    parquet = pytest.importorskip('pyarrow.parquet')
+    import pyarrow
+    monkeypatch.setattr(files, 'max_row', 1000)
+    monkeypatch.setattr(files, 'MAX_COLUMNS', 3)
+    path = tmp_path / 'a.parquet'
+    story = pyarrow.array(['A story.'] * 16)
+    tables = [  # message, columns
+        ('more than 1,000 characters', [story, pyarrow.array([b'x' * 5000] * 16)]),
+        ('more than 1,000 characters', [story, pyarrow.array([[0] * 50_000] + [None] * 15)]),
+        ('could not be read', [story, pyarrow.array([2**42] * 16, pyarrow.timestamp('s'))]),
+        ('could not be read', [story, pyarrow.array([2**31 - 1] * 16, pyarrow.date32())]),
+        ('could not be read', [pyarrow.array([b'caf\xe9']).view(pyarrow.string())]),
+        ('more than 3 columns', [story] * 4),
+    ]
+    for message, columns in tables:
+        names = ['text', *map(str, range(len(columns) - 1))]
+        parquet.write_table(pyarrow.Table.from_arrays(columns, names), path)
+        with pytest.raises(SystemExit, match=message):
+            list(files.read_texts(str(path)))
+    parquet.write_table(pyarrow.Table.from_arrays([story, story], ['text', 'text']), path)
+    with pytest.raises(SystemExit, match='the same name'):
+        list(files.read_texts(str(path)))
+
+
+@pytest.mark.parametrize('text', ['a' + '\u0315' * 300_000 + '\u0300' * 300_000, '\u0f73' * 300_000])
+def test_many_combining_marks_take_no_time(tmp_path, text):
+    write(tmp_path / 'a.jsonl', json.dumps({'text': text}).encode())
+    start = time.monotonic()
+    assert len(next(files.read_texts(str(tmp_path / 'a.jsonl')))) >= len(text)
+    assert time.monotonic() - start < 20
+
+
+def test_marks_in_a_long_story_stay():
+    story = 'के बाद किताब पढ़ी, cafe\u0301. ' * 1000
+    assert files.normalize(story) == unicodedata.normalize('NFC', story).strip()
 
 
 @pytest.mark.parametrize('endpoint', [
