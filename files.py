@@ -861,9 +861,20 @@ def csv_rows(path):
         for delimiter in delimiters:
             n_columns[delimiter] = len(next(csv.reader([header], delimiter=delimiter), []))
         delimiter = max(n_columns, key=n_columns.get)
-        rows = csv.DictReader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
+        n_read = 0  # characters since the last row
+
+        def counted_lines():
+            nonlocal n_read
+            for line in lines:
+                n_read += len(line)
+                if n_read > max_row:  # the csv module would collect a row without an end in memory
+                    fail_too_long(path)
+                yield line
+
+        rows = csv.DictReader(itertools.chain([header], counted_lines()), delimiter=delimiter, strict=True)
         check_columns(path, rows.fieldnames or [])
         for number, row in enumerate(rows, 1):
+            n_read = 0
             if list(row) == list(row.values()):
                 continue  # the header again, in tables that were joined
             if None in row:  # the csv module's key for surplus fields

@@ -581,6 +581,13 @@ def test_packed_files_do_not_fill_the_memory(project):
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(before, 500_000)  # kB
 
 
+def test_a_csv_row_without_an_end_is_one_line(project):
+    with gzip.open(project.path / 's.csv.gz', 'wt', encoding='utf-8') as f:
+        f.write('id,text\n' + '"a\n",' * 3_000_000)
+    line = project.refuses('prepare.py', '--source=s.csv.gz', '--dataset=t')
+    assert 's.csv.gz: a row or story has more than 1,000,000 characters' in line
+
+
 @pytest.mark.parametrize('depth', [120, 500, 5000, 100_000])
 @pytest.mark.parametrize('before, after', [
     ('{"text": "x", "more": ', '}\n'), ('{"stories": ', '}'), ('[{"text": "x"}, ', ']'), ('', '')])
