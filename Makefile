@@ -45,7 +45,8 @@ EVAL_CONFIG ?= config/evaluate_lecarnet.py
 
 demo: env
 	$(PY) generate_data.py config/generate_demo.py
-	[ -f data/demo/meta.json ] || $(PY) prepare.py --source=data/demo/stories.jsonl --dataset=demo --vocab_size=2048 --val_fraction=0.01
+	[ -f data/demo/meta.json ] || $(PY) prepare.py --source=data/demo/stories.jsonl --dataset=demo --vocab_size=2048 --val_fraction=0.01 \
+	  --story_template='{noun}, {verb}, {adjective}\n{text}' --plain_fraction=0.2
 	$(PY) train.py config/train_demo.py $$([ ! -f out/demo/ckpt.pt ] || echo --init_from=resume)
 	@echo; echo 'A story (the loss curve is out/demo/loss.png):'; echo
 	@$(PY) sample.py config/sample_demo.py

@@ -1,5 +1,5 @@
-# A story from the demo's model.
+# A story from the demo's model, with three words that it is to use.
 
 out_dir = 'out/demo'
-start = 'रवि'
+words = 'पतंग, दौड़ना, बहादुर'
 temperature = 0.5
