@@ -132,7 +132,8 @@ def check_settings():
 class Group:
     """The stories of one model, or reference stories.
 
-    Each story is a dict: id, prompt, story, ended, words from its file; opening, continuation, kept, copy from split_openings;
+    Each story is a dict: id, prompt, story, ended, words from its file; opening, continuation, kept, copy from
+    split_openings;
     measures, nearest from metrics.py; scores, grades, notes from add_grades.
     """
     name: str
@@ -200,7 +201,7 @@ def read_stories(path, is_reference):
 
 
 def asked_words(row):
-    """The words that a story was asked to use -> [(kind, word), …]: `words` of sample.py or the seed words of a prompt"""
+    """The words that a story was asked to use -> [(kind, word), …]: `words` of sample.py or a prompt's seed words"""
     words = row.get('words')
     if not isinstance(words, dict):
         words = {kind: row.get(kind) for kind in ('noun', 'verb', 'adjective')}
@@ -309,7 +310,8 @@ def measure_checkpoint(path):
     from tokenizers import Tokenizer
     device, dtype = choose_device()
     net, tokenizer, saved = hub.load(path, device)
-    size = {'path': hide_folders(path), 'n_embd': net.config.n_embd, 'n_layer': net.config.n_layer, 'n_params': net.n_params()}
+    size = {'path': hide_folders(path), 'n_embd': net.config.n_embd, 'n_layer': net.config.n_layer,
+            'n_params': net.n_params()}
     name = dataset or saved.get('config', {}).get('dataset', '')
     folder = find(os.path.join('data', name))
     if not dataset and not os.path.exists(os.path.join(folder, 'val.bin')):
@@ -583,8 +585,8 @@ def summarize(group, judges, references):
             retention = metrics.ratio(values, clusters, reference_values, clusters_of(references))
             grades[judge][criterion] = grade | {'retention': retention}
     n_prompts = len({story['prompt'] for story in stories})
-    return {'samples': hide_folders(group.path), 'reference': group.is_reference, 'stories': len(stories), 'prompts': n_prompts,
-            'text': text, 'grades': grades}
+    return {'samples': hide_folders(group.path), 'reference': group.is_reference, 'stories': len(stories),
+            'prompts': n_prompts, 'text': text, 'grades': grades}
 
 
 def grades_by_prompt(stories, judge, criterion):

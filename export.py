@@ -42,7 +42,7 @@ import torch
 from safetensors import SafetensorError
 
 import hub
-from files import (ISO_CODES, check, check_writable, fail, lock, loss_measures, on_hub, quote_markdown, write_json,
+from files import (ISO_CODES, check, check_push, check_writable, fail, lock, loss_measures, quote_markdown, write_json,
                    write_text)
 from model import GPT, export_problems, generate
 from tokenizer import WORDS, byte_characters, word_pattern
@@ -489,9 +489,7 @@ check(0 <= examples <= 1000, f'examples is {examples}; it must be from 0 to 1000
 check(max_new_tokens >= 1, f'max_new_tokens is {max_new_tokens}; it must be at least 1')
 check(0 <= temperature < 1e6, f'temperature is {temperature}; it must be at least 0')
 check(0 <= seed < 2**62, f'seed is {seed}; it must be from 0 to 2**62')
-if push:
-    check(re.fullmatch(r'[\w.-]+/[\w.-]+', push, re.ASCII), f'push is {push!r}; it must look like user/kahani-hindi')
-    on_hub(push)  # ends the script if the upload would not be encrypted
+check_push(push)
 
 # the folder of the training run
 run_dir = out_dir

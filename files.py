@@ -652,6 +652,13 @@ def on_hub(name):
     return repository, revision or None
 
 
+def check_push(name):
+    """End the script if `push` is no user/name, or if the upload would not be encrypted. '' = no upload."""
+    if name:
+        check(re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name, re.ASCII), f'push is {name!r}; it must look like user/kahani')
+        on_hub(name)
+
+
 def is_safe_address(address):
     """Whether it is https, or http to this machine. A user name could make another host look like this one."""
     try:

@@ -76,7 +76,7 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import (ISO_CODES, append_rows, check, fail, find, on_hub, open_append, parse_shard, quote_markdown,
+from files import (ISO_CODES, append_rows, check, check_push, fail, find, open_append, parse_shard, quote_markdown,
                    read_jsonl, replacing)
 
 use_grammar = provider == 'grammar' and not base_url
@@ -487,8 +487,7 @@ check(parse_shard(shard), f'shard is {shard!r}; it must be a part and the number
 check(not out or out.endswith('.jsonl'), f'out is {out!r}; it must end in .jsonl')
 check(words and items >= 1, 'words must name a word list, and items must be at least 1')
 check(0 <= min_words <= max_words and 0 <= min_script <= 1, 'min_words must be from 0 to max_words, min_script to 1')
-if push:
-    on_hub(push)  # ends the script if the upload would not be encrypted
+check_push(push)
 
 out = out or os.path.join('data', language, 'stories.jsonl')
 check(use_grammar != bool(template),

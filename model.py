@@ -1069,7 +1069,8 @@ def check_resume(path, checkpoint, config, meta, vocab):
         same_tokens = Tokenizer.from_str(checkpoint['tokenizer']['spec']).get_vocab() == vocab
         for values, data in ((checkpoint['config'], checkpoint['meta']), (config, meta)):
             sequences = values['batch_size'] * values['gradient_accumulation_steps']
-            settings.append(hide_folders(values) | {'sequences in a step': sequences, 'tokens in train.bin': data['tokens']['train']})
+            sizes = {'sequences in a step': sequences, 'tokens in train.bin': data['tokens']['train']}
+            settings.append(hide_folders(values) | sizes)
         possible = 0 <= checkpoint['step'] <= checkpoint['config']['max_iters'] and checkpoint['best_val_loss'] >= 0
     except Exception as e:  # `tokenizers` raises nothing narrower
         fail(f'{path} is damaged ({type(e).__name__}: {e!s:.100}); use another one')

@@ -130,7 +130,7 @@ def make_prefix(name, row, text):
         if isinstance(value, list):
             value = ', '.join(map(str, value))
         if value is None or value == '':
-            fail(f'{name}: a story has nothing in the column {column!r} that story_template names; it begins {text!r:.60}')
+            fail(f'{name}: a story has nothing in the column {column!r} that story_template names: {text!r:.60}')
         value = ' '.join(normalize(str(value)).split())
         values[column] = value.lower() if lower_case else value
     return fill_template(prefix_template, values)
@@ -383,7 +383,10 @@ def compare_tokenizers():
     import report
     rows = []
     for name in compare:
-        tok = train_tokenizer(read_train_texts(), vocab_size, special_tokens) if name == 'train' else load_tokenizer(name)
+        if name == 'train':
+            tok = train_tokenizer(read_train_texts(), vocab_size, special_tokens)
+        else:
+            tok = load_tokenizer(name)
         rows.append({'tokenizer': name} | measure_tokenizer(tok))
     write_json(os.path.join(folder, 'tokenizers.json'), {'rows': rows, 'config': config})
     cells = []
@@ -457,7 +460,7 @@ if num_proc:
     at_end(lambda: os.environ.pop('RAYON_NUM_THREADS', None))
 
 if compare:
-    check(all(isinstance(name, str) for name in compare), "compare must be a list of names, such as ['train', 'tiktoken:gpt2']")
+    check(all(isinstance(name, str) for name in compare), "compare must be a list, such as ['train', 'tiktoken:gpt2']")
     compare_tokenizers()
 elif source:
     prepare()

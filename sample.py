@@ -90,7 +90,10 @@ def read_words(line, template):
 
 
 def load_model():
-    """The model on its device, its tokenizer, and the story_template of its training stories. A checkpoint of train.py without LoRA does not need hub.py."""
+    """The model on its device, its tokenizer, and the story_template of its training stories.
+
+    A checkpoint of train.py without LoRA does not need hub.py.
+    """
     path = init_from
     if init_from == 'resume':
         path = checkpoint_path(out_dir) or out_dir

@@ -225,8 +225,8 @@ def evaluate():
         n = eval_iters * batch_size
     forward = net.module if ddp else net  # not DDP, which needs equally many batches in each process
     model.eval()
-    total, count = validation_loss(model, val_tokens, val_prefix, block_size, n, micro_batch_size, amp, rank, world_size,
-                                   forward)
+    total, count = validation_loss(
+        model, val_tokens, val_prefix, block_size, n, micro_batch_size, amp, rank, world_size, compiled=forward)
     model.train()
     total, count = sum_over_ranks([total, count], device)
     loss = total / count
