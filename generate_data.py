@@ -515,7 +515,14 @@ else:
     script = max(n_letters, key=n_letters.get, default='')
     refuses = replies.compile_refusals(read_lines('refusals.txt'))
     clean = functools.partial(replies.clean, script=script, min_script=min_script, refuses=refuses)
-    random_lines = {slot: [row['word'] for row in read_words(name)] for slot, name in lists.items()}
+    random_lines = {}
+    for slot, name in lists.items():
+        random_lines[slot] = [line for line in read_lines(name) if line]
+        if not random_lines[slot]:
+            print(f'data/{language} has no {name}; the prompts have no line with {{{slot}}}')
+            del random_lines[slot]
+            lines = prompt_template.split('\n')
+            prompt_template = '\n'.join(line for line in lines if f'{{{slot}}}' not in line)
     example_lines = [line for line in read_lines('examples.txt') if line]
     check(examples <= len(example_lines), f'examples.txt has {len(example_lines)} lines, and examples is {examples}')
     seen = replies.Seen()

@@ -14,7 +14,9 @@ template = '''
 Write a short story in {language}, in its own script, for a child of five to seven.
 Use only words that such a child knows. The story has 120 to 300 words.
 
-It is about {hero}. It takes place here: {place}. This happens in it: {event}.
+It is about {hero}.
+It takes place here: {place}.
+This happens in it: {event}.
 It uses the verb "{verb}", the noun "{noun}" and the adjective "{adjective}", in any form that the grammar needs.
 It contains this: {feature}.
 {level}
