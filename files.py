@@ -406,7 +406,8 @@ def quote_markdown(value):
     text = os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else str(value)
     text = ''.join(' ' if is_control(char) else char for char in text)
     text = re.sub(r'[&<>@]|:(?=//)|(?<=www)\.', lambda match: f'&#{ord(match[0])};', ' '.join(text.split()))
-    text = re.sub(r'([\\`*_\[\]|~$]|#(?!\d+;))', r'\\\1', text)
+    # an underscore between letters is no markup, as in n_embd
+    text = re.sub(r'([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|#(?!\d+;))', r'\\\1', text)
     return re.sub(r'^(\d*)([-+=]|[.)](?= |$))', r'\1\\\2', text)  # at its beginning: a list, or a line below a heading
 
 
