@@ -305,6 +305,7 @@ def test_the_last_state_is_saved_before_the_last_evaluation(project):
     assert process.returncode == 9 and load_ckpt(project.path / 'out/tiny')['step'] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('error', [
     '_torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")',
     'RuntimeError("DefaultCPUAllocator: can\'t allocate memory: you tried to allocate 9 bytes")',
