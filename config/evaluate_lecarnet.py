@@ -18,7 +18,7 @@ A small language model wrote this story for young children. It was given the ope
 It continued:
 {continuation}
 Assess the continuation, as a strict teacher of its language. Say in two or three sentences what is good and what is
-wrong. Then grade it from {low} to {high} on each of these:
+wrong. Then grade it on each of these criteria, where {low} means useless and {high} means without a fault:
 
 {criteria}
 
