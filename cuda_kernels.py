@@ -97,10 +97,7 @@ def repeat_kv_heads(q, k, v):
 # -----------------------------------------------------------------------------
 # generation
 
-
-
-# CUDA_GRAPHS=0 in the environment turns graphs off
-graphs_work = os.environ.get('CUDA_GRAPHS') != '0'
+graphs_work = os.environ.get('CUDA_GRAPHS') != '0'  # CUDA_GRAPHS=0 in the environment turns graphs off
 
 
 class DecodeGraphs:

@@ -254,7 +254,10 @@ def measure_stories(groups):
     stories = all_stories(groups)
     letters = metrics.count_scripts('\n'.join(story['opening'] or story['story'] for story in stories))
     metrics.measure_text(stories, script.upper() or max(letters, key=letters.get, default=''))
-    if any(story['words'] for story in stories) and importlib.util.find_spec('replies'):
+    has_words = any(story['words'] for story in stories)
+    if has_words and not importlib.util.find_spec('replies'):
+        print('no words_used: copy replies.py and chat.py beside evaluate.py')
+    elif has_words:
         import replies
         for story in stories:
             used = [not replies.missing({kind: {'word': word}}, story['story']) for kind, word in story['words']]

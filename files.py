@@ -40,9 +40,10 @@ import zlib
 
 STORY_ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
 NOT_STORIES = (  # other files that data/<name>/ can contain
-    'nouns.txt', 'verbs.txt', 'adjectives.txt', 'features.txt', 'groups.txt', 'prompts.txt', 'plots.txt',
-    'characters.txt', 'refusals.txt', 'exam.tsv', 'failed.jsonl',
-    'meta.json', 'tokenizer.json', 'tokenizer_config.json',
+    'nouns.txt', 'verbs.txt', 'adjectives.txt', 'features.txt', 'groups.txt', 'examples.txt', 'prompts.txt',
+    'heroes.txt', 'places.txt', 'events.txt', 'plots.txt', 'characters.txt', 'plot_nouns.txt', 'plot_verbs.txt',
+    'plot_adjectives.txt', 'plot_openings.txt', 'refusals.txt', 'exam.tsv', 'failed.jsonl',
+    'meta.json', 'tokenizer.json', 'tokenizer_config.json', 'tokenizers.json',
 )
 STORY_WORDS = ('text', 'story', 'stories', 'content', 'body', 'news', 'article')  # in the names of columns
 SPLITS = 'train|training|val|valid|validation|dev|test|eval|evaluation'  # in names of files, objects and columns
@@ -254,7 +255,10 @@ def check_depth(value):
     for _ in range(MAX_DEPTH):
         values = []
         for part in level:
-            values += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+            if isinstance(part, dict):
+                values += part.values()
+            elif isinstance(part, list):
+                values += part
         level = [part for part in values if isinstance(part, (dict, list))]
         if not level:
             return value
@@ -368,7 +372,7 @@ def hide_folders(value):
     """A setting -> the same for files that are given to others: its absolute paths name no folder of this machine.
 
     What is in the working directory gets a relative path; of any other path the last part is kept. Lists and dicts are
-    searched, and texts with several paths, such as 'a.jsonl,/home/me/b.jsonl' or 'hf:/home/me/stories:train'.
+    searched, and texts with several paths, such as 'a.jsonl,b.jsonl' or 'hf:folder:train'.
     """
     if isinstance(value, dict):
         return {key: hide_folders(part) for key, part in value.items()}
@@ -405,8 +409,9 @@ def quote_markdown(value):
     """
     text = os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else str(value)
     text = ''.join(' ' if is_control(char) else char for char in text)
+    # HTML, and what would become a link: addresses, www. and user@host
     text = re.sub(r'[&<>@]|:(?=//)|(?<=www)\.', lambda match: f'&#{ord(match[0])};', ' '.join(text.split()))
-    # an underscore between letters is no markup, as in n_embd
+    # the markup of Markdown; an underscore between letters is none, as in n_embd
     text = re.sub(r'([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|#(?!\d+;))', r'\\\1', text)
     return re.sub(r'^(\d*)([-+=]|[.)](?= |$))', r'\1\\\2', text)  # at its beginning: a list, or a line below a heading
 

@@ -190,7 +190,7 @@ def read_plots():
         fail(f'data/{language}/plots.txt has no plot for the grammar; use a chat API: --provider=…')
     head, *blocks = re.split(r'^== *', text, flags=re.M)
     settings = collections.defaultdict(str, re.findall(r'^(\w+):(.*)', head, flags=re.M))
-    characters = in_world(read_words('characters.txt'))
+    characters = read_words('characters.txt')
     lists = {kind: read_words(f'plot_{kind}s.txt') for kind in PLOT_WORDS}
     plots = []
     fragments = {}
@@ -200,16 +200,16 @@ def read_plots():
             fragments[title.strip()] = [line for line in body.split('\n') if line]
             continue
         name, _, roles = title.removeprefix('plot ').partition('|')
+        name = name.strip()
         fitting = {}
         for kind, rows in lists.items():
             line, _, body = body.partition('\n')
             if not line.startswith(f'{kind}:'):
-                fail(f'plots.txt: plot {name.strip()} needs a line "{kind}: …" with the words that fit it')
+                fail(f'plots.txt: plot {name} needs a line "{kind}: …" with the words that fit it')
             fitting[kind] = in_world(matching(rows, line.partition(':')[2]))
-        plot = {'name': name.strip(), 'cast': read_cast(f'{settings["cast"]} {roles}', characters),
-                'words': fitting, 'text': body}
-        if all(fitting.values()) and all(plot['cast'].values()):  # else it has no place in this world
-            plots.append(plot)
+        cast = read_cast(name, f'{settings["cast"]} {roles}', characters)
+        if all(fitting.values()) and all(cast.values()):  # else it has no place in this world
+            plots.append({'name': name, 'cast': cast, 'words': fitting, 'text': body})
     if not plots:
         fail(f'world is {world!r}; data/{language} has no plot for which words and characters have this tag')
     return settings['genders'].split(), plots, fragments
@@ -231,11 +231,14 @@ def matching(rows, names):
     return found
 
 
-def read_cast(roles, characters):
-    """'hero=child elder=family+old' -> {role: the characters that have all these tags}."""
+def read_cast(name, roles, characters):
+    """'hero=child elder=family+old' -> {role: the characters of this world that have all these tags}."""
     cast = {}
     for role, tags in dict(re.findall(r'(\w+)=(\S+)', roles)).items():
-        cast[role] = [row for row in characters if set(tags.split('+')) <= set(row['tags'])]
+        candidates = [row for row in characters if set(tags.split('+')) <= set(row['tags'])]
+        if not candidates:
+            fail(f'plots.txt: plot {name} has the role {role}={tags}, and no line of characters.txt has this tag')
+        cast[role] = in_world(candidates)
     return cast
 
 

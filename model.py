@@ -1047,8 +1047,8 @@ def load_training_state(path, checkpoint, optimizers, scaler, guard):
 
 def verify_optimizer(optimizer):
     """Raise ValueError unless an optimizer has the state of all its parameters, in their shapes, or of none."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    if len(optimizer.state) not in (0, len(parameters)):
+    n_parameters = sum(len(group['params']) for group in optimizer.param_groups)
+    if len(optimizer.state) not in (0, n_parameters):
         raise ValueError('it is incomplete')
     for parameter, state in optimizer.state.items():
         shapes = {name: value.shape for name, value in state.items()}
@@ -1109,12 +1109,13 @@ def validation_loss(model, tokens, prefix, size, n, batch_size, amp, rank=0, wor
         ids = to_device(torch.from_numpy(tokens[i * size:(i + k) * size + 1].astype(np.int64)), device)
         x, y = ids[:-1].view(k, size), ids[1:].view(k, size)
         with torch.no_grad(), amp:
-            if prefix is None:  # a batch of another size would be compiled anew
-                results.append(((compiled if compiled and k == batch_size else model)(x, y), k * size))
+            if prefix is None:
+                net = compiled if compiled and k == batch_size else model  # it would be compiled anew for another size
+                results.append((net(x, y), k * size))
                 continue
             counts = torch.from_numpy(~prefix[i * size + 1:(i + k) * size + 1]).view(k, size).to(device)
-            for ids, targets, counted in zip(x, y, counts):  # one window at a time, since its logits are in memory
-                logits = model(ids[None])[0][counted].float()  # (n, V)
+            for window, targets, counted in zip(x, y, counts):  # one at a time, since all its logits are in memory
+                logits = model(window[None])[0][counted].float()  # (n, V)
                 loss = F.cross_entropy(logits, targets[counted], reduction='sum')
                 results.append((loss / max(1, len(logits)), len(logits)))
     total = sum(loss.item() * n_tokens for loss, n_tokens in results)  # read only now, so that a GPU does not wait
@@ -1169,8 +1170,7 @@ def missing_kernels(device):
     capability = torch.cuda.get_device_capability(device)
     cure = 'install a newer torch'
     if capability < (7, 5):  # P100, V100: the builds for CUDA 12.6 are the last ones that contain them
-        cure = ('use a T4 or a newer card, or install the last torch for it: '
-                'pip install "torch<2.15" --index-url=https://download.pytorch.org/whl/cu126')
+        cure = 'use a T4 or a newer card, or install the build of torch below 2.15 for CUDA 12.6 (cu126)'
     return (f'torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)}, compute capability '
             f'{capability[0]}.{capability[1]}; {cure}, or use --device=cpu')
 

@@ -321,7 +321,8 @@ four
     'A {noum} here.', 'A {noun.plural} here.', 'A {friend} here.', 'A {noun here.', 'A noun} here.', 'A b|c) here.',
     'A {hero:a|b|c} here.', 'A {noun:a|b} here.', 'A {noun@zzz} here.', 'A {loop} here.\n\n== loop\n{loop}',
     'A {empty} here.\n\n== empty\n',
-    '{hero}\n\n== plot two\nverb: #toy\n{hero}', '{hero+noun:a|b}'])
+    f'{{hero}}\n\n== plot two | hero=dragon\n{ALL_WORDS}{{hero}}', '{hero}\n\n== plot two\nverb: #toy\n{hero}',
+    '{hero+noun:a|b}'])
 def test_a_broken_plot_is_one_line(project, plot):
     toy_language(project, plot=plot)
     assert 'plots.txt: plot ' in project.refuses(*TOY, '--total=20')
@@ -340,7 +341,7 @@ def test_the_stories_of_the_grammar(project, language, world):
     project.run(*GENERATE, f'--language={language}', f'--total={total}', f'--world={world}')
     rows = project.jsonl('s.jsonl')
     assert len(rows) == total
-    assert len({row['text'] for row in rows}) >= 0.99 * total
+    assert len({row['text'] for row in rows}) >= total - (20 if world else 0)
     plots = collections.Counter(row['plot'] for row in rows)
     assert len(plots) >= (25 if world else 60)
     assert max(plots.values()) - min(plots.values()) <= 1
