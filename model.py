@@ -1033,7 +1033,9 @@ def load_training_state(path, checkpoint, optimizers, scaler, guard):
             optimizer.load_state_dict(state)
             verify_optimizer(optimizer)
         if checkpoint.get('scaler'):  # empty unless the run was in float16
-            scaler.load_state_dict({key: float(value) for key, value in checkpoint['scaler'].items()})
+            if not all(isinstance(value, (int, float)) for value in checkpoint['scaler'].values()):
+                raise ValueError('a number of the loss scale is missing')
+            scaler.load_state_dict(checkpoint['scaler'])
         if 'guard' in checkpoint:
             losses, *counts = checkpoint['guard']
             guard.losses.extend(map(float, losses))

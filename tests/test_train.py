@@ -163,10 +163,10 @@ def test_under_torchrun_a_refusal_is_one_line_and_ctrl_c_saves(project):
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
 def test_mixed_precision_with_muon_trains_and_resumes(project, dtype):
     command = [f'--dtype={dtype}', '--optimizer=muon', '--gradient_accumulation_steps=1', '--eval_iters=1']
-    project.run('train.py', *SMALL, *command, '--max_iters=10')
-    assert losses(project)[10] < losses(project)[1] - 0.3
-    project.run('train.py', *RESUME, *command, '--max_iters=12')
-    assert len(losses(project)) == 12
+    project.run('train.py', *SMALL, *command, '--max_iters=40', '--lr_decay_iters=40')
+    assert losses(project)[40] < losses(project)[1] - 0.3
+    project.run('train.py', *RESUME, *command, '--max_iters=42', '--lr_decay_iters=40')
+    assert len(losses(project)) == 42
 
 
 def test_learning_rates_warm_up_and_cool_down(project):
