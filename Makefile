@@ -25,6 +25,8 @@
 #
 # After an interruption the same command continues. ARGS are more keys for the script. Every name in capitals can be set.
 
+unexport PYTHONDONTWRITEBYTECODE  # without bytecode each script starts three times as slowly
+
 PYTHON ?= python3
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 VENV ?= .venv

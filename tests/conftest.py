@@ -14,6 +14,7 @@ import pytest
 
 PROJECT = Path(__file__).parent.parent
 sys.path.insert(0, str(PROJECT))  # for tests that call a module directly
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)  # else each script compiles PyTorch anew: three times the time
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # several tests run at once
 os.environ['CUDA_VISIBLE_DEVICES'] = ''  # the same on a machine with a GPU, which `make gpu-check` tests
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it, and the scripts would inherit that
