@@ -86,6 +86,9 @@ def _apply(argument):
     key, equals, text = argument.removeprefix('--').partition('=')
     if argument in ('--help', '-h'):
         _print_help()
+    elif argument == '--version':
+        print(f'nanokahani {_files.VERSION}')
+        sys.exit(0)
     elif not argument.startswith('-'):
         _run_file(argument)
     else:

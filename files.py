@@ -38,6 +38,8 @@ import unicodedata
 import urllib.parse
 import zlib
 
+VERSION = '1.0.0'  # of this project; checkpoints, model cards and --version have it
+
 STORY_ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
 NOT_STORIES = (  # other files that data/<name>/ can contain
     'nouns.txt', 'verbs.txt', 'adjectives.txt', 'features.txt', 'groups.txt', 'examples.txt', 'prompts.txt',

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from files import check, fail, hide_folders, replacing
+from files import VERSION, check, fail, hide_folders, replacing
 
 try:
     import cpu_kernels
@@ -857,6 +857,7 @@ def sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p):
 
 def save_checkpoint(path, checkpoint):
     """Write a checkpoint (tensors and plain Python only). The old file stays until the new one is complete."""
+    checkpoint = {'version': VERSION} | checkpoint
     with replacing(path) as temporary, open(temporary, 'wb') as f:
         try:
             torch.save(checkpoint, f)

@@ -219,6 +219,7 @@ def test_every_script_has_the_line_and_help_imports_nothing_heavy(project, name)
     assert "\nexec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())" in source
     for heavy in ('torch', 'numpy', 'requests', 'tqdm', 'tokenizer'):
         (project.path / f'{heavy}.py').write_text('1 / 0')
+    assert project.run(name, '--version') == f'nanokahani {files.VERSION}\n'
     text = project.run(name, '--help')
     assert text.startswith(ast.get_docstring(ast.parse(source)))
     keys = [node.targets[0].id for node in ast.parse(block).body if isinstance(node, ast.Assign)]

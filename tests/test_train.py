@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import files
 import hub
 
 SMALL = ['--dataset=tiny', '--out_dir=out/tiny', '--dtype=float32', '--device=cpu',
@@ -224,7 +225,7 @@ def test_a_bad_step_ends_the_run_after_a_checkpoint(project, factor):
     line = project.refuses(*break_steps(project, [18], factor), '--eval_interval=10')
     assert 'the loss is' in line and 'at step 17' in line
     checkpoint = load_ckpt(project.path / 'out/tiny')
-    assert checkpoint['step'] == 17
+    assert checkpoint['step'] == 17 and checkpoint['version'] == files.VERSION
     assert all(p.isfinite().all() for p in checkpoint['model'].values())
     assert 'done at step 20' in project.run('train.py', *RESUME, '--gradient_accumulation_steps=1', '--max_iters=20')
 
