@@ -9,6 +9,7 @@ import time
 import pytest
 from conftest import PROJECT
 
+import files
 import report
 
 HERE = '''
