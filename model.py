@@ -423,7 +423,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             target = targets[rows, None]  # (n, 1)
             logits = x[rows] @ weight.t()  # (n, V)
             logits[:, vocab_size:] = -torch.inf  # padding
-            logprobs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+            logprobs = F.log_softmax(logits.float(), dim=-1)
             target_logprobs = logprobs.gather(1, target)
             loss -= target_logprobs.sum()
             if needs_dx:
