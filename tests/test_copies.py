@@ -1,4 +1,4 @@
-"""Each script runs with only the files of the README's table beside it, copied into an otherwise empty folder."""
+"""Each script runs with only the files of its row in docs/files.md beside it, copied into an otherwise empty folder."""
 
 import json
 import re
@@ -97,7 +97,7 @@ def test_evaluate(prepared, copy):
 
 
 @pytest.mark.parametrize('script', COPY_SETS)
-def test_the_readme_has_the_copy_set(script):
-    readme = (PROJECT / 'README.md').read_text(encoding='utf-8')
-    rows = [line.split('|')[2] for line in readme.splitlines() if line.startswith(f'| `{script}` |')]
+def test_the_page_has_the_copy_set(script):
+    page = (PROJECT / 'docs/files.md').read_text(encoding='utf-8')
+    rows = [line.split('|')[2] for line in page.splitlines() if line.startswith(f'| `{script}` |')]
     assert any(all(f'`{name}`' in row for name in COPY_SETS[script]) for row in rows)
