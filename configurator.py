@@ -13,7 +13,7 @@ accepted for a float. A config file is Python:
 - It can build on another one: `exec(open(find('config/train_hindi.py'), encoding='utf-8').read())`.
 - Names with a leading underscore are not keys.
 A .json file is a config of the TinyNews project. config/train_tinynews_3m.py translates it. It is data, never code.
-A file with another ending is refused.
+A .toml file of Tiny Story Generator is answered with the commands to use here. A file with another ending is refused.
 
 This is not a module (the idea is nanoGPT's). A script executes this text. It sets the script's globals and the dict
 `config` of all keys and values. In a notebook it changes nothing else.
@@ -21,11 +21,13 @@ This is not a module (the idea is nanoGPT's). A script executes this text. It se
 
 import ast
 import builtins  # train.py has a key `compile`
+import collections
 import difflib
 import errno
 import json
 import linecache
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -35,6 +37,16 @@ _MODULES = 'files model plan tokenizer hub chat replies batches metrics report c
 _KEYS_OF_WEIGHTS = ('init_from', 'checkpoints', 'model', 'out_dir')  # what an argument without a key can belong to
 _KEYS_OF_FILES = ('source', 'samples', 'start', 'dataset', 'out', 'out_dir')
 _KEYS_OF_NAMES = ('source', 'samples', 'dataset', 'out_dir', 'language')
+# the answers to the three kinds of configs of Tiny Story Generator, by a key that only this kind has
+_TOML_COMMANDS = {
+    'input_name': 'python prepare.py --source={input_name} --dataset=mine --tokenizer=gpt2 --trim=False '
+                  '--max_stories={ndata} --val_fraction={val_fraction} --seed={split_random_seed}',
+    'input_file': 'python prepare.py --source={input_file} --dataset=mine --tokenizer={model_name} --trim=False && '
+                  'python train.py config/finetune_gpt2.py --dataset=mine --init_from={model_name} '
+                  '--out_dir={model_folder} --lora_rank={lora_rank} --block_size={max_seq_len} --device={device}',
+    'output_file': 'python sample.py --out_dir={model_folder} --start=… --max_new_tokens={max_new_tokens} '
+                   '--temperature={temperature} --top_k={top_k} --top_p={top_p} --bad_words={bad_words} '
+                   '--repetition_penalty={repetition_penalty} --quantize={quantize} --device={device}'}
 _PACKAGES = {'google': 'protobuf', 'google.protobuf': 'protobuf'}  # where the package has another name than its module
 _here = globals()['here']  # the folder of the script
 
@@ -42,9 +54,8 @@ _here = globals()['here']  # the folder of the script
 def _excepthook(kind, error, trace):
     """Print one line for an error that is not a bug, a traceback for any other."""
     script = os.path.basename(sys.argv[0])
-    if 'tqdm' in sys.modules:
-        for bar in list(sys.modules['tqdm'].tqdm._instances):
-            bar.close()  # ends its line, so that the message has its own
+    if '_files' in globals():  # else it is what is missing
+        _files.close_bars()
     if isinstance(error, BrokenPipeError):  # as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains again when it flushes stdout
     elif isinstance(error, KeyboardInterrupt):
@@ -91,7 +102,7 @@ def _apply(argument):
         sys.exit(0)
     elif not argument.startswith('-'):
         _run_file(argument)
-    else:
+    elif argument != '-c':  # as TinyNews and Tiny Story Generator have it before a config file
         _check(argument.startswith('--') and equals, f'{argument!r} is neither a config file nor --key=value')
         _override('command line', key, _parse(key, text))
 
@@ -102,7 +113,7 @@ def _parse(key, text):
         return text
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+    except Exception:  # of many kinds: it is no literal
         return text
 
 
@@ -127,6 +138,8 @@ def _run_file(path):
     values = {key: globals()[key] for key in _defaults}
     values['find'] = _find
     ending = os.path.splitext(path)[1].lower()
+    if ending == '.toml':
+        _answer_toml(path)
     _check(ending in ('.py', '.json'), f'{path} is not a config file, which ends in .py or .json{_hint(path)}')
     try:
         text = _read(_find(path))
@@ -145,6 +158,33 @@ def _run_file(path):
     for key, value in values.items():
         if not key.startswith('_') and not callable(value) and not isinstance(value, type(os)):
             _override(path, key, value)
+
+
+def _answer_toml(path):
+    """End the script with the commands to use here in place of a config of Tiny Story Generator."""
+    try:
+        import tomllib  # since Python 3.11
+        values = tomllib.loads(_read(_find(path)))
+        values |= values.get('hyper-parameters', {})
+        if 'train_fraction' in values:
+            values['val_fraction'] = round(1 - values['train_fraction'], 6)
+    except (OSError, ValueError, TypeError, RecursionError, ImportError) as e:
+        _check(False, f'{path} could not be read: {e}')
+    if values.get('lora_peft') is False:
+        values['lora_rank'] = 0
+    if values.get('quantized'):
+        values['quantize'] = 'int8'
+    if values.get('max_seq_len') == -1:
+        del values['max_seq_len']
+    quoted = collections.defaultdict(str)  # a missing value is an empty text
+    for key, value in values.items():
+        quoted[key] = shlex.quote(_files.printable(str(value)).replace('\n', ' '))
+    for key, command in _TOML_COMMANDS.items():
+        if key in values:
+            words = [word.format_map(quoted) for word in command.split()]
+            words = ' '.join(word for word in words if not word.endswith('='))  # without keys that have no value
+            _check(False, f'{path} is a config of Tiny Story Generator; use: {words}')
+    _check(False, f'{path} is not a config file, which ends in .py or .json')
 
 
 def _read(path):

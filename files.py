@@ -58,9 +58,9 @@ BLANK_LINES = fr'{LINE_END}[\s{INVISIBLE}]*{LINE_END}'
 max_row = 1_000_000  # characters of the longest row or story; the key max_row sets it
 MAX_COLUMNS = 10_000
 MAX_DEPTH = 100  # of brackets in JSON
+WHITE_SPACE = ' \r\n\t\ufeff'  # before a JSON value
 BLOCK_SIZE = 1 << 20  # characters of a .txt file that are read at once
 ISO_CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
-UNREADABLE = (OSError, EOFError, UnicodeError, lzma.LZMAError, zlib.error)  # errors of reading a damaged or packed file
 
 # -----------------------------------------------------------------------------
 # errors
@@ -74,11 +74,16 @@ def script_name():
 
 def fail(message):
     """End the script with one line on stderr and exit status 1: for bad data, network and disk."""
-    if 'tqdm' in sys.modules:
-        for bar in list(sys.modules['tqdm'].tqdm._instances):
-            bar.close()  # ends its line, so that the message has its own
+    close_bars()
     wait_for_torchrun()
     raise SystemExit(script_name() + message)
+
+
+def close_bars():
+    """End the lines of progress bars, so that a message has a line of its own."""
+    if 'tqdm' in sys.modules:
+        for bar in list(sys.modules['tqdm'].tqdm._instances):
+            bar.close()
 
 
 def check(condition, message):
@@ -226,8 +231,7 @@ def open_locked(path, wait=False):
     except OSError as e:
         if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # any other error: this file system has no locks
             f.close()
-            name = str(path).removesuffix('.lock')
-            fail(f'{name} is being written by another process')
+            fail(f'{str(path).removesuffix(".lock")} is being written by another process')
     if not wait:
         locked_files[key] = f
 
@@ -243,30 +247,24 @@ def open_locked(path, wait=False):
 
 
 def parse_json(text):
-    """json.loads for text from elsewhere. Raises ValueError also for brackets that are too deep or too many."""
+    """json.loads for text from elsewhere. Raises ValueError also for brackets that are too deep."""
     try:
         value = json.loads(text.removeprefix('\ufeff'))
     except RecursionError:
         raise ValueError('too many brackets in each other') from None
-    return check_depth(value)
+    check_depth(value)
+    return value
 
 
-def check_depth(value):
-    """A JSON value -> the same. Raises ValueError if it is so deep that writing it would fail, or takes much memory."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        values = []
-        for part in level:
-            if isinstance(part, dict):
-                values += part.values()
-            elif isinstance(part, list):
-                values += part
-        level = [part for part in values if isinstance(part, (dict, list))]
-        if not level:
-            return value
-        if len(level) > max_row:
-            raise ValueError('too many brackets')
-    raise ValueError('too many brackets in each other')
+def check_depth(value, levels=MAX_DEPTH):
+    """Raise ValueError if a JSON value is so deep that writing it would fail."""
+    if not levels:
+        raise ValueError('too many brackets in each other')
+    parts = ()
+    if isinstance(value, (dict, list)):
+        parts = value.values() if isinstance(value, dict) else value
+    for part in parts:
+        check_depth(part, levels - 1)
 
 
 def read_lines(path, f, limit):
@@ -286,25 +284,20 @@ def read_jsonl(path):
 
     A last line that a kill tore is skipped. Any other broken line ends the script with its number.
     """
-    try:
-        f, encoding = open_binary(path)
-        with f:
-            lines = read_lines(path, f, 4 * max_row)  # UTF-8 has up to 4 bytes a character
-            if encoding == 'utf-16':
-                text = io.TextIOWrapper(f, encoding, newline='\n')
-                lines = (line.encode() for line in read_lines(path, text, max_row))
-            for number, line in enumerate(lines, 1):
-                if line.isspace():
-                    continue
-                try:
-                    yield parse_json(line.decode('utf-8-sig'))
-                except ValueError as e:  # bad JSON, bad UTF-8
-                    # not torn: two objects on a line, brackets too deep
-                    is_torn = not line.endswith(b'\n') and not re.search('Extra data|too many', str(e))
-                    if not is_torn:
-                        fail(f'{path}, line {number}: not a line of JSON in UTF-8')
-    except UNREADABLE as e:
-        fail(f'{path} could not be read: {e}')
+    with open_text(path, newline='\n', errors='surrogateescape') as f:
+        for number, line in enumerate(read_lines(path, f, 4 * max_row), 1):  # a letter can be more in JSON: \u0915
+            if line.isspace():
+                continue
+            try:
+                line.encode()  # bytes that are not UTF-8 became halves of surrogate pairs
+                row = parse_json(line)
+            except ValueError as e:
+                # not torn: two objects on a line, brackets too deep
+                is_torn = not line.endswith('\n') and not re.search('Extra data|too many', str(e))
+                if is_torn:
+                    return
+                fail(f'{path}, line {number}: not a line of JSON in UTF-8')
+            yield row
 
 
 def open_append(path, wait=False):
@@ -314,13 +307,8 @@ def open_append(path, wait=False):
     """
     f = open_locked(path, wait)
     end = f.seek(0, os.SEEK_END)
-    start = end
-    tail = b''
-    while start > 0 and b'\n' not in tail:
-        start = max(0, start - 65536)
-        f.seek(start)
-        tail = f.read(end - start)
-    last_line = tail[tail.rfind(b'\n') + 1:]
+    f.seek(max(0, end - 4 * max_row))  # no row is longer
+    last_line = f.read().rpartition(b'\n')[2]
     if not last_line:
         return f
     try:
@@ -334,8 +322,11 @@ def open_append(path, wait=False):
 
 
 def append_rows(f, *rows):
-    """Write each row as one line of JSON: all in one write, flushed, so that a kill loses none of them."""
-    lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
+    """Write each row as one line of JSON: all in one write, flushed, so that a kill loses none of them.
+
+    What JSON lacks, such as a date from a .parquet file, is written as text.
+    """
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + '\n' for row in rows]
     try:
         f.write(''.join(lines).encode('utf-8', 'backslashreplace'))  # a lone surrogate becomes its JSON escape
         f.flush()
@@ -382,14 +373,13 @@ def hide_folders(value):
         return [hide_folders(part) for part in value]
     if not isinstance(value, str):
         return value
-    parts = []
-    for part in re.split('(,|^hf:|^FILE:)', value):
+    parts = re.split('(,|^hf:|^FILE:)', value)
+    for i, part in enumerate(parts):
         path = os.path.relpath(part or '.')
         if path.startswith((os.pardir, '~')):
-            part = os.path.basename(path)
+            parts[i] = os.path.basename(path)
         elif os.path.isabs(part):
-            part = path
-        parts.append(part)
+            parts[i] = path
     return ''.join(parts)
 
 
@@ -410,17 +400,13 @@ def quote_markdown(value):
     Of an absolute path only the last part is shown: the rest can contain the user's name.
     """
     text = os.path.basename(value) if isinstance(value, str) and os.path.isabs(value) else str(value)
-    text = ''.join(' ' if is_control(char) else char for char in text)
+    # control characters, halves of surrogate pairs, and what changes the direction of the text after it
+    text = re.sub('[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]', ' ', text)
     # HTML, and what would become a link: addresses, www. and user@host
     text = re.sub(r'[&<>@]|:(?=//)|(?<=www)\.', lambda match: f'&#{ord(match[0])};', ' '.join(text.split()))
     # the markup of Markdown; an underscore between letters is none, as in n_embd
     text = re.sub(r'([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|#(?!\d+;))', r'\\\1', text)
     return re.sub(r'^(\d*)([-+=]|[.)](?= |$))', r'\1\\\2', text)  # at its beginning: a list, or a line below a heading
-
-
-def is_control(char):
-    """Whether a character is a control character, or changes the direction of the text after it."""
-    return unicodedata.category(char) in ('Cc', 'Cs') or '\u202a' <= char <= '\u202e' or '\u2066' <= char <= '\u2069'
 
 
 # -----------------------------------------------------------------------------
@@ -456,10 +442,7 @@ def read_rows(source, text_column='', separator=''):
 def open_source(source, text_column='', separator=''):
     """Yield (name, what was taken for a story, iterator of (row, story)) for each file of a source."""
     source = find(source)
-    names = [source]
-    if not source.startswith('hf:'):
-        names = story_files(source)
-    for name in names:
+    for name in [source] if source.startswith('hf:') else story_files(source):
         ending = ending_of(name)
         what = ''
         if name.startswith('hf:'):
@@ -490,16 +473,15 @@ def row_stories(name, rows, column):
             columns = ' '.join(', '.join(row).split())
             fail(f'{name}, row {number}: no column {column or "with stories"} among {columns:.200}; set --text_column '
                  '(the first line of a table must name its columns)')
-        text = row[column]
-        if text is not None and not isinstance(text, str):
+        text = '' if row[column] is None else row[column]
+        if not isinstance(text, str):
             fail(f'{name}, row {number}: {column} is not text but {text!r:.40}')
-        if text and len(text) > max_row:
+        if len(text) > max_row:
             fail_too_long(name)
-        text = normalize(text or '')
+        text = normalize(text)
         if 50 * text.count('\0') > len(text):  # UTF-16 without its mark can be valid UTF-8: it is full of NULs then
             fail(f'{name}: a story is full of NUL characters: {text[:20]!r}; save the file as UTF-8')
-        other_columns = {key: value for key, value in row.items() if key != column}
-        yield other_columns, text.replace('\0', '')
+        yield {key: value for key, value in row.items() if key != column}, text.replace('\0', '')
 
 
 def normalize(text):
@@ -531,14 +513,14 @@ def prefix_mask(folder, tokens, meta):
     import numpy as np
     if not meta.get('prefix_tokens', {}).get('val'):
         return None
-    lengths = np.fromfile(os.path.join(folder, 'val_prefix.bin'), '<u2').astype(np.int64)
+    lengths = np.fromfile(os.path.join(folder, 'val_prefix.bin'), '<u2').astype(int)
     starts = np.flatnonzero(tokens == meta['bos'])[:len(lengths)] + 1
     if len(starts) != len(lengths) or lengths.sum() != meta['prefix_tokens']['val']:
         fail(f'{folder}/val_prefix.bin does not belong to val.bin; prepare the data again')
-    change = np.zeros(len(tokens) + 1, np.int8)  # +1 where a prefix begins, -1 where it ends
-    np.add.at(change, starts, 1)
-    np.add.at(change, starts + lengths, -1)
-    return change[:-1].cumsum(dtype=np.int8) > 0
+    mask = np.zeros(len(tokens), bool)
+    for start, length in zip(starts, lengths):
+        mask[start:start + length] = True
+    return mask
 
 
 def unicode_form(text, form='NFC'):
@@ -547,19 +529,13 @@ def unicode_form(text, form='NFC'):
     That function takes quadratic time for many combining marks on one letter: hours for 600,000. So U+034F is put
     after each 30 of them, as in Unicode's stream-safe format. 20,000 characters take less than a second anyway.
     """
+    def limit(match):
+        last_char = unicodedata.normalize('NFD', match[0])[-1]
+        return match[0] + '\u034f' if unicodedata.combining(last_char) else match[0]
+
     if len(text) > 20_000:
-        text = combining_marks().sub(lambda match: f'{match[0]}\u034f', text)
+        text = re.sub(r'[^\w\s]{30}', limit, text)  # marks, or punctuation
     return unicodedata.normalize(form, text)
-
-
-@functools.cache
-def combining_marks():
-    """Finds 30 combining marks in a row."""
-    marks = ''
-    for char in map(chr, range(0x300, 0x20000)):
-        if unicodedata.combining(unicodedata.normalize('NFD', char)[0]):
-            marks += char
-    return re.compile(f'[{marks}]{{30}}')
 
 
 def story_column(rows):
@@ -569,9 +545,7 @@ def story_column(rows):
     """
     lengths = {}  # column -> lengths of its texts
     for row in rows:
-        if not isinstance(row, dict):
-            continue
-        for column, text in row.items():
+        for column, text in row.items() if isinstance(row, dict) else ():
             if is_story_column(column):
                 lengths.setdefault(column, [0])
                 if text:
@@ -626,26 +600,27 @@ def check_data_files(name, revision):
 
 
 def data_file_patterns(settings):
-    """The texts below `data_files` and `data_dir` in the settings of a data set.
-
-    YAML can repeat a value without end; this raises ValueError.
-    """
-    patterns = set()
-    seen = set()
-    values = [('', settings)]  # and the key that each one is below
-    while values:
-        key, value = values.pop()
-        if isinstance(value, str) and key in ('data_files', 'data_dir'):
-            patterns.add(value)
-        if not isinstance(value, (dict, list)):
-            continue
-        if id(value) in seen:
-            raise ValueError('its settings repeat a value, perhaps without end')
-        seen.add(id(value))
-        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
-            is_below = key in ('data_files', 'data_dir')
-            values.append((key if is_below else name, part))
+    """The texts that the package `datasets` takes for names of data files in the settings of a data set."""
+    from datasets.data_files import sanitize_patterns
+    check_repeats(settings)
+    patterns = []
+    for config in settings.get('configs') or []:
+        patterns.append(config.get('data_dir') or '.')
+        for split_patterns in sanitize_patterns(config.get('data_files') or []).values():
+            patterns += split_patterns
     return patterns
+
+
+def check_repeats(settings):
+    """Raise ValueError if a part of a YAML value comes twice: written out, it could have any length."""
+    seen = set()
+    parts = [settings]
+    for part in parts:
+        if isinstance(part, (dict, list)):
+            if id(part) in seen:
+                raise ValueError('its settings repeat a value, perhaps without end')
+            seen.add(id(part))
+            parts += part.values() if isinstance(part, dict) else part
 
 
 def on_hub(name):
@@ -667,14 +642,69 @@ def check_push(name):
         on_hub(name)
 
 
+def language_code(text):
+    """The code of the language that a name or path contains, such as hi for data/hindi; '' = none."""
+    return next((code for language, code in ISO_CODES.items() if language in text), '')
+
+
+def upload_dataset(name, paths, language, license=''):
+    """Upload .jsonl files and a card to a data set on the Hugging Face hub.
+
+    The token is that of `hf auth login` or HF_TOKEN.
+    paths: {'train': path, …}. language: its code, or ''. license: its name on the hub, or ''.
+    """
+    import huggingface_hub
+    n_stories = dict.fromkeys(paths, 0)
+    models = {}  # that wrote the stories
+    row = {}
+    files = ''
+    for split, path in paths.items():
+        files += f'  - {{split: {split}, path: {json.dumps(os.path.basename(path))}}}\n'
+        for row in read_jsonl(path):
+            n_stories[split] += 1
+            models[str(row.get('model') or '')] = True
+    settings = f'task_categories: [text-generation]\nconfigs:\n- config_name: default\n  data_files:\n{files}'
+    for key, value in (('license', license), ('language', language)):
+        if value:
+            settings = f'{key}: {json.dumps(value)}\n{settings}'
+    total = sum(n_stories.values())
+    counts = ', '.join(f'{n:,} for {split}' for split, n in n_stories.items())
+    written_by = ', '.join(filter(None, models))
+    card = f'''---
+{settings}---
+# {name.split("/")[-1]}
+
+{total:,} short texts for training small language models: {counts}.
+
+- columns: {quote_markdown(f'{", ".join(row):.500}')}
+- written by: {quote_markdown(f'{written_by:.500}') or 'not known'}
+
+```python
+from datasets import load_dataset
+stories = load_dataset("{name}", split="train")
+```
+'''
+    operations = [huggingface_hub.CommitOperationAdd('README.md', card.encode())]
+    for path in paths.values():
+        operations.append(huggingface_hub.CommitOperationAdd(os.path.basename(path), path))
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(name, repo_type='dataset', exist_ok=True)
+        api.create_commit(name, operations, repo_type='dataset', commit_message='Upload stories')
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:
+        reason = ' '.join(str(e).split())
+        fail(f'{name} was not uploaded: {reason:.300}; the same command tries again')
+    print(f'{total:,} stories uploaded to {api.endpoint}/datasets/{name}')
+
+
 def is_safe_address(address):
     """Whether it is https, or http to this machine. A user name could make another host look like this one."""
     try:
         url = urllib.parse.urlsplit(address)
-        url.port  # raises ValueError if it is none
+        has_host = url.hostname and (url.port or True)  # a bad port raises ValueError
     except ValueError:
         return False
-    if not url.hostname or '@' in url.netloc or re.search(r'[\s\\\x00-\x1f]', address):
+    if not has_host or '@' in url.netloc or re.search(r'[\s\\\x00-\x1f]', address):
         return False
     is_local = url.hostname in ('localhost', '127.0.0.1', '::1')
     return url.scheme == 'https' or url.scheme == 'http' and is_local
@@ -682,14 +712,12 @@ def is_safe_address(address):
 
 def story_files(source):
     """The sorted paths of the story files that a file, folder or glob names."""
-    if os.path.isfile(source):
-        paths = [source]
-    elif os.path.isdir(source):
+    if os.path.isdir(source):
         found = sorted(glob.glob(os.path.join(glob.escape(source), '**'), recursive=True), reverse=True)
         unique = {os.path.realpath(path): path for path in found}  # a link may lead to a file or folder of this folder
         paths = [path for path in unique.values() if os.path.basename(path) not in NOT_STORIES]
     else:
-        paths = glob.glob(source, recursive=True)
+        paths = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
         if not paths:
             fail(f'{source}: no such file')
     paths = sorted(path for path in paths if ending_of(path) in STORY_ENDINGS)
@@ -697,15 +725,19 @@ def story_files(source):
         fail(f'{source}: stories are read from files that end in {" ".join(STORY_ENDINGS)}; save a table as CSV UTF-8, '
              'a document as plain text')
     if os.path.isdir(source):
-        splits = set()
-        for path in paths:
-            parts = os.path.relpath(path, source).split(os.sep)
-            splits.update(re.split(r'[-_.\d]', part)[0].lower() for part in parts)  # train-00000.jsonl is of train
-        splits = {name for name in splits if re.fullmatch(SPLITS, name)}
-        if len(splits) > 1:
-            fail(f'{source} contains several splits ({", ".join(sorted(splits))}); give one as the source, and for '
-                 'prepare.py another one as val_source')
+        check_splits(source, paths)
     return paths
+
+
+def check_splits(folder, paths):
+    """End the script if the names of the files in a folder, or of its folders, tell of several splits."""
+    splits = set()
+    for path in paths:
+        name = os.sep + os.path.relpath(path, folder).lower()
+        splits.update(re.findall(rf'[/\\]({SPLITS})(?=[-_.\d/\\])', name))  # train-00000.jsonl is of train
+    if len(splits) > 1:
+        fail(f'{folder} contains several splits ({", ".join(sorted(splits))}); give one as the source, and for '
+             'prepare.py another one as val_source')
 
 
 def ending_of(path):
@@ -714,23 +746,22 @@ def ending_of(path):
     return os.path.splitext(path)[1]
 
 
-def open_binary(path):
-    """Open a file for reading bytes -> (file, encoding of its text); .gz and .xz are unpacked."""
-    openers = {'.gz': gzip.open, '.xz': lzma.open}
-    ending = os.path.splitext(path)[1].lower()
-    f = openers.get(ending, open)(path, 'rb')
-    is_utf16 = f.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return f, 'utf-16' if is_utf16 else 'utf-8-sig'
-
-
 @contextlib.contextmanager
-def open_text(path, newline=None):
-    """`with open_text(path) as f:` read text. Any error of reading or parsing it in the block ends the script."""
+def open_text(path, newline=None, errors='strict'):
+    """`with open_text(path) as f:` read text; .gz and .xz are unpacked.
+
+    Any error of reading or parsing it in the block ends the script.
+    """
+    openers = {'.gz': gzip.open, '.xz': lzma.open}
     try:
-        binary, encoding = open_binary(path)
-        with binary, io.TextIOWrapper(binary, encoding=encoding, newline=newline) as f:
-            yield f
-    except (*UNREADABLE, ValueError, csv.Error) as e:  # ValueError: not UTF-8, not JSON
+        with openers.get(os.path.splitext(path)[1].lower(), open)(path, 'rb') as binary:
+            is_utf16 = binary.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            encoding = 'utf-16' if is_utf16 else 'utf-8-sig'
+            with io.TextIOWrapper(binary, encoding, errors, newline) as f:
+                yield f
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
+        fail(f'{path} could not be read: {e}')
+    except (ValueError, RecursionError, csv.Error) as e:  # ValueError: not UTF-8, not JSON
         if 'field limit' in str(e):  # of the csv module
             fail_too_long(path)
         fail(f'{path} could not be read as {ending_of(path)} in UTF-8: {e}; save it again, a spreadsheet as CSV UTF-8')
@@ -744,11 +775,7 @@ def parquet_rows(path):
             for batch in f.iter_batches(16):  # few, as a file of a few bytes can contain the same long text many times
                 if batch.nbytes > 16 * 4 * max_row:  # also of lists and bytes, which take far more memory in Python
                     fail_too_long(path)
-                for row in batch.to_pylist():
-                    longest = max((len(value) for value in row.values() if isinstance(value, str)), default=0)
-                    if longest > max_row:
-                        fail_too_long(path)
-                    yield row
+                yield from batch.to_pylist()
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as e:  # not UTF-8, dates that Python lacks
         reason = str(e).partition('\n')[0]
         fail(f'{path} could not be read: {reason:.300}')
@@ -764,35 +791,32 @@ def check_columns(path, columns):
 
 def json_rows(path, text_column):
     """(what is read, or '' for all, rows) of a file with a row of JSON on each line, or with one JSON value."""
-    with open_text(path) as f:
-        has_lines = ending_of(path) == '.jsonl' and f.read(1) != '['
-        f.seek(0)
-        if not has_lines:
-            starts = [f.readline(BLOCK_SIZE).strip()[:1] for _ in range(2)]
-            has_lines = starts[1:] == starts[:1]  # in one JSON value the lines begin with different brackets
-            f.seek(0)
-        if has_lines:
+    with open_text(path, errors='surrogateescape') as f:  # read_jsonl reports bad bytes with the number of the line
+        text = f.read(BLOCK_SIZE).lstrip(WHITE_SPACE)
+        line, _, rest = text.partition('\n')
+        is_array = text.startswith('[')
+        # in one JSON value the lines begin with different brackets
+        if line[:1] == rest.lstrip()[:1] or ending_of(path) == '.jsonl' and not is_array:
             return '', read_jsonl(path)
-        if f.read(BLOCK_SIZE).lstrip(' \n\t\ufeff').startswith('['):
+        if is_array:
             return '', array_rows(path)
-        f.seek(0)
-        text = f.read(50 * max_row)
+        text += f.read(50 * max_row)
         if f.read(1):
             fail(f'{path} has more than {50 * max_row:,} characters; save it as .jsonl, or raise --max_row')
+        text.encode()  # raises ValueError for bytes that are not UTF-8
         data = parse_json(text)
     what = ''
     splits = find_splits(data, text_column)
-    if len(splits) > 1 and 'train' not in splits:
-        fail(f'{path} contains the splits {", ".join(splits)} and no train; save the one to read in a file of its own')
     if splits:
+        if len(splits) > 1 and 'train' not in splits:
+            fail(f'{path} contains the splits {", ".join(splits)} and no train; save the one to read in a file of its '
+                 'own')
         split = 'train' if 'train' in splits else next(iter(splits))
         data = splits.pop(split)
         what = f'each of {split}'
         if splits:
             what += f', not of {", ".join(splits)}'
-    if isinstance(data, list):
-        return what, data
-    rows = list(find_rows(data, text_column))
+    rows = data if isinstance(data, list) else list(find_rows(data, text_column))
     if not rows:
         fail(f'{path}: contains no stories; set --text_column, or save it as .jsonl with a row on each line')
     return what, rows
@@ -802,26 +826,25 @@ def array_rows(path):
     """Yield the values of a JSON array, one in memory at a time."""
     decoder = json.JSONDecoder()
     with open_text(path) as f:
-        text = f.read(BLOCK_SIZE).lstrip(' \n\t\ufeff')
+        text = f.read(BLOCK_SIZE).lstrip(WHITE_SPACE)
         at = 1  # after the bracket
         while True:
             at = re.compile(r'[\s,]*').match(text, at).end()
-            error = None
+            error = ValueError('the array does not end')
             try:
                 value, end = decoder.raw_decode(text, at)
-            except RecursionError:
-                raise ValueError('too many brackets in each other') from None
             except ValueError as e:
                 if text.startswith(']', at) and not (text[at + 1:] + f.read(BLOCK_SIZE)).strip():
                     return
                 end, error = len(text), e
             if end < len(text):
-                yield check_depth(value)
+                check_depth(value)
+                yield value
                 at = end
                 continue
             block = f.read(BLOCK_SIZE)  # the value may go on
             if not block:
-                raise error or ValueError('the array does not end')
+                raise error
             text = text[at:] + block
             at = 0
             if len(text) > max_row + BLOCK_SIZE:
@@ -845,14 +868,14 @@ def find_rows(data, text_column):
     """Yield the rows in a JSON value, however nested: objects with a story, or pandas' {column: {index: value}}."""
     column = text_column or story_column([data])
     if isinstance(data, dict) and column in data:
-        if not isinstance(data[column], (dict, list)):
-            yield data
-            return
         columns = {}
         for key, values in data.items():
             if isinstance(values, (dict, list)):
                 columns[key] = list(values.values()) if isinstance(values, dict) else values
-        if columns[column] and isinstance(columns[column][0], str):
+        if column not in columns:
+            yield data
+            return
+        if isinstance(next(iter(columns[column]), None), str):
             for row in itertools.zip_longest(*columns.values()):
                 yield dict(zip(columns, row))
             return
@@ -872,10 +895,7 @@ def csv_rows(path):
         header = next(lines, '')
         while header.startswith('sep=') or header and not header.strip().strip(delimiters):  # Excel's sep=; empty rows
             header = next(lines, '')
-        n_columns = {}
-        for delimiter in delimiters:
-            n_columns[delimiter] = len(next(csv.reader([header], delimiter=delimiter), []))
-        delimiter = max(n_columns, key=n_columns.get)
+        delimiter = max(delimiters, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
         n_read = 0  # characters since the last row
 
         def counted_lines():
@@ -914,10 +934,10 @@ def txt_rows(path, text_column, separator, is_alone):
     mark = separator or '<|endoftext|>'
     if mark in start:
         return f'text between {mark!r}', split_text(path, re.escape(mark))
-    if separator and is_alone:
-        fail(f'{path}: does not contain the separator {separator!r}')
     if not is_alone:
         return 'each .txt file', [start + rest]
+    if separator:
+        fail(f'{path}: does not contain the separator {separator!r}')
     if re.search(BLANK_LINES, start.strip()):
         return 'text between blank lines', split_text(path, BLANK_LINES)
     n_sentences = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in lines)
@@ -950,38 +970,39 @@ def load_dataset(folder):
     """
     import numpy as np
     from tokenizers import Tokenizer
+    paths = {}
     for name in ('meta.json', 'tokenizer.json', 'train.bin', 'val.bin'):
-        if not os.path.exists(os.path.join(folder, name)):
+        paths[name] = os.path.join(folder, name)
+        if not os.path.exists(paths[name]):
             dataset = os.path.basename(folder)
             fail(f'{folder} has no {name}; prepare it first: python prepare.py --source=… --dataset={dataset}')
     try:
-        with open(os.path.join(folder, 'meta.json'), encoding='utf-8') as f:
+        with open(paths['meta.json'], encoding='utf-8') as f:
             meta = parse_json(f.read())
         numbers = [meta['bos'], meta['eos'], meta['vocab_size']]
         for key in ('stories', 'tokens', 'bytes'):
             numbers += [meta[key]['train'], meta[key]['val']]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError('a number is missing')
-        with open(os.path.join(folder, 'tokenizer.json'), encoding='utf-8') as f:
-            tokenizer_json = f.read()
     except (OSError, ValueError, KeyError, TypeError) as e:
-        fail(f'{folder}/meta.json or tokenizer.json is damaged ({type(e).__name__}: {e}); prepare the data again')
+        fail(f'{folder}/meta.json is damaged ({type(e).__name__}: {e}); prepare the data again')
     try:
+        with open(paths['tokenizer.json'], encoding='utf-8') as f:
+            tokenizer_json = f.read()
         vocab = Tokenizer.from_str(tokenizer_json).get_vocab()
     except Exception as e:  # tokenizers raises nothing narrower
         fail(f'{folder}/tokenizer.json cannot be read ({e}); prepare the data again')
-    if meta['vocab_size'] != 1 + max(vocab.values()):
-        fail(f'{folder}/tokenizer.json and meta.json do not belong together; prepare the data again')
     tokens = []
     for split in ('train', 'val'):
-        path = os.path.join(folder, f'{split}.bin')
+        path = paths[f'{split}.bin']
         if os.path.getsize(path) != 2 * meta['tokens'][split]:
             fail(f'{path} does not have the length that meta.json says; prepare the data again')
         if not meta['tokens'][split]:
             fail(f'{path} is empty; prepare the data again with a larger --val_fraction')
         tokens.append(np.memmap(path, '<u2', 'r'))
-        if tokens[-1].max() >= meta['vocab_size']:
-            fail(f'{path} and the tokenizer.json beside it do not belong together; prepare the data again')
+    largest_id = max(part.max() for part in tokens)
+    if not largest_id < meta['vocab_size'] == 1 + max(vocab.values()):
+        fail(f'{folder}: meta.json, tokenizer.json and the bins do not belong together; prepare the data again')
     if 'unknown' not in meta:  # prepared by an older version
         model = json.loads(tokenizer_json)['model']
         unk = model.get('unk_id', vocab.get(model.get('unk_token')))
@@ -1004,20 +1025,17 @@ class TokenStream:
             bounds = np.append(bounds, len(tokens))
         self.starts = bounds[:-1]  # of each story in tokens
         self.lengths = np.diff(bounds)
-        self.epoch_orders = {}
+        self.epoch_order = functools.lru_cache(2)(self.new_order)
 
     def __len__(self):
         """Tokens of one epoch."""
         return int(self.lengths.sum())
 
-    def epoch_order(self, epoch):
+    def new_order(self, epoch):
         """The order of the stories in this epoch, and where each one ends."""
         import numpy as np
-        if epoch not in self.epoch_orders:
-            order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.starts))
-            self.epoch_orders.pop(epoch - 2, None)
-            self.epoch_orders[epoch] = order, np.cumsum(self.lengths[order])
-        return self.epoch_orders[epoch]
+        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.starts))
+        return order, np.cumsum(self.lengths[order])
 
     def read(self, begin, end):
         """Tokens begin … end - 1 of the stream, (end - begin,) uint16."""

@@ -76,8 +76,8 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import (ISO_CODES, append_rows, check, check_push, fail, find, open_append, parse_shard, quote_markdown,
-                   read_jsonl, replacing)
+from files import (append_rows, check, check_push, fail, find, language_code, open_append, parse_shard, read_jsonl,
+                   replacing, upload_dataset)
 
 use_grammar = provider == 'grammar' and not base_url
 if not use_grammar:
@@ -457,32 +457,6 @@ def generate():
         is_done=lambda i: i in done)
 
 
-def upload():
-    """Upload `out` and a card to the Hugging Face hub, with the token of `hf auth login` or HF_TOKEN."""
-    import huggingface_hub
-    writers = collections.Counter(row['model'] for row in read_jsonl(out))
-    language_line = f'language: {ISO_CODES[language]}' if language in ISO_CODES else f'tags: [{language}]'
-    card = f'''---
-{language_line}
-task_categories: [text-generation]
-configs: [{{config_name: default, data_files: stories.jsonl}}]
----
-# {push.split("/")[-1]}
-
-{writers.total():,} short texts in {language.capitalize()}, written by {quote_markdown(", ".join(writers))} for training
-small language models. Each has a `text` and the seed words of its prompt ({", ".join(words)}).
-'''
-    api = huggingface_hub.HfApi()
-    try:
-        api.create_repo(push, repo_type='dataset', exist_ok=True)
-        for name, content in (('stories.jsonl', out), ('README.md', card.encode())):
-            api.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=push, repo_type='dataset')
-    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:
-        reason = ' '.join(str(e).split())
-        fail(f'{push} was not uploaded: {reason:.300}; the same command tries again')
-    print(f'uploaded to {push}')
-
-
 # -----------------------------------------------------------------------------
 # settings
 
@@ -542,4 +516,4 @@ else:
     if problem:
         fail(problem)
     if push:
-        upload()
+        upload_dataset(push, {'train': out}, language_code(language))

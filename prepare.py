@@ -5,6 +5,7 @@ Turns stories into tokens: source -> data/<dataset>/{train.bin, val.bin, meta.js
     python prepare.py --source=stories.csv --dataset=mine --tokenizer=tiktoken:gpt2
     python prepare.py --source=hf:MaxLSB/LeCarnet --val_source=hf:MaxLSB/LeCarnet:validation --dataset=lecarnet
     python prepare.py --dataset=hindi --decode=500
+    python prepare.py --source=data/hindi --push=user/kahani  # upload the stories to the hub; run hf auth login first
 
 A source is a .jsonl, .json, .csv, .tsv, .parquet or .txt file (.gz and .xz too), a folder or glob of such files, or a
 dataset of the Hugging Face hub. The first two stories are printed, and what was taken for a story.
@@ -15,12 +16,14 @@ dataset of the Hugging Face hub. The first two stories are printed, and what was
   with the full and the trimmed tokenizer, and compared.
 - A hash of a story decides whether it is for training or validation: adding stories moves none of the others.
 - Each pass reads the source anew, so memory stays flat (deduplicate needs some 100 bytes per story).
+- A data set on the hub gets the columns of the source and the same splits: train.jsonl and validation.jsonl.
 """
 
 import collections
 import concurrent.futures
 import hashlib
 import itertools
+import json
 import math
 import os
 import re
@@ -35,13 +38,14 @@ val_source = ''  # the same for validation; '' = a part of source
 text_column = ''  # column that contains the story; '' = found by its name
 separator = ''  # what stands between two stories of a .txt file; '' = <|endoftext|>, a blank line or the file's end
 max_row = 1_000_000  # characters of the longest row or story that is read
+max_stories = 0  # use only this many stories, the first ones of source; 0 = all
 lower_case = False  # convert stories to lower case, as for news
 story_template = '{text}'  # '{noun}, {verb}\n{text}' puts columns of the source in front of each story
 plain_fraction = 0.0  # fraction of the stories that stay without them, so that the model also learns to begin plainly
 deduplicate = False  # drop exact copies of earlier stories, and training stories that also stand in val_source
 # output
 dataset = 'hindi'  # the output folder is data/<dataset>
-tokenizer = 'train'  # 'train' a new one, 'tiktoken:gpt2', a folder, a .json or .model file, or hub name[@revision]
+tokenizer = 'train'  # 'train', 'train:sentencepiece', 'tiktoken:gpt2', a folder, .json or .model file, or hub name
 vocab_size = 4096  # number of tokens of a new tokenizer
 special_tokens = []  # strings that become one token each, such as '</h>' after the headline of news
 trim = True  # remove the tokens of a pretrained tokenizer that the stories do not use
@@ -50,6 +54,9 @@ val_fraction = 0.05  # fraction of the stories for validation
 seed = 1337  # a different seed selects different stories for validation
 num_proc = 0  # threads for encoding; 0 = all cores
 compare = []  # tokenizers, as for the key tokenizer: write no bins, but a table and a plot that compare them here
+push = ''  # user/name: write no bins, but upload the stories and a card to this data set on the Hugging Face hub
+language = ''  # language code of the stories for the card, such as hi; '' = by the name of source
+license = ''  # license of the stories, by its name on the hub, such as mit; '' = the card names none
 decode = 0  # print this many tokens of each bin as text; without a source: of the existing bins
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'prepare.py')))  # in a notebook: the working directory
@@ -58,9 +65,10 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import numpy as np
 from tqdm import tqdm
 
-from files import (SPLITS, at_end, check, fail, fill_template, find, hide_folders, lock, normalize, open_source,
-                   read_rows, read_texts, replacing, write_json, write_text)
-from tokenizer import MAX_VOCAB_SIZE
+from files import (SPLITS, STORY_WORDS, append_rows, at_end, check, check_columns, check_push, fail, fill_template,
+                   find, hide_folders, language_code, lock, normalize, open_source, read_rows, read_texts, replacing,
+                   upload_dataset, write_json, write_text)
+from tokenizer import MAX_VOCAB_SIZE, train_sentencepiece
 from tokenizer import load as load_tokenizer
 from tokenizer import train as train_tokenizer
 from tokenizer import trim as trim_tokenizer
@@ -78,9 +86,9 @@ notes = collections.Counter()  # what the last pass over the stories found
 
 
 def read_stories():
-    """Yield (split, prefix, text) of each story: not empty, in the same order in every pass. Counts in `notes`.
+    """Yield (split, columns, prefix, text) of each story, in the same order in every pass. Counts in `notes`.
 
-    prefix: what story_template puts in front of the story. text: both.
+    columns: the other columns of its row. prefix: what story_template puts in front of the text.
     """
     notes.clear()
     seen = set()  # hashes of the stories so far
@@ -91,16 +99,17 @@ def read_stories():
     if val_source:
         sources = [(val_source, 'val'), (source, 'train')]  # what stands in both is dropped from the training stories
     for name, split in sources:
+        n_stories = 0
         splits = set()  # that the rows name in a column
-        for row, text in read_rows(name, text_column, separator):
-            for column in row.keys() & {'split', 'Split', 'subset', 'set'}:
-                if re.fullmatch(SPLITS, str(row[column]), re.I):
-                    splits.add(row[column])
+        for columns, text in read_rows(name, text_column, separator):
+            for column in columns.keys() & {'split', 'Split', 'subset', 'set'}:
+                if re.fullmatch(SPLITS, str(columns[column]), re.I):
+                    splits.add(columns[column])
             if len(splits) > 1:
                 fail(f'{name}: the rows are of several splits ({", ".join(sorted(splits))}); save each as a file, and '
                      'give one as source and another one as val_source')
             if lower_case:
-                text = unicodedata.normalize('NFC', text.lower())
+                text = normalize(text.lower())
             if not text:
                 notes['rows without a story'] += 1
                 continue
@@ -116,17 +125,19 @@ def read_stories():
                 val_stories[digest] += 1
             in_val = int.from_bytes(digest[:8], 'little') < val_fraction * 2**64
             split_by_hash = 'val' if in_val else 'train'
-            prefix = ''
-            if int.from_bytes(digest[8:], 'little') >= plain_fraction * 2**64:
-                prefix = make_prefix(name, row, text)
-            yield split or split_by_hash, prefix, prefix + text
+            is_plain = int.from_bytes(digest[8:], 'little') < plain_fraction * 2**64
+            prefix = '' if is_plain else make_prefix(name, columns, text)
+            yield split or split_by_hash, columns, prefix, text
+            n_stories += 1
+            if n_stories == max_stories and split != 'val':
+                break
 
 
-def make_prefix(name, row, text):
+def make_prefix(name, columns, text):
     """The part of story_template before {text}, filled with the columns of a row."""
     values = {}
     for column in template_columns:
-        value = row.get(column)
+        value = columns.get(column)
         if isinstance(value, list):
             value = ', '.join(map(str, value))
         if value is None or value == '':
@@ -146,38 +157,42 @@ def print_first_stories(name):
 
 
 def read_batches(title):
-    """Yield (split, texts, prefixes) with about BATCH_CHARACTERS each. Shows a progress bar."""
+    """Yield (split, stories) with about BATCH_CHARACTERS each; a story is (prefix, text). Shows a progress bar."""
     batches = {'train': [], 'val': []}
-    prefixes = {'train': [], 'val': []}
-    sizes = {'train': 0, 'val': 0}
+    sizes = collections.Counter()
     with tqdm(unit='B', unit_scale=True, desc=title, smoothing=0.1) as bar:
-        for split, prefix, text in read_stories():
+        for split, _, prefix, text in read_stories():
             bar.update(len(text.encode()))
-            batches[split].append(text)
-            prefixes[split].append(prefix)
-            sizes[split] += len(text)
+            batches[split].append((prefix, text))
+            sizes[split] += len(prefix) + len(text)
             if sizes[split] > BATCH_CHARACTERS:
-                yield split, batches[split], prefixes[split]
+                yield split, batches[split]
                 batches[split] = []
-                prefixes[split] = []
                 sizes[split] = 0
-        for split, texts in batches.items():
-            if texts:
-                yield split, texts, prefixes[split]
+        for split, stories in batches.items():
+            if stories:
+                yield split, stories
+
+
+def read_train_texts():
+    for split, stories in read_batches('training the tokenizer'):
+        if split == 'train':
+            yield from map(''.join, stories)
 
 
 def encode_batches(tok, title):
-    """Yield (split, texts, prefixes, ids, lengths) of each batch, in order.
+    """Yield (split, stories, ids, lengths) of each batch, in order.
 
-    ids: uint32, those of all texts in a row. lengths: int64, the number of ids of each text.
+    ids: uint32, those of all stories in a row. lengths: int64, the number of ids of each story.
     Threads encode batches while the next ones are read.
     """
     encode = tok.encoder()
     n_threads = min(4, num_proc or os.cpu_count() or 1)  # one thread reads, not fast enough for more than four
     running = collections.deque()
     with concurrent.futures.ThreadPoolExecutor(n_threads) as pool:
-        for split, texts, prefixes in read_batches(title):
-            running.append((split, texts, prefixes, pool.submit(encode, texts)))
+        for split, stories in read_batches(title):
+            texts = [prefix + text for prefix, text in stories]
+            running.append((split, stories, pool.submit(encode, texts)))
             if len(running) > n_threads:
                 *batch, future = running.popleft()
                 yield *batch, *future.result()
@@ -189,24 +204,15 @@ def encode_batches(tok, title):
 # tokenizer
 
 
-def make_tokenizer():
-    """Train or load the tokenizer -> (Tokenizer, iterator over the encoded batches)."""
-    if tokenizer == 'train':
-        tok = train_tokenizer(read_train_texts(), vocab_size, special_tokens)
-    else:
-        tok = load_tokenizer(tokenizer)
-        tok.add_tokens(special_tokens)
-        if trim:
-            return trim_to_stories(tok)
-        check(tok.vocab_size <= MAX_VOCAB_SIZE,
-              f'{tokenizer} has {tok.vocab_size:,} tokens and uint16 holds {MAX_VOCAB_SIZE:,}; use --trim=True')
-    return tok, encode_batches(tok, 'encoding')
-
-
-def read_train_texts():
-    for split, texts, _ in read_batches('training the tokenizer'):
-        if split == 'train':
-            yield from texts
+def make_tokenizer(name):
+    """Train or load a tokenizer."""
+    if name == 'train':
+        return train_tokenizer(read_train_texts(), vocab_size, special_tokens)
+    if name == 'train:sentencepiece':
+        return train_sentencepiece(read_train_texts(), vocab_size, special_tokens)
+    tok = load_tokenizer(name)
+    tok.add_tokens(special_tokens)
+    return tok
 
 
 def trim_to_stories(tok):
@@ -245,10 +251,14 @@ def compare_batches(batches, full_ids, new_ids):
 def prepare():
     """Write the bins, the tokenizer and meta.json. Print a summary."""
     lock(train_bin)
-    for name in filter(None, (source, val_source)):
-        print_first_stories(name)
-    tok, batches = make_tokenizer()
-    stats, token_counts, story_lengths = write_bins(tok, batches)
+    tok = make_tokenizer(tokenizer)
+    if trim and tokenizer not in ('train', 'train:sentencepiece'):
+        tok, batches = trim_to_stories(tok)
+    else:
+        check(tok.vocab_size <= MAX_VOCAB_SIZE,
+              f'{tokenizer} has {tok.vocab_size:,} tokens and uint16 holds {MAX_VOCAB_SIZE:,}; use --trim=True')
+        batches = encode_batches(tok, 'encoding')
+    stats, story_lengths = write_bins(tok, batches)
     tok.save(folder)
     meta = {'vocab_size': tok.vocab_size, 'bos': tok.bos, 'eos': tok.eos, 'dtype': 'uint16'}
     meta['tokenizer'] = hide_folders(tokenizer)
@@ -256,10 +266,7 @@ def prepare():
         meta[name] = {split: stats[split][name] for split in stats}
     meta['prefix_tokens'] = {'val': stats['val']['prefix_tokens']}
     meta['unknown'] = {split: unknown_share(stats[split]) for split in stats}
-    entropy = renyi_entropy(token_counts)
     meta['longest'] = max(story_lengths)
-    meta['renyi_entropy'] = round(entropy, 4)
-    meta['renyi_efficiency'] = round(entropy / math.log2(tok.vocab_size), 4)
     meta['story_template'] = story_template
     meta['config'] = hide_folders(config)
     write_json(meta_path, meta)
@@ -267,47 +274,58 @@ def prepare():
 
 
 def write_bins(tok, batches):
-    """Write train.bin and val.bin -> (statistics by split, count of each token, number of stories by length).
+    """Write train.bin and val.bin -> (statistics by split, number of stories by length in tokens).
 
     val_prefix.bin says how many tokens of each story in val.bin story_template put there. Losses do not count them.
     """
     stats = {'train': collections.Counter(), 'val': collections.Counter()}
-    token_counts = np.zeros(tok.vocab_size, np.int64)
     story_lengths = collections.Counter()
     prefix_lengths = []  # of the stories in val.bin, in tokens
     with replacing(train_bin) as new_train_bin, replacing(val_bin) as new_val_bin:
         with open(new_train_bin, 'wb') as train_file, open(new_val_bin, 'wb') as val_file:
-            files = {'train': train_file, 'val': val_file}
-            for split, texts, prefixes, ids, lengths in batches:
+            bins = {'train': train_file, 'val': val_file}
+            for split, stories, ids, lengths in batches:
                 if not lengths.all():
-                    fail(f'{tokenizer} has no token for anything in {texts[lengths.argmin()]!r:.80}')
+                    fail(f'{tokenizer} has no token for anything in {"".join(stories[lengths.argmin()])!r:.80}')
                 tokens = add_bos_and_eos(tok, ids, lengths, is_first=stats[split]['stories'] == 0)
-                files[split].write(tokens.astype('<u2').tobytes())
-                token_counts += np.bincount(tokens, minlength=tok.vocab_size)
+                bins[split].write(tokens.astype('<u2').tobytes())
+                stats[split].update(statistics_of(tok, stories, tokens))
                 story_lengths.update((lengths + 2).tolist())  # with bos and eos
-                if split == 'val' and any(prefixes):
-                    prefix_lengths += [len(prefix_ids) for prefix_ids in tok.encode_prefixes(prefixes)]
-                n_bytes = sum(len(text.encode()) for text in texts) - sum(len(prefix.encode()) for prefix in prefixes)
-                n_words = sum(len(text.split()) for text in texts)
-                stats[split].update(stories=len(texts), tokens=len(tokens), bytes=n_bytes, words=n_words)
-                stats[split]['unknown'] += np.count_nonzero(ids == tok.unk)
-                stats[split].update(count_lost(tok, texts[::1 + len(texts) // 100]))
+                if split == 'val' and prefix_template:
+                    prefixes = tok.encode_prefixes([prefix for prefix, _ in stories])
+                    prefix_lengths += map(len, prefixes)
         if prefix_lengths:
             with replacing(prefix_bin) as new_prefix_bin:
                 np.array(prefix_lengths, '<u2').tofile(new_prefix_bin)
         stats['val']['prefix_tokens'] = sum(prefix_lengths)
-        if not stats['train']['stories']:
-            if not stats['val']['stories']:
-                fail(f'{source} contains no stories')
-            fail(f'{source}: all its stories are for val.bin; use a smaller --val_fraction, or another val_source')
-        for split, counts in stats.items():
-            share = unknown_share(counts)
-            if share > max_unknown:
-                fail(f'{share:.2%} of {split} is unknown to {tokenizer}, more than max_unknown={max_unknown}; '
-                     'train a tokenizer (--tokenizer=train), use one for this language, or raise --max_unknown')
-        if os.path.exists(meta_path):
-            os.remove(meta_path)  # it describes the old bins, which are replaced now
-    return stats, token_counts, story_lengths
+        check_statistics(stats)
+        forget_old_bins()
+    return stats, story_lengths
+
+
+def check_statistics(stats):
+    """End the script if there is nothing to train on, or if the tokenizer lacks too much of the text."""
+    if not stats['train']['stories']:
+        if not stats['val']['stories']:
+            fail(f'{source} contains no stories')
+        fail(f'{source}: all its stories are for val.bin; use a smaller --val_fraction, or another val_source')
+    for split, counts in stats.items():
+        share = unknown_share(counts)
+        if share > max_unknown:
+            fail(f'{share:.2%} of {split} is unknown to {tokenizer}, more than max_unknown={max_unknown}; '
+                 'train a tokenizer (--tokenizer=train), use one for this language, or raise --max_unknown')
+
+
+def forget_old_bins():
+    """Remove what describes the old bins, which are replaced now: meta.json, and a tokenizer.model trained for them."""
+    try:
+        with open(meta_path, encoding='utf-8') as f:
+            has_model = '"tokenizer": "train:sentencepiece"' in f.read()
+        os.remove(meta_path)
+        if has_model:
+            os.remove(os.path.join(folder, 'tokenizer.model'))
+    except FileNotFoundError:
+        pass
 
 
 def add_bos_and_eos(tok, ids, lengths, is_first):
@@ -316,13 +334,21 @@ def add_bos_and_eos(tok, ids, lengths, is_first):
     If bos and eos are one token: once after each story, and once before the first of the file.
     """
     ends = np.cumsum(lengths)
-    if tok.bos != tok.eos:
-        starts = ends - lengths
-        places = np.stack([starts, ends], axis=1).ravel()
-        return np.insert(ids, places, np.tile([tok.bos, tok.eos], len(ends)))
-    if is_first:
-        ends = np.append(0, ends)
-    return np.insert(ids, ends, tok.eos)
+    starts = ends - lengths + np.arange(len(ends))  # when the eos of the stories before are there
+    if tok.bos == tok.eos:
+        starts = starts[:1] if is_first else starts[:0]
+    return np.insert(np.insert(ids, ends, tok.eos), starts, tok.bos)
+
+
+def statistics_of(tok, stories, tokens):
+    """What a batch adds to the statistics: counts of stories, tokens, words, bytes, and of what the tokenizer lacks."""
+    texts = [prefix + text for prefix, text in stories]
+    counts = collections.Counter(stories=len(stories), tokens=len(tokens))
+    counts['bytes'] = sum(len(text.encode()) for _, text in stories)
+    counts['words'] = sum(len(text.split()) for text in texts)
+    counts['unknown'] = int(np.count_nonzero(tokens == tok.unk))
+    counts.update(count_lost(tok, texts[::1 + len(texts) // 100]))
+    return counts
 
 
 def count_lost(tok, texts):
@@ -341,8 +367,8 @@ def count_lost(tok, texts):
 
 
 def count_characters(text):
-    counts = collections.Counter(unicodedata.normalize('NFKC', text).casefold())
-    return collections.Counter({c: n for c, n in counts.items() if c.isprintable() and c != ' '})
+    text = unicodedata.normalize('NFKC', text).casefold()
+    return collections.Counter(char for char in text if char.isprintable() and char != ' ')
 
 
 def unknown_share(counts):
@@ -361,15 +387,10 @@ def print_summary(meta, stats, story_lengths):
     for name in ('stories', 'tokens', 'bytes'):
         print(f'{name:11} {stats["train"][name]:>15,} {stats["val"][name]:>12,}')
     print(f'{"unknown":11} {meta["unknown"]["train"]:>15.2%} {meta["unknown"]["val"]:>12.2%}')
-    for note, n in notes.items():
-        if n:
-            print(f'{n:,} {note}')
+    print_notes()
     total = stats['train'] + stats['val']
-    tokens_per_word = total['tokens'] / max(1, total['words'])
-    bytes_per_token = total['bytes'] / total['tokens']
-    print(f'\nvocabulary of {meta["vocab_size"]:,} tokens; {tokens_per_word:.2f} tokens per word, '
-          f'{bytes_per_token:.2f} bytes per token')
-    print(f'Rényi entropy (α = 2.5) {meta["renyi_entropy"]:.2f} bits, {meta["renyi_efficiency"]:.1%} of the possible')
+    print(f'\nvocabulary of {meta["vocab_size"]:,} tokens; {total["tokens"] / max(1, total["words"]):.2f} tokens per '
+          f'word, {total["bytes"] / total["tokens"]:.2f} bytes per token')
     print(f'longest story {meta["longest"]:,} tokens')
     for block_size in (256, 512, 1024):
         n_longer = sum(n for length, n in story_lengths.items() if length > block_size)
@@ -378,16 +399,18 @@ def print_summary(meta, stats, story_lengths):
         print('val.bin is empty: use a larger --val_fraction, or --val_source', file=sys.stderr)
 
 
+def print_notes():
+    for note, n in notes.items():
+        if n:
+            print(f'{n:,} {note}')
+
+
 def compare_tokenizers():
     """Measure each tokenizer of `compare` on all stories -> tokenizers.json, .md and .png in the output folder."""
     import report
     rows = []
     for name in compare:
-        if name == 'train':
-            tok = train_tokenizer(read_train_texts(), vocab_size, special_tokens)
-        else:
-            tok = load_tokenizer(name)
-        rows.append({'tokenizer': name} | measure_tokenizer(tok))
+        rows.append({'tokenizer': name} | measure_tokenizer(make_tokenizer(name)))
     write_json(os.path.join(folder, 'tokenizers.json'), {'rows': rows, 'config': config})
     cells = []
     for row in rows:
@@ -406,25 +429,23 @@ TOKENIZER_NOTE = (
 
 def measure_tokenizer(tok):
     """What a tokenizer does with the stories -> {measure: number}"""
-    counts = np.zeros(tok.vocab_size, np.int64)
+    token_counts = np.zeros(tok.vocab_size, np.int64)
     stats = collections.Counter()
-    for _, texts, _, ids, lengths in encode_batches(tok, 'encoding'):
-        counts += np.bincount(ids, minlength=tok.vocab_size)
-        stats.update(tokens=len(ids), stories=len(texts), unknown=np.count_nonzero(ids == tok.unk))
-        stats.update(bytes=sum(len(text.encode()) for text in texts), words=sum(len(text.split()) for text in texts))
-        some = texts[::1 + len(texts) // 100]
-        stats.update(count_lost(tok, some))
-        some_words = ' '.join(some).split()
+    for _, stories, ids, _ in encode_batches(tok, 'encoding'):
+        token_counts += np.bincount(ids, minlength=tok.vocab_size)
+        stats.update(statistics_of(tok, stories, ids))
+        some_words = ' '.join(text for _, text in stories[::1 + len(stories) // 100]).split()
         spaced = tok.encode_batch([f' {word}' for word in some_words])  # a token of a byte-level BPE includes the space
         whole = [1 in (len(a), len(b)) for a, b in zip(spaced, tok.encode_batch(some_words))]
         stats.update(some_words=len(whole), whole=sum(whole))
     if not stats['tokens']:
         fail(f'{source} contains no stories')
-    entropy = renyi_entropy(counts)
+    entropy = renyi_entropy(token_counts)
     return {'vocabulary': tok.vocab_size, 'tokens_per_word': stats['tokens'] / max(1, stats['words']),
             'tokens_per_story': stats['tokens'] / stats['stories'], 'bytes_per_token': stats['bytes'] / stats['tokens'],
             'unknown': unknown_share(stats), 'renyi_entropy': entropy,
-            'renyi_efficiency': entropy / math.log2(tok.vocab_size), 'used': np.count_nonzero(counts) / tok.vocab_size,
+            'renyi_efficiency': entropy / math.log2(tok.vocab_size),
+            'used': np.count_nonzero(token_counts) / tok.vocab_size,
             'whole_words': stats['whole'] / max(1, stats['some_words'])}
 
 
@@ -440,6 +461,48 @@ def print_bins():
 
 
 # -----------------------------------------------------------------------------
+# a data set on the Hugging Face hub
+
+
+def push_stories():
+    """Upload the stories with the other columns of the source, in their splits, and a card.
+
+    Loaders of .jsonl files expect every column in every row, with values of one type.
+    """
+    types = collections.defaultdict(set)  # column -> types of its values
+    for _, columns, _, _ in tqdm(read_stories(), desc='reading', unit=' stories', leave=False, delay=1):
+        for column, value in columns.items():
+            types[column].add(type(value))
+        check_columns(source, types)
+    story_column = next(name for name in STORY_WORDS if name not in types)
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = {'train': f'{temporary}/train.jsonl', 'validation': f'{temporary}/validation.jsonl'}
+        with open(paths['train'], 'wb') as train_file, open(paths['validation'], 'wb') as val_file:
+            files = {'train': train_file, 'val': val_file}
+            for split, columns, _, text in tqdm(read_stories(), desc='writing', unit=' stories', leave=False, delay=1):
+                row = {story_column: text}
+                for column in types:
+                    row[column] = plain_value(columns.get(column), types[column] - {type(None)})
+                append_rows(files[split], row)
+        print_notes()
+        paths = {split: path for split, path in paths.items() if os.path.getsize(path)}
+        if 'train' not in paths:
+            fail(f'{source} contains no stories for training')
+        upload_dataset(push, paths, language or language_code(hide_folders(source)), license)
+
+
+def plain_value(value, types):
+    """A value of a column; as text if the column has values of several types."""
+    if value is None or value != value:  # JSON has no NaN
+        return None
+    if types == {int, float}:
+        return float(value)
+    if isinstance(value, str) or len(types) == 1:
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+# -----------------------------------------------------------------------------
 # main
 
 check(source or decode, '--source= names the stories; --help lists what it can be')
@@ -447,22 +510,30 @@ check(dataset and '..' not in dataset, f'dataset is {dataset!r}; it must name a 
 check(0 <= num_proc <= 4096 and decode >= 0, 'num_proc must be from 0 to 4096, decode at least 0')
 check(0 <= val_fraction < 1, f'val_fraction is {val_fraction}; it must be at least 0 and below 1')
 check(0 <= max_unknown <= 1, f'max_unknown is {max_unknown}; it must be from 0 to 1')
-separator = separator.replace('\\n', '\n')  # a shell passes \n as two characters
+check(0 <= plain_fraction <= 1, f'plain_fraction is {plain_fraction}; it must be from 0 to 1')
+check(max_stories >= 0, f'max_stories is {max_stories}; it must be at least 0')
 check(all(isinstance(token, str) and token for token in special_tokens), 'special_tokens must be a list of strings')
+check(all(isinstance(name, str) for name in compare), "compare must be a list, such as ['train', 'tiktoken:gpt2']")
+check_push(push)
+check(not (push and compare), 'push and compare are two commands: both write no bins')
+separator = separator.replace('\\n', '\n')  # a shell passes \n as two characters
 story_template = story_template.replace('\\n', '\n')
 prefix_template = story_template.removesuffix('{text}')
 check(story_template.endswith('{text}') and '{text}' not in prefix_template,
       f'story_template is {story_template!r}; it must end with {{text}}')
 template_columns = re.findall(r'\{(\w+)\}', prefix_template)
-check(0 <= plain_fraction <= 1, f'plain_fraction is {plain_fraction}; it must be from 0 to 1')
 if num_proc:
     os.environ['RAYON_NUM_THREADS'] = str(num_proc)  # `tokenizers` reads it when it first needs threads
     at_end(lambda: os.environ.pop('RAYON_NUM_THREADS', None))
 
 if compare:
-    check(all(isinstance(name, str) for name in compare), "compare must be a list, such as ['train', 'tiktoken:gpt2']")
     compare_tokenizers()
 elif source:
-    prepare()
+    for name in filter(None, (source, val_source)):
+        print_first_stories(name)
+    if push:
+        push_stories()
+    else:
+        prepare()
 if decode:
     print_bins()

@@ -6,6 +6,7 @@ Every tokenizer behind one small interface: encode, decode, bos, eos.
     text = tokenizer.decode(ids)
 
 - train() learns a byte-level BPE that keeps the vowel signs of Indic scripts with their letters.
+- train_sentencepiece() learns a SentencePiece BPE, for programs that read a .model.
 - load() reads any other tokenizer: from the Hugging Face hub, from tiktoken, SentencePiece's and llama2.c's.
 - Each of them becomes one `tokenizers` pipeline, stored as tokenizer.json, which other programs read too.
 - Text is never encoded as bos or eos: a story may contain '</s>', and it stays ordinary text.
@@ -14,12 +15,14 @@ Every tokenizer behind one small interface: encode, decode, bos, eos.
 
 import contextlib
 import functools
+import io
 import itertools
 import json
 import os
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
@@ -30,7 +33,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Pipeline
 
-from files import check, fail, find, on_hub, write_json, write_text
+from files import check, fail, find, on_hub, replacing, write_json, write_text
 
 try:
     import resource
@@ -66,7 +69,9 @@ class Tokenizer:
     ends: the ids at which generation ends: eos, or those that a model's files name
     unk: id of the unknown token, or None
     vocab_size: every id is below it
+    sentencepiece: the bytes of a .model with the same ids, or None
     """
+    sentencepiece = None
 
     def __init__(self, spec, bos='', eos=''):
         """spec: the text of a tokenizer.json. bos, eos: tokens, added if missing; '' = a usual one.
@@ -121,15 +126,15 @@ class Tokenizer:
         """List of texts -> list of lists of ids, without bos and eos. Uses all cores."""
         texts = [unicodedata.normalize('NFC', text) for text in texts]
         n = sum(map(len, texts))
-        encodings = []  # or the error
+        results = []  # one: the encodings, or the error
         end = time.monotonic() + MAX_SECONDS + n / 50_000
         most_memory = peak_memory() + MAX_MEMORY + 1000 * n
 
         def encode():
             try:
-                encodings.extend(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+                results.append(self.backend.encode_batch_fast(texts, add_special_tokens=False))
             except BaseException as e:  # `tokenizers` raises nothing narrower
-                encodings.append(e)
+                results.append(e)
 
         # in a thread that can be left alone: a regular expression can run for ever
         thread = threading.Thread(target=encode, daemon=True)
@@ -138,9 +143,9 @@ class Tokenizer:
             thread.join(0.05)
             if time.monotonic() > end or peak_memory() > most_memory:
                 fail(f'the tokenizer takes too much time or memory to encode {texts[0]!r:.80}; use another one')
-        if encodings and isinstance(encodings[-1], BaseException):  # a model without an unknown token
-            fail(f'the tokenizer cannot encode these texts: {encodings[-1]}')
-        return [encoding.ids for encoding in encodings]
+        if isinstance(results[0], BaseException):  # a model without an unknown token
+            fail(f'the tokenizer cannot encode these texts: {results[0]}')
+        return [encoding.ids for encoding in results[0]]
 
     def encode_prefixes(self, texts):
         """Like encode_batch, for texts that a story follows: white space at the end is kept by every tokenizer."""
@@ -187,11 +192,14 @@ class Tokenizer:
         return self.backend.to_str()
 
     def save(self, folder):
-        """Write tokenizer.json, and tokenizer_config.json for Transformers' AutoTokenizer."""
+        """Write tokenizer.json, tokenizer_config.json for Transformers' AutoTokenizer, and perhaps tokenizer.model."""
         settings = {
             'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': self.bos_token, 'eos_token': self.eos_token}
         write_text(os.path.join(folder, 'tokenizer.json'), self.to_str())
         write_json(os.path.join(folder, 'tokenizer_config.json'), settings)
+        if self.sentencepiece:
+            with replacing(os.path.join(folder, 'tokenizer.model')) as temporary:
+                Path(temporary).write_bytes(self.sentencepiece)
 
     def state(self):
         """What a checkpoint stores: Tokenizer(**state) is an equal tokenizer."""
@@ -265,9 +273,7 @@ def train(texts, vocab_size, special_tokens=()):
 
     special_tokens: strings that become one token each; vocab_size includes them.
     """
-    smallest = 256 + 2 + len(special_tokens)
-    check(smallest <= vocab_size <= MAX_VOCAB_SIZE,
-          f'vocab_size is {vocab_size:,}; a tokenizer trained here has {smallest} to {MAX_VOCAB_SIZE:,} tokens')
+    check_vocab_size(vocab_size, 256 + 2 + len(special_tokens))
     pipeline = Pipeline(models.BPE())
     pipeline.normalizer = normalizers.NFC()
     pipeline.pre_tokenizer = words_as_bytes(WORDS)
@@ -279,6 +285,54 @@ def train(texts, vocab_size, special_tokens=()):
     tokenizer = Tokenizer(pipeline.to_str(), '<s>', '</s>')
     tokenizer.add_tokens(special_tokens)
     return tokenizer
+
+
+def train_sentencepiece(texts, vocab_size, special_tokens=()):
+    """Learn a SentencePiece BPE with byte fallback from an iterable of texts, for programs that read a .model.
+
+    save() writes it as tokenizer.model. tokenizer.json beside it encodes the same ids, of texts in NFC.
+    """
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+    check_vocab_size(vocab_size, 256 + 3 + len(special_tokens))
+    taken = {'<unk>', '<s>', '</s>'} & set(special_tokens)
+    check(not taken, f'special_tokens: a SentencePiece model has its own {", ".join(taken)}')
+    model = io.BytesIO()
+    errors = []
+    sentencepiece.set_random_generator_seed(0)  # for the choice of lines
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=short_lines(texts, errors), model_writer=model, model_type='bpe', byte_fallback=True,
+            user_defined_symbols=[token.replace(' ', '▁') for token in special_tokens], split_digits=True,
+            vocab_size=vocab_size, hard_vocab_limit=False,  # False: fewer tokens if there is no more to learn
+            normalization_rule_name='identity', remove_extra_whitespaces=False, add_dummy_prefix=False, minloglevel=2,
+            input_sentence_size=2_000_000)  # lines that are kept in memory, a random choice if there are more
+    except (RuntimeError, SystemError) as e:
+        if not errors:
+            reason = str(e).rpartition('] ')[2].partition(' or ')[0] or 'there are none'
+            fail(f'SentencePiece cannot learn {vocab_size:,} tokens from these stories: {reason}')
+    if errors:
+        raise errors[0]
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    tokenizer = from_proto(proto, 'the new tokenizer')
+    tokenizer.sentencepiece = model.getvalue()
+    return tokenizer
+
+
+def short_lines(texts, errors):
+    """Yield the lines of the texts, long ones in parts: SentencePiece would skip them. An error goes into `errors`."""
+    try:
+        for text in texts:
+            for line in text.split('\n'):
+                yield from textwrap.wrap(line, 1000) if len(line) > 1000 else [line]
+    except BaseException as e:  # also files.fail, which SentencePiece would take for an error of its own
+        errors.append(e)
+        raise
+
+
+def check_vocab_size(vocab_size, smallest):
+    check(smallest <= vocab_size <= MAX_VOCAB_SIZE,
+          f'vocab_size is {vocab_size:,}; a tokenizer trained here has {smallest} to {MAX_VOCAB_SIZE:,} tokens')
 
 
 def without(special_tokens, texts):
@@ -361,18 +415,15 @@ def load(name):
     if name.startswith('tiktoken:'):
         return from_tiktoken(name.removeprefix('tiktoken:'))
     path = find(name)
-    if os.path.isfile(path):
-        return from_file(path)
-    if os.path.isdir(path):
-        return from_folder(path)
-    import huggingface_hub
-    repository, revision = on_hub(name)
-    try:
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=['tokenizer*', '*.model', *SETTINGS_FILES])
-    except (OSError, ValueError) as e:
-        fail(f'tokenizer {name!r}: {hub_problem(e)}')
-    return from_folder(folder)
+    if not os.path.exists(path):
+        import huggingface_hub
+        repository, revision = on_hub(name)
+        try:
+            path = huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=['tokenizer*', '*.model', *SETTINGS_FILES])
+        except (OSError, ValueError) as e:
+            fail(f'tokenizer {name!r}: {hub_problem(e)}')
+    return from_folder(path) if os.path.isdir(path) else from_file(path)
 
 
 def from_folder(folder):
@@ -381,8 +432,8 @@ def from_folder(folder):
         path = os.path.join(folder, file)
         if os.path.exists(path):
             tokenizer = from_file(path)
-            ends = read_settings(folder)['ends']
-            tokenizer.ends = [i for i in ends if i in range(tokenizer.vocab_size)] or tokenizer.ends
+            ends = [i for i in read_settings(folder)['ends'] if i in range(tokenizer.vocab_size)]
+            tokenizer.ends = ends or tokenizer.ends
             return tokenizer
     fail(f'{folder}: contains no tokenizer.json and no tokenizer.model')
 
@@ -392,14 +443,14 @@ def from_file(path):
     name = os.path.basename(path)
     if name.endswith('.model') or fnmatch(name, 'tok*.bin'):
         return from_sentencepiece(path)
-    if not name.endswith(('.pt', '.bin')):
-        return from_json(path)
     if name.endswith('.pt'):
         from model import load_checkpoint
         checkpoint = load_checkpoint(path)
         if 'tokenizer' in checkpoint:
             return from_checkpoint(checkpoint, path)
-    return from_file(find_beside(path))
+    if name.endswith(('.pt', '.bin')):
+        return from_file(find_beside(path))
+    return from_json(path)
 
 
 def from_checkpoint(checkpoint, path):
@@ -463,6 +514,9 @@ def read_settings(folder):
         path = os.path.join(folder, file)
         if os.path.exists(path):
             settings |= {key: value for key, value in read_json(path).items() if value is not None}
+    for key in ('bos_token', 'eos_token'):
+        token = settings.get(key, '')
+        settings[key] = token.get('content', '') if isinstance(token, dict) else token
     ends = settings.get('eos_token_id', [])
     settings['ends'] = ends if isinstance(ends, list) else [ends]
     return settings
@@ -471,16 +525,13 @@ def read_settings(folder):
 def from_json(path):
     """A tokenizer.json. The settings beside it name its bos and eos."""
     settings = read_settings(os.path.dirname(path))
-    names = []
     try:
         spec = read_bytes(path).decode()
-        for key in ('bos_token', 'eos_token'):
-            token = settings.get(key, '')
-            names.append(token['content'] if isinstance(token, dict) else token)
-        if not names[1]:
+        eos = settings['eos_token']
+        if not eos:
             added = json.loads(spec)['added_tokens']
-            names[1] = next((token['content'] for token in added if token['id'] in settings['ends']), '')
-        return Tokenizer(spec, *names)
+            eos = next((token['content'] for token in added if token['id'] in settings['ends']), '')
+        return Tokenizer(spec, settings['bos_token'], eos)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
         fail(f'{path}: not a usable tokenizer.json ({e})')
 
@@ -501,12 +552,7 @@ def from_tiktoken(name):
 
 
 def from_sentencepiece(path):
-    """A SentencePiece .model, BPE or unigram, or llama2.c's tokenizer.bin, as a pipeline with the same ids.
-
-    The pipeline does what sentencepiece_model.proto specifies: normalize, put a space before the text, match
-    user-defined symbols first, use bytes for unknown characters. One difference remains: a text that begins with a
-    user-defined symbol gets no space before it.
-    """
+    """A SentencePiece .model, BPE or unigram, or llama2.c's tokenizer.bin."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
     proto = sentencepiece_model_pb2.ModelProto()
@@ -519,8 +565,17 @@ def from_sentencepiece(path):
     except (DecodeError, struct.error, ValueError, IndexError) as e:
         fail(f'{path}: damaged, or not a SentencePiece model or tokenizer.bin of llama2.c, or from a byte-level BPE, '
              f'which only run.c can read ({e})')
-    pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
+    return from_proto(proto, path)
 
+
+def from_proto(proto, path):
+    """A SentencePiece ModelProto as a pipeline with the same ids. path: for messages.
+
+    The pipeline does what sentencepiece_model.proto specifies: normalize, put a space before the text, match
+    user-defined symbols first, use bytes for unknown characters. One difference remains: a text that begins with a
+    user-defined symbol gets no space before it.
+    """
+    pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
     settings = proto.normalizer_spec
     steps = []
     if settings.precompiled_charsmap:
@@ -533,6 +588,7 @@ def from_sentencepiece(path):
         prepend_scheme = 'first'
     elif settings.add_dummy_prefix:
         steps.append(normalizers.Prepend('▁'))
+    steps.append(normalizers.Replace(' ', '▁'))  # here, as user-defined symbols are matched before the pre-tokenizer
     pipeline.normalizer = normalizers.Sequence(steps)
     pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
 

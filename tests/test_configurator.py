@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import signal
+import sys
 import time
 
 import pytest
@@ -173,6 +174,25 @@ def test_a_file_that_is_no_config_is_never_executed(project, command, message):
 def test_json_that_is_no_config_of_tinynews(project, content):
     (project.path / 'a.json').write_text(content)
     assert 'a.json is not a config of TinyNews' in project.refuses('train.py', 'a.json', status=2)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason='no tomllib')
+@pytest.mark.parametrize('text, message', [
+    ('ndata = 1000\ntrain_fraction = 0.9\nsplit_random_seed = 7\ninput_name = "my data/V2.txt"\noutname = "s.csv"',
+     "use: python prepare.py --source='my data/V2.txt' --dataset=mine --tokenizer=gpt2 --trim=False --max_stories=1000 "
+     '--val_fraction=0.1 --seed=7'),
+    ('input_file = "s.csv"\nlora_peft = false\nmodel_folder = "out"\nmax_seq_len = -1\nmodel_name = "distilgpt2"',
+     'use: python prepare.py --source=s.csv --dataset=mine --tokenizer=distilgpt2 --trim=False && python train.py '
+     'config/finetune_gpt2.py --dataset=mine --init_from=distilgpt2 --out_dir=out --lora_rank=0'),
+    ('output_file = "o.csv"\nmodel_folder = "a;b"\nquantized = true\n[hyper-parameters]\ntemperature = 1.25\n'
+     'top_k = 250\nbad_words = ["Damn"]', "use: python sample.py --out_dir='a;b' --start=… --temperature=1.25 "
+     """--top_k=250 --bad_words='['"'"'Damn'"'"']' --quantize=int8"""),
+    ('input_name = "\\u001b[2J\\n"', 'use: python prepare.py'), ('input_name = "a"\ntrain_fraction = "x"', 'could not be'),
+    ('input_name = "a"\nhyper-parameters = 1', 'could not be read'), ('[project]\nname = "x"', 'is not a config file'),
+    ('no TOML', 'could not be read'), ('a = ' + '[' * 9000, 'could not be read')])
+def test_a_config_of_tiny_story_generator_is_answered(project, write, text, message):
+    line = project.refuses('train.py', '-c', write('a.toml', text), status=2)
+    assert message in line and '\x1b' not in line
 
 
 @pytest.mark.slow

@@ -87,6 +87,10 @@ def pipeline_of_words(vocab):
     return tok.to_str()
 
 
+def read_rows(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def n_stories(project):
     return sum(project.json('data/t/meta.json')['stories'].values())
 
@@ -122,10 +126,6 @@ def test_meta(reference):
     assert (meta['vocab_size'], meta['bos'], meta['eos']) == (tok.vocab_size, tok.bos, tok.eos)
     assert (meta['dtype'], meta['tokenizer'], meta['config']['source']) == ('uint16', 'train', 's.jsonl')
     assert meta['longest'] == 2 + max(len(tok.encode(text)) for text in found['train'] + found['val'])
-    p = np.bincount(np.concatenate([*ids.values()]), minlength=tok.vocab_size) / sum(meta['tokens'].values())
-    entropy = np.log2((p ** 2.5).sum()) / -1.5
-    assert meta['renyi_entropy'] == pytest.approx(entropy, abs=1e-3)
-    assert meta['renyi_efficiency'] == pytest.approx(entropy / np.log2(tok.vocab_size), abs=1e-3)
 
 
 @pytest.mark.slow
@@ -150,6 +150,11 @@ def test_validation_stories_from_a_source_of_their_own(home, texts):
     assert found == {'train': texts, 'val': texts[:7]}
     found = stories_in(prepare(home, 's.jsonl', '--val_source=val.jsonl', '--deduplicate=True'))
     assert found == {'train': texts[7:], 'val': texts[:7]}
+
+
+def test_only_the_first_stories_are_used(home, texts):
+    found = stories_in(prepare(home, 's.jsonl', '--max_stories=30', '--val_fraction=0'))
+    assert found == {'train': texts[:30], 'val': []}
 
 
 def test_rows_of_several_splits_are_refused(home, texts):
@@ -420,6 +425,38 @@ def test_the_share_of_unknown_tokens(home):
     assert home.json('data/t/meta.json')['unknown'] == {'train': pytest.approx(1 / 6), 'val': 0}  # of 4, bos and eos
 
 
+@pytest.mark.slow
+def test_a_sentencepiece_model_is_trained(home, texts):
+    """Its .model lies beside the bins, until they are made by another tokenizer."""
+    sentencepiece = pytest.importorskip('sentencepiece')
+    texts = [f'{text}</h> two  spaces\n 🐘' for text in texts]
+    write_jsonl(home.path / 's.jsonl', texts)
+    options = ['--tokenizer=train:sentencepiece', '--vocab_size=700', "--special_tokens=['</h>']", '--val_fraction=0']
+    folder = prepare(home, 's.jsonl', *options)
+    model = (folder / 'tokenizer.model').read_bytes()
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+    expected = []
+    for ids in sp.encode(texts):
+        expected += [sp.bos_id(), *ids, sp.eos_id()]
+    assert bins(folder)['train'].tolist() == expected
+    assert home.json('data/t/meta.json')['vocab_size'] == sp.vocab_size() == 700
+    prepare(home, 's.jsonl', *options)
+    assert (folder / 'tokenizer.model').read_bytes() == model
+    prepare(home)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+    (folder / 'tokenizer.model').write_bytes(b'of another program')
+    prepare(home)
+    assert (folder / 'tokenizer.model').read_bytes() == b'of another program'
+    command = ['prepare.py', '--source=s.jsonl', '--dataset=t', '--tokenizer=train:sentencepiece']
+    assert 'Vocabulary size is smaller' in home.refuses(*command, '--vocab_size=280', status=1)
+    assert 'vocab_size is -5' in home.refuses(*command, '--vocab_size=-5', status=2)
+    (home.path / 'bad.jsonl').write_text('{"text": "x"}\n{"text": 3}\n', encoding='utf-8')
+    assert 'bad.jsonl, row 2: text is not text but 3' in home.refuses(*command, '--source=bad.jsonl', status=1)
+    (home.path / 'sentencepiece.py').write_text('raise ModuleNotFoundError(name="sentencepiece")', encoding='utf-8')
+    assert 'a package is missing: pip install sentencepiece' in home.refuses(*command, status=1)
+
+
 # -----------------------------------------------------------------------------
 # what it prints
 
@@ -484,7 +521,73 @@ def test_tokenizers_are_compared_on_the_stories(home, pretrained):
     assert own['bytes_per_token'] == pytest.approx(meta['bytes']['train'] / n_tokens)
     assert own['unknown'] == 0 and all(0 < row['used'] <= 1 for row in rows)
     assert all(0 < row['whole_words'] < 1 and 0 < row['renyi_efficiency'] < 1 for row in rows)
+    tok = tokenizer.load(str(folder))
+    ids = bins(folder)['train']
+    p = np.bincount(ids[(ids != tok.bos) & (ids != tok.eos)]) / n_tokens
+    assert own['renyi_entropy'] == pytest.approx(np.log2((p ** 2.5).sum()) / -1.5)
+    assert own['renyi_efficiency'] == pytest.approx(own['renyi_entropy'] / np.log2(tok.vocab_size))
     text = (folder / 'tokenizers.md').read_text(encoding='utf-8')
     assert text.count('\n| ') == 4 and 'renyi_entropy' in text
     assert '--source=' in home.refuses('prepare.py', "--compare=['train']")
     assert 'nosuch' in home.refuses('prepare.py', '--source=s.jsonl', "--compare=['nosuch.model']")
+
+
+# -----------------------------------------------------------------------------
+# data sets on the hub
+
+
+@pytest.mark.slow
+def test_a_folder_of_any_stories_becomes_a_data_set(home, texts, server):
+    """With the splits of the bins, all columns in one form, and a card; read again, it gives the same stories."""
+    yaml = pytest.importorskip('yaml')
+    (home.path / 'french').mkdir()
+    rows = [{'text': 'A title', 'story': text, 'n': i, 'tags': ['a'] * (i % 3)} for i, text in enumerate(texts[:80])]
+    rows[3] |= {'n': 0.5, 'more': {'a': [1]}}
+    rows[4] |= {'n': float('nan'), 'tags': None, 'more': 'x', 'model': '<b>someone'}
+    (home.path / 'french/a.json').write_text(json.dumps(rows), encoding='utf-8')
+    with open(home.path / 'french/b.csv', 'w', encoding='utf-8', newline='') as f:
+        csv.writer(f).writerows([['id', 'Story'], *enumerate(texts[80:])])
+    hub = server('hub_server.py')
+    env = {'HF_ENDPOINT': hub.url, 'HF_TOKEN': 'hf_test', 'HF_HUB_OFFLINE': '0', 'HF_HUB_DISABLE_XET': '1'}
+    command = ['prepare.py', '--source=french', '--val_fraction=0.2', '--push=me/contes', '--license=mit']
+    line = home.refuses(*command, **env | {'HF_TOKEN': 'hf_wrong'}, status=1)
+    assert 'me/contes was not uploaded' in line and 'hf_wrong' not in line
+    out = home.run(*command, **env)
+    assert f'200 stories uploaded to {hub.url}/datasets/me/contes' in out and 'a.json: a story is' in out
+    assert not (home.path / 'data/hindi/train.bin').exists()
+
+    found = hub.get('/')
+    assert found['repos'][0] | {'organization': 'me', 'name': 'contes', 'type': 'dataset'} == found['repos'][0]
+    pushed = {split: read_rows(found['files'][f'{split}.jsonl']) for split in ('train', 'validation')}
+    stories = {split: [row['story'] for row in split_rows] for split, split_rows in pushed.items()}
+    expected = stories_in(prepare(home, 'french', '--val_fraction=0.2'))
+    assert stories == {'train': expected['train'], 'validation': expected['val']}
+    by_story = {row['story']: row for row in pushed['train'] + pushed['validation']}
+    assert by_story[texts[5]] == {'story': texts[5], 'text': 'A title', 'n': 5, 'tags': ['a', 'a'], 'more': None,
+                                  'model': None, 'id': None}
+    assert by_story[texts[3]]['more'] == '{"a": [1]}' and by_story[texts[3]]['n'] == 0.5
+    assert by_story[texts[4]]['n'] is None and by_story[texts[90]]['id'] == '10'
+    card = found['files']['README.md']
+    settings = yaml.safe_load(card.split('---')[1])
+    assert (settings['language'], settings['license']) == ('fr', 'mit')
+    assert '200 short texts' in card and f'{len(expected["val"])} for validation' in card
+    assert '&#60;b&#62;someone' in card
+
+    (home.path / 'hub').mkdir()
+    for name, text in found['files'].items():
+        (home.path / 'hub' / name).write_text(text, encoding='utf-8')
+    again = prepare(home, 'hf:./hub', '--val_source=hf:./hub:validation', dataset='again')
+    assert stories_in(again) == expected
+
+
+@pytest.mark.slow
+def test_what_cannot_be_uploaded_is_one_line(home, server):
+    hub = server('hub_server.py')
+    env = {'HF_ENDPOINT': hub.url, 'HF_TOKEN': 'hf_test', 'HF_HUB_OFFLINE': '0'}
+    (home.path / 'empty.txt').write_text(' \n', encoding='utf-8')
+    command = ['prepare.py', '--source=s.jsonl', '--push=me/x']
+    assert "push is 'kahani'" in home.refuses(*command, '--push=kahani', status=2, **env)
+    assert 'no stories' in home.refuses(*command, '--source=empty.txt', status=1, **env)
+    assert 'https' in home.refuses(*command, status=1, **env | {'HF_ENDPOINT': 'http://example.org'})
+    assert 'was not uploaded' in home.refuses(*command, status=1, **env | {'HF_ENDPOINT': 'http://127.0.0.1:9'})
+    assert hub.get('/') == {'files': {}, 'repos': []}

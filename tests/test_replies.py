@@ -386,7 +386,7 @@ def test_push(project, server):
     assert found['repos'][0]['name'] == 'tales' and found['repos'][0]['type'] == 'dataset'
     assert found['files']['stories.jsonl'] == (project.path / 'out/stories.jsonl').read_text(encoding='utf-8')
     card = found['files']['README.md']
-    assert card.startswith('---\nlanguage: hi\n') and '30 short texts in Hindi' in card
+    assert card.startswith('---\nlanguage: "hi"\n') and '30 short texts' in card
     line = project.refuses(*command, **env | {'HF_TOKEN': 'hf_wrong'})
     assert 'me/tales was not uploaded' in line and 'hf_wrong' not in line
     assert 'was not uploaded' in project.refuses(*command, **env | {'HF_ENDPOINT': 'http://127.0.0.1:9'})

@@ -219,6 +219,23 @@ def test_sentencepiece(kind, stories, tmp_path):
         assert sp.piece_to_id('</h>') in ids[-1]
 
 
+def test_a_sentencepiece_model_trained_here(stories, tmp_path):
+    """Its .model and tokenizer.json give the same ids for any text, and every text comes back."""
+    sentencepiece = pytest.importorskip('sentencepiece')
+    texts = ['\n\n'.join(stories), 'a' * 9000, *[f'{text}</h> {text}, "' for text in stories]]
+    tok = tokenizer.train_sentencepiece(texts, 1200, ['</h>', ', "'])
+    tok.save(tmp_path)
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / 'tokenizer.model'))
+    assert (tok.bos, tok.eos, tok.vocab_size) == (sp.bos_id(), sp.eos_id(), sp.vocab_size()) == (1, 2, 1200)
+    texts += ['</h> first', ' space', *random_texts(300), *[unicodedata.normalize('NFC', text) for text in NASTY]]
+    texts.remove('▁a▁')  # ▁ is SentencePiece's space
+    again = tokenizer.load(str(tmp_path))
+    ids = again.encode_batch(texts)
+    assert ids == tok.encode_batch(texts) == sp.encode(texts)
+    assert [again.decode(text_ids) for text_ids in ids] == texts
+    assert tokenizer.train_sentencepiece(['abc abc'], 500).vocab_size < 300  # there is no more to learn
+
+
 def test_sentencepiece_without_bos_and_eos(stories, tmp_path):
     path, sp = sentencepiece_model(tmp_path, stories, **SENTENCEPIECE['bpe'] | {'bos_id': -1, 'eos_id': -1})
     tok = tokenizer.load(path)
