@@ -48,12 +48,10 @@ from dataclasses import dataclass
 samples = ''  # files of sample.py, separated by commas: one per model, named by its folder or as in name=path
 references = ''  # stories to compare with, such as data/hindi/stories.jsonl; the judge grades them, too
 n_references = 300  # number of stories per source of references, picked by a hash; 0 = all
-opening = r'.+?[.!?।॥…]+["\'”’»)]*(?=\s)'  # regular expression for the opening of a reference that has no prompt
+opening = r'.+?[.!?।॥…]+["\'”’»)]*(?=\s)'  # regular expression: the opening of a reference without prompt
 train_stories = ''  # training stories of the models, separated by commas, to look for copies in
+# each of them can be what prepare.py's source can be: a .jsonl or .csv file, a folder, hf:user/dataset:split, …
 max_row = 1_000_000  # characters of the longest row or story that is read
-# these three can be what prepare.py's source can be: a .jsonl or .csv file, a folder, hf:user/dataset:split, …
-ngrams = [4, 8, 16]  # numbers of words in a row to look for
-script = ''  # expected script of the letters, such as DEVANAGARI; '' = the most frequent one in the openings
 out_dir = ''  # folder of all results; '' = the folder of the first samples
 
 # loss
@@ -70,7 +68,7 @@ provider = ''  # openai, mistral, gemini, groq, together, openrouter, sarvam, ol
 base_url = ''  # address of any other API with OpenAI's /chat/completions
 model = ''  # '' = the provider's default
 num_workers = 16  # number of requests in flight
-temperature = 1.0  # 0.0 makes grades more consistent; reasoning models accept only 1.0; None = not sent
+temperature = 0.0  # 0 = the most consistent grades; reasoning models accept only 1.0; None = not sent
 max_tokens = 2048  # per reply; None = not sent
 extra = {}  # more fields of a request, such as {'reasoning_effort': 'minimal'}
 timeout = 120.0  # seconds per request
@@ -111,8 +109,6 @@ def check_settings():
           'n_references, loss_tokens, dry_run and repeat must be at least 0')
     check(len(scale) == 2 and scale[0] < scale[1], 'scale must be two numbers, such as [1, 10]')
     check(choices.keys() <= criteria.keys(), 'choices must be for names in criteria')
-    check(not script or script.upper() in metrics.count_scripts(''.join(map(chr, range(0x10000)))),
-          f'script is {script!r}; it must be a name of Unicode, such as LATIN, DEVANAGARI or BENGALI')
     check(use_judge or not model, '--model names a judge; it needs --provider=… or --base_url=http…')
     try:
         re.compile(opening)
@@ -132,9 +128,9 @@ def check_settings():
 class Group:
     """The stories of one model, or reference stories.
 
-    Each story is a dict: id, prompt, story, ended, words from its file; opening, continuation, kept, copy from
-    split_openings;
-    measures, nearest from metrics.py; scores, grades, notes from add_grades.
+    Each story is a dict: id, prompt, story, ended, words from its file; opening, continuation, kept from
+    split_opening; family from number_families; measures, nearest from metrics.py; scores, grades, notes from
+    add_grades.
     """
     name: str
     path: str
@@ -184,19 +180,19 @@ def read_stories(path, is_reference):
         if not isinstance(prompt, str):
             fail(f'{path}, row {number + 1}: the prompt is not text but {prompt!r:.40}')
         if text or 'ended' in row:  # a row of sample.py may be empty: a model may generate nothing
-            ended = row.get('ended') or None
             story_id = row.get('id', number)
             if not isinstance(story_id, (int, str)):
                 story_id = str(story_id)  # a date, bytes and NaN cannot be written as JSON
-            stories.append({'id': story_id, 'prompt': normalize(prompt), 'story': text, 'ended': ended,
-                            'words': asked_words(row)})
+            story = {'id': story_id, 'prompt': normalize(prompt), 'story': text, 'ended': row.get('ended') or None,
+                     'words': asked_words(row)}
+            split_opening(story, is_reference)
+            stories.append(story)
     if not stories:
         fail(f'{path} holds no story')
     if is_reference and n_references:
         # the smallest hashes: mostly the same stories when the file has grown
         stories.sort(key=lambda story: digest(story['id'], story['story']))
         del stories[n_references:]
-    split_openings(stories, is_reference)
     return stories
 
 
@@ -218,24 +214,27 @@ def digest(*values):
     return hashlib.blake2b(text.encode('utf-8', 'replace'), digest_size=9).hexdigest()
 
 
-def split_openings(stories, is_reference):
-    """Split each story into its opening, which is the prompt, and its continuation, which the model wrote.
+def split_opening(story, is_reference):
+    """Split a story into its opening, which is the prompt, and its continuation, which the model wrote.
 
     A reference without a prompt is split after its first sentence or, if none ends, after 12 words.
-    kept: whether the story begins with its prompt. copy: 0, 1, … for equal stories of one file, so that each gets its
-    own grade.
+    kept: whether the story begins with its prompt.
     """
-    n_copies = collections.Counter()
+    text, head = story['story'], story['prompt']
+    story['kept'] = text.startswith(head)
+    if is_reference and not head:
+        match = re.match(opening, text, flags=re.S)
+        head = match[0] if match else ' '.join(text.split()[:12])
+    story['opening'] = head
+    story['continuation'] = text.removeprefix(head)
+
+
+def number_families(stories):
+    """story['family']: a number, equal for stories whose prompts are the same or near-copies of one another."""
+    prompts = list(dict.fromkeys(story['prompt'] for story in stories))
+    family_of = dict(zip(prompts, metrics.families(prompts).tolist()))
     for story in stories:
-        text, head = story['story'], story['prompt']
-        story['kept'] = text.startswith(head)
-        story['copy'] = n_copies[head, text]
-        n_copies[head, text] += 1
-        if is_reference and not head:
-            match = re.match(opening, text, flags=re.S)
-            head = match[0] if match else ' '.join(text.split()[:12])
-        story['opening'] = head
-        story['continuation'] = text.removeprefix(head)
+        story['family'] = family_of[story['prompt']]
 
 
 def all_stories(groups):
@@ -253,7 +252,7 @@ def measure_stories(groups):
     """Fill story['measures'] of all stories."""
     stories = all_stories(groups)
     letters = metrics.count_scripts('\n'.join(story['opening'] or story['story'] for story in stories))
-    metrics.measure_text(stories, script.upper() or max(letters, key=letters.get, default=''))
+    metrics.measure_text(stories, max(letters, key=letters.get, default=''))
     has_words = any(story['words'] for story in stories)
     if has_words and not importlib.util.find_spec('replies'):
         print('no words_used: copy replies.py and chat.py beside evaluate.py')
@@ -266,21 +265,15 @@ def measure_stories(groups):
         # a reference file that is a training file would only be found to be a copy of itself
         training_files = [find(path) for path in split_list(train_stories)]
         others = [group for group in groups if not group.is_reference or group.path not in training_files]
-        metrics.measure_copying(all_stories(others), training_batches(), ngrams)
+        metrics.measure_copying(all_stories(others), training_batches())
 
 
 def training_batches():
-    """Yield the training stories in lists of about 25 million characters, which bounds memory."""
-    texts, size = [], 0
-    for source in split_list(train_stories):
-        for text in tqdm(read_texts(source), 'reading training stories', unit=' stories', leave=False, delay=1):
-            texts.append(text)
-            size += len(text)
-            if size > 25_000_000:
-                yield texts
-                texts, size = [], 0
-    if texts:
-        yield texts
+    """Yield the training stories in lists of 20,000, which bounds memory."""
+    texts = itertools.chain.from_iterable(map(read_texts, split_list(train_stories)))
+    texts = tqdm(texts, 'reading training stories', unit=' stories', leave=False, delay=1)
+    while batch := list(itertools.islice(texts, 20_000)):
+        yield batch
 
 
 # -----------------------------------------------------------------------------
@@ -306,20 +299,31 @@ def checkpoint_paths(groups):
 
 
 def measure_checkpoint(path):
-    """Load a model -> {'checkpoint': its size, 'loss': its loss on val.bin, or None without val.bin}"""
+    """Load a model -> {'checkpoint': its path and size, 'loss': of measure_loss, 'exam': of measure_exam, if wanted}"""
     import hub
-    import torch
-    from model import choose_device, validation_loss
-    from tokenizers import Tokenizer
+    from model import choose_device
     device, dtype = choose_device()
     net, tokenizer, saved = hub.load(path, device)
-    size = {'path': hide_folders(path), 'n_embd': net.config.n_embd, 'n_layer': net.config.n_layer,
-            'n_params': net.n_params()}
-    name = dataset or saved.get('config', {}).get('dataset', '')
+    checkpoint = {'path': hide_folders(path), 'n_embd': net.config.n_embd, 'n_layer': net.config.n_layer,
+                  'n_params': net.n_params()}
+    found = {'checkpoint': checkpoint, 'loss': None}
+    if stories:
+        name = dataset or saved.get('config', {}).get('dataset', '')
+        found['loss'] = measure_loss(path, net, tokenizer, name, device, dtype)
+    if exam:
+        found['exam'] = measure_exam(net, tokenizer, device)
+    return found
+
+
+def measure_loss(path, net, tokenizer, name, device, dtype):
+    """The loss on data/<name>/val.bin, a dict, or None if there is none"""
+    import torch
+    from model import validation_loss
+    from tokenizers import Tokenizer
     folder = find(os.path.join('data', name))
     if not dataset and not os.path.exists(os.path.join(folder, 'val.bin')):
         print(f'{path}: no loss, since {folder} has no val.bin; --dataset names another folder in data/')
-        return {'checkpoint': size, 'loss': None}
+        return None
     meta, tokenizer_json, _, tokens = load_dataset(folder)
     if tokenizer.backend.get_vocab() != Tokenizer.from_str(tokenizer_json).get_vocab():
         fail(f'{path} has another tokenizer than {folder}; prepare the data with --tokenizer={path} --trim=False')
@@ -329,8 +333,7 @@ def measure_checkpoint(path):
     amp = torch.autocast(device, getattr(torch, dtype), enabled=dtype != 'float32')
     total, n_tokens = validation_loss(
         net, tokens, prefix_mask(folder, tokens, meta), block_size, n_windows, batch_size, amp)
-    measures = loss_measures(total / n_tokens, meta)
-    return {'checkpoint': size, 'loss': {'dataset': name, 'tokens': n_tokens} | measures}
+    return {'dataset': name, 'tokens': n_tokens} | loss_measures(total / n_tokens, meta)
 
 
 # -----------------------------------------------------------------------------
@@ -339,60 +342,58 @@ def measure_checkpoint(path):
 
 def read_exam(path):
     """exam.tsv -> a list of (phenomenon, right sentence, wrong sentence)"""
-    with open(path, encoding='utf-8') as f:
-        rows = [tuple(line.rstrip('\n').split('\t')) for line in f if line.strip() and not line.startswith('#')]
+    try:
+        with open(path, encoding='utf-8-sig') as f:
+            rows = [tuple(line.rstrip('\n').split('\t')) for line in f if line.strip() and not line.startswith('#')]
+    except (OSError, UnicodeDecodeError) as e:
+        fail(f'{path}: {e}')
     check(rows and all(len(row) == 3 for row in rows), f'{path}: a line must be phenomenon, right and wrong sentence')
     return rows
 
 
-def measure_exams(paths):
-    """{name: path of a checkpoint} -> {name: {language: {phenomenon or 'all': E}}}, the fractions of right choices
+def measure_exam(net, tokenizer, device):
+    """-> {language: {phenomenon or 'all': E}}, the fractions of right choices
 
     A choice is right if the right sentence has the higher log-likelihood, and half right if both have the same
     (Warstadt et al. 2020, "BLiMP: The Benchmark of Linguistic Minimal Pairs for English").
     """
-    import hub
-    from model import choose_device
-    device, _ = choose_device()  # in float32: the likelihoods of a pair may differ little
     pattern = os.path.join('data', language or '*', 'exam.tsv')
     files = sorted(glob.glob(pattern) or glob.glob(os.path.join(here, pattern)))
     check(files, f'there is no {pattern}')
     results = {}
-    for name, path in paths.items():
-        net, tokenizer, _ = hub.load(path, device)
-        results[name] = {}
-        for file in files:
-            phenomena, right, wrong = zip(*read_exam(file))
-            right = log_likelihoods(net, tokenizer, right, device)
-            wrong = log_likelihoods(net, tokenizer, wrong, device)
-            choices = (right > wrong) + 0.5 * (right == wrong)
-            folder = os.path.basename(os.path.dirname(file))
-            twins = np.arange(len(choices)) // 2  # two lines have the same words, with right and wrong exchanged
-            results[name][folder] = {'all': metrics.estimate(choices, twins)}
-            for phenomenon in dict.fromkeys(phenomena):
-                rows = np.array(phenomena) == phenomenon
-                results[name][folder][phenomenon] = metrics.estimate(choices[rows], twins[rows])
+    for file in files:
+        phenomena, right, wrong = zip(*read_exam(file))
+        right = log_likelihoods(net, tokenizer, right, device)
+        wrong = log_likelihoods(net, tokenizer, wrong, device)
+        choices = (right > wrong) + 0.5 * (right == wrong)
+        twins = np.arange(len(choices)) // 2  # two lines have the same words, with right and wrong exchanged
+        estimates = {'all': metrics.estimate(choices, twins)}
+        for phenomenon in dict.fromkeys(phenomena):
+            rows = np.array(phenomena) == phenomenon
+            estimates[phenomenon] = metrics.estimate(choices[rows], twins[rows])
+        results[os.path.basename(os.path.dirname(file))] = estimates
     return results
 
 
 def log_likelihoods(net, tokenizer, sentences, device):
-    """The log-likelihood of each sentence after bos, in nats -> (N,) floats. Long sentences are cut at block_size."""
+    """The log-likelihood of each sentence after bos, in nats -> (N,) floats. Long sentences are cut at block_size.
+
+    In float32, since the likelihoods of a pair may differ little.
+    """
     import torch
+    from torch.nn.functional import cross_entropy
+    from torch.nn.utils.rnn import pad_sequence
     scores = []
     for start in tqdm(range(0, len(sentences), 64), 'exam', leave=False, delay=1):
         sequences = []
         for sentence in sentences[start:start + 64]:
-            sequences.append([tokenizer.bos, *tokenizer.encode(normalize(sentence))][:net.config.block_size + 1])
-        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            ids[row, :len(sequence)] = torch.tensor(sequence)
-            mask[row, 1:len(sequence)] = True
-        ids, mask = ids.to(device), mask[:, 1:].to(device)
+            ids = [tokenizer.bos, *tokenizer.encode(normalize(sentence))]
+            sequences.append(torch.tensor(ids[:net.config.block_size + 1]))
+        ids = pad_sequence(sequences, batch_first=True, padding_value=-1).to(device)  # (B, T + 1)
         with torch.no_grad():
-            logprobs = net(ids[:, :-1]).float().log_softmax(-1)  # (B, T, V)
-        chosen = logprobs.gather(2, ids[:, 1:, None])[..., 0]  # (B, T)
-        scores += chosen.masked_fill(~mask, 0).double().sum(1).tolist()
+            logits = net(ids[:, :-1].clamp(min=0)).float()  # (B, T, V)
+        losses = cross_entropy(logits.mT, ids[:, 1:], ignore_index=-1, reduction='none')  # (B, T)
+        scores += losses.cpu().double().sum(1).neg().tolist()
     return np.array(scores)
 
 
@@ -445,7 +446,7 @@ def grade_scales():
 def grade_id(judge, story, number):
     """The id of the judge's grade number 0, 1, … of a story. Another rubric or a changed story has other ids."""
     return digest(judge, template, criteria, scale, choices, prefill,
-                  story['prompt'], story['opening'], story['story'], story['copy'], number)
+                  story['prompt'], story['opening'], story['story'], 0, number)  # 0: for grades of earlier versions
 
 
 def connect():
@@ -464,7 +465,7 @@ def grade_stories(groups, api, grades_path):
     for group in groups:
         for story in group.stories:
             # with repeat=0.1 a tenth of the stories get a second grade; `chance` is a hash from 0 to 1
-            chance = int(digest(story['prompt'], story['story'], story['copy'])[-8:], 16) / 16**8
+            chance = int(digest(story['prompt'], story['story'], 0)[-8:], 16) / 16**8
             for number in range(1 + int(repeat + chance)):
                 tasks[grade_id(judge, story, number)] = group.name, story, number
 
@@ -475,9 +476,6 @@ def grade_stories(groups, api, grades_path):
     # first grades before second ones, else in random order: if max_cost ends the run, the grades are a fair sample
     missing = sorted(tasks.keys() - done, key=lambda id: (tasks[id][2], id))
 
-    def prompt(id):
-        return write_prompt(tasks[id][1])
-
     def accept(id, reply):
         name, story, number = tasks[id]
         text = f'{story["prompt"]}\n{story["story"]}'
@@ -486,9 +484,10 @@ def grade_stories(groups, api, grades_path):
                  'scores': scores, 'notes': notes}]
 
     return chat.collect(
-        api, missing, prompt, accept, file, total=len(tasks), n_done=len(tasks) - len(missing), spent=spent,
-        unit='grades', num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost,
-        n_failed=len(failed & tasks.keys()), max_failed=max_failed, batch=batch, is_done=lambda id: id in done)
+        api, missing, lambda id: write_prompt(tasks[id][1]), accept, file, total=len(tasks),
+        n_done=len(tasks) - len(missing), spent=spent, unit='grades', num_workers=num_workers, timeout=timeout,
+        max_tries=max_tries, max_cost=max_cost, n_failed=len(failed & tasks.keys()), max_failed=max_failed,
+        batch=batch, is_done=lambda id: id in done)
 
 
 def load_grades(groups, grades_path):
@@ -505,12 +504,10 @@ def load_grades(groups, grades_path):
 
 def is_grade(row):
     """Whether a row has the form that grade_stories writes; grades.jsonl may come from elsewhere."""
-    try:
-        numbers = [row['repeat'], *row['scores'].values()]
-        texts = [row['id'], row['judge'], row.get('notes', '')]
-    except (TypeError, KeyError, AttributeError):
+    kinds = {'id': str, 'judge': str, 'notes': str, 'repeat': int, 'scores': dict}
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
         return False
-    return all(isinstance(text, str) for text in texts) and all(isinstance(n, (int, float)) for n in numbers)
+    return all(isinstance(score, (int, float)) for score in row['scores'].values())
 
 
 def add_grades(stories, grades):
@@ -529,7 +526,7 @@ def add_grades(stories, grades):
                     if not low <= row['scores'].get(name, math.nan) <= high:
                         fail(f'grades.jsonl: {name} in {row["scores"]!s:.80} is not from {low} to {high}')
                 scores[judge].append(row['scores'])
-                notes.setdefault(judge, row.get('notes', ''))
+                notes.setdefault(judge, row['notes'])
         means = collections.defaultdict(dict)
         for judge, name in itertools.product(scores, criteria):
             means[judge][name] = statistics.fmean(score[name] for score in scores[judge])
@@ -548,16 +545,13 @@ def count_given_up():
 
 
 def clusters_of(stories):
-    """(stories,) ints, equal for stories of one prompt, which metrics.py resamples together.
+    """(stories,) ints, equal for stories of one family of prompts, which metrics.py resamples together.
 
     If there is only one prompt, all are different.
     """
-    numbers = {}
-    for story in stories:
-        numbers.setdefault(story['prompt'], len(numbers))
-    if len(numbers) == 1:
+    if len({story['prompt'] for story in stories}) == 1:
         return np.arange(len(stories))
-    return np.array([numbers[story['prompt']] for story in stories])
+    return np.array([story['family'] for story in stories])
 
 
 def grades_of(stories, judge, criterion):
@@ -592,22 +586,25 @@ def summarize(group, judges, references):
             'prompts': n_prompts, 'text': text, 'grades': grades}
 
 
-def grades_by_prompt(stories, judge, criterion):
-    """{prompt: mean grade of its stories}"""
+def grades_by_family(stories, judge, criterion):
+    """{family of prompts: mean grade of its stories}"""
     grades = collections.defaultdict(list)
     for story in stories:
         if judge in story['grades']:
-            grades[story['prompt']].append(story['grades'][judge][criterion])
-    return {prompt: statistics.fmean(values) for prompt, values in grades.items()}
+            grades[story['family']].append(story['grades'][judge][criterion])
+    return {family: statistics.fmean(values) for family, values in grades.items()}
 
 
 def compare_models(groups, judge):
-    """Compare every two models on the prompts for which both have grades -> rows of results['comparisons']"""
+    """Compare every two models on the prompts for which both have grades -> rows of results['comparisons']
+
+    A family of prompts counts as one.
+    """
     rows = []
     for (a, b), criterion in itertools.product(itertools.combinations(groups, 2), criteria):
-        grades_a = grades_by_prompt(a.stories, judge, criterion)
-        grades_b = grades_by_prompt(b.stories, judge, criterion)
-        differences = np.array([grades_a[prompt] - grades_b[prompt] for prompt in grades_a if prompt in grades_b])
+        grades_a = grades_by_family(a.stories, judge, criterion)
+        grades_b = grades_by_family(b.stories, judge, criterion)
+        differences = np.array([grades_a[family] - grades_b[family] for family in grades_a if family in grades_b])
         if len(differences) > 1:
             n = len(differences)
             mean = metrics.estimate(differences, np.arange(n))
@@ -640,8 +637,8 @@ def measure_agreement(gradings):
 # 7) write results
 
 
-def make_results(groups, losses, exams):
-    """The content of results.json. losses: {name: what measure_checkpoint returns}. exams: of measure_exams."""
+def make_results(groups, checkpoints_of):
+    """The content of results.json. checkpoints_of: {name of a model: what measure_checkpoint returns}"""
     stories = all_stories(groups)
     models = [group for group in groups if not group.is_reference]
     references = all_stories(group for group in groups if group.is_reference)
@@ -650,11 +647,12 @@ def make_results(groups, losses, exams):
     for story in stories:
         judges |= story['grades']
         first_scores.append([scores[0] for scores in story['scores'].values()])
+    exams = {name: found.pop('exam') for name, found in checkpoints_of.items() if exam}
     results = {'models': {}, 'exam': exams, 'comparisons': [], 'agreement': measure_agreement(first_scores),
                'consistency': {}, 'criteria': grade_scales(), 'given_up': count_given_up(),
                'config': hide_folders(config)}  # config: of configurator.py
     for group in groups:
-        row = {'checkpoint': None, 'loss': None} | losses.get(group.name, {})
+        row = checkpoints_of.get(group.name, {'checkpoint': None, 'loss': None})
         results['models'][group.name] = row | summarize(group, judges, references)
     for judge in judges:
         results['comparisons'] += compare_models(models, judge)
@@ -702,13 +700,12 @@ else:
         write_prompt(stories[0])
         api = connect()
     if stories:
+        number_families(stories)
         measure_stories(groups)
-    paths = checkpoint_paths(groups)
-    losses = {name: measure_checkpoint(path) for name, path in paths.items()} if stories else {}
-    exams = measure_exams(paths) if exam else {}
+    checkpoints_of = {name: measure_checkpoint(path) for name, path in checkpoint_paths(groups).items()}
     problem = grade_stories(groups, api, grades_path) if use_judge and stories else ''
     add_grades(stories, load_grades(groups, grades_path))
-    results = make_results(groups, losses, exams)
+    results = make_results(groups, checkpoints_of)
     write_json(os.path.join(out_dir, 'results.json'), results)
     if importlib.util.find_spec('report'):
         write_report(results, groups)

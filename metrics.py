@@ -3,7 +3,8 @@ Measures of stories that need no judge, and the statistics of grades. numpy alon
 
     measure_text(stories, script)               length, repetition and script of each story
     measure_diversity(stories)                  how different the stories of a model are
-    measure_copying(stories, batches, ngrams)   how much of each story is copied from training stories
+    measure_copying(stories, batches)           how much of each story is copied from training stories
+    families(prompts)                           which prompts are near-copies of one another
     estimate, ratio                             means with 95 % bootstrap intervals
     permutation_p, holm                         is one model better than another
     agreement                                   do judges agree
@@ -91,6 +92,12 @@ class Words:
         bounds = np.searchsorted(positions, np.cumsum(self.lengths)[:-1])
         return np.split(values, bounds)
 
+    def count_different(self, n):
+        """(texts,) the number of different n-grams of each text"""
+        positions, hashes = self.runs(n)
+        grams = self.split(positions, hashes)
+        return np.array([len(np.unique(text_grams)) for text_grams in grams])
+
 
 def longest_runs(words, corpus):
     """For each word: how many words from here on appear in the same order in a text of the corpus. -> (words,)
@@ -114,33 +121,50 @@ def longest_runs(words, corpus):
         longest[positions] = n
 
 
-def count_shared_bigrams(words, corpus):
-    """Yield for each text (counts, n): how many of its n different word pairs each text of the corpus contains.
+def count_shared(words, corpus, n):
+    """Yield for each text (counts, size): how many of its `size` different n-grams each text of the corpus contains.
 
-    counts: (texts of the corpus,). It uses an inverted index: for each word pair, the corpus texts that contain it.
+    counts: (texts of the corpus,). It uses an inverted index: for each n-gram, the corpus texts that contain it.
     """
     n_texts = len(corpus.lengths)
-    positions, hashes = words.runs(2)
-    corpus_positions, corpus_hashes = corpus.runs(2)
-    pairs, pair_numbers = np.unique(hashes, return_inverse=True)
-    common = np.isin(corpus_hashes, pairs)
-    corpus_pair_numbers = np.searchsorted(pairs, corpus_hashes[common])
+    positions, hashes = words.runs(n)
+    corpus_positions, corpus_hashes = corpus.runs(n)
+    grams, gram_numbers = np.unique(hashes, return_inverse=True)
+    common = np.isin(corpus_hashes, grams)
+    corpus_gram_numbers = np.searchsorted(grams, corpus_hashes[common])
     corpus_texts = corpus.text_of[corpus_positions[common]]
 
-    # 1) the index: the corpus texts that contain pair i are index[bounds[i]:bounds[i + 1]]
-    entries = np.sort(corpus_pair_numbers * n_texts + corpus_texts)
+    # 1) the index: the corpus texts that contain n-gram i are index[bounds[i]:bounds[i + 1]]
+    entries = np.sort(corpus_gram_numbers * n_texts + corpus_texts)
     is_new = np.diff(entries, prepend=-1) > 0  # np.unique would be many times slower
     entries = entries[is_new]
     index = entries % n_texts
-    bounds = np.searchsorted(entries, np.arange(len(pairs) + 1) * n_texts)
+    bounds = np.searchsorted(entries, np.arange(len(grams) + 1) * n_texts)
 
-    # 2) look up the pairs of each text
-    for numbers in words.split(positions, pair_numbers):
+    # 2) look up the n-grams of each text
+    for numbers in words.split(positions, gram_numbers):
         numbers = np.unique(numbers)
         matches = [index[:0]]
         for i in numbers:
             matches.append(index[bounds[i]:bounds[i + 1]])
         yield np.bincount(np.concatenate(matches), minlength=n_texts), len(numbers)
+
+
+def families(texts):
+    """Texts that are linked by near-copies have the same number -> (texts,) ints
+
+    Two texts are near-copies if they share at least 0.4 of their trigrams of words (Jaccard).
+    """
+    words = Words(texts)
+    sizes = words.count_different(3)
+    family_of = np.arange(len(texts))
+    for i, (shared, size) in enumerate(count_shared(words, words, 3)):
+        union = sizes + size - shared
+        is_near = (shared > 0) & (shared >= 0.4 * union)
+        linked = family_of[is_near]
+        is_linked = np.isin(family_of, linked)
+        family_of[is_linked] = family_of[i]
+    return family_of
 
 
 # -----------------------------------------------------------------------------
@@ -159,15 +183,14 @@ def measure_text(stories, script):
     Generation with Unlikelihood Training").
     """
     words = Words([story['continuation'] for story in stories])
-    fourgrams = words.split(*words.runs(4))
-    for story, n_words, grams in zip(stories, words.lengths, fourgrams):
+    for story, n_words, n_different in zip(stories, words.lengths, words.count_different(4)):
         letters = count_scripts(story['continuation'])
-        n_different = len(np.unique(grams))
+        n_fourgrams = max(0, n_words - 3)
         measures = {'words': int(n_words)}
         measures['ended'] = math.nan if story['ended'] is None else float(story['ended'] == 'eos')
         measures['opening_kept'] = float(story['kept']) if story['prompt'] else math.nan
         measures['right_script'] = fraction(letters[script], letters.total())
-        measures['repeated_4'] = fraction(len(grams) - n_different, len(grams))
+        measures['repeated_4'] = fraction(n_fourgrams - n_different, n_fourgrams)
         story['measures'] = measures
 
 
@@ -184,18 +207,18 @@ def measure_diversity(stories):
         _, hashes = words.runs(n)
         diversity[f'distinct_{n}'] = len(np.unique(hashes)) / len(hashes) if len(hashes) else None
 
-    sizes = np.array([len(np.unique(grams)) for grams in words.split(*words.runs(2))])
+    sizes = words.count_different(2)
     n_others = len(stories) - 1
     similarities = []
-    for counts, n in count_shared_bigrams(words, words):
-        if n and n_others:
-            similarity = 2 * counts / (n + sizes)  # (stories,), 1 to the story itself
+    for counts, size in count_shared(words, words, 2):
+        if size and n_others:
+            similarity = 2 * counts / (size + sizes)  # (stories,), 1 to the story itself
             similarities.append((similarity.sum() - 1) / n_others)
     diversity['self_rouge2'] = statistics.fmean(similarities) if similarities else None
     return diversity
 
 
-def measure_copying(stories, batches, ngrams):
+def measure_copying(stories, batches, ngrams=(4, 8, 16)):
     """Compare each story with all training stories (Eldan and Li 2023, "TinyStories") -> more of story['measures']
 
     batches: lists of training stories (str); one list is in memory at a time. ngrams: the lengths n of copied_n.
@@ -206,9 +229,7 @@ def measure_copying(stories, batches, ngrams):
     """
     words = Words([story['continuation'] for story in stories])
     longest = np.zeros(len(words.hashes), np.int64)
-    n_pairs = [0] * len(stories)
-    n_shared = [0] * len(stories)
-    nearest = [''] * len(stories)
+    nearest = [(0.0, '')] * len(stories)  # the fraction, the training story
     sentences = [sentences_of(story['continuation']) for story in stories]
     wanted = set(itertools.chain(*sentences))
     known = set()  # those of them that stand in training stories
@@ -217,27 +238,23 @@ def measure_copying(stories, batches, ngrams):
             known.update(wanted.intersection(sentences_of(text)))
         corpus = Words(texts)
         longest = np.maximum(longest, longest_runs(words, corpus))
-        for i, (counts, n) in enumerate(count_shared_bigrams(words, corpus)):
-            n_pairs[i] = n
+        for i, (counts, size) in enumerate(count_shared(words, corpus, 2)):
             best = counts.argmax()
-            if counts[best] > n_shared[i]:
-                n_shared[i] = counts[best]
-                nearest[i] = texts[best]
+            if counts[best]:
+                nearest[i] = max(nearest[i], (counts[best] / size, texts[best]))
 
     for i, runs in enumerate(words.split(np.arange(len(longest)), longest)):  # runs: (words of the story,)
-        story = stories[i]
-        measures = story['measures']
+        measures = stories[i]['measures']
         n_words = len(runs)
         for n in ngrams:
             n_grams = max(0, n_words - n + 1)
-            n_copied = (runs[:n_grams] >= n).sum()
-            measures[f'copied_{n}'] = fraction(n_copied, n_grams)
+            measures[f'copied_{n}'] = fraction((runs[:n_grams] >= n).sum(), n_grams)
         measures['copied_whole'] = float(runs[0] == n_words) if n_words else math.nan
         n_known = sum(sentence in known for sentence in sentences[i])
         measures['copied_sentences'] = fraction(n_known, len(sentences[i]))
         measures['longest_copied'] = int(runs.max(initial=0))
-        measures['nearest_rouge2'] = fraction(n_shared[i], n_pairs[i])
-        story['nearest'] = nearest[i]
+        share, stories[i]['nearest'] = nearest[i]
+        measures['nearest_rouge2'] = share if n_words > 1 else math.nan
 
 
 # -----------------------------------------------------------------------------
@@ -347,7 +364,7 @@ def holm(p):
     order = np.argsort(p)
     factors = np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.asarray(p)[order] * factors))
+    adjusted[order] = np.maximum.accumulate(np.asarray(p)[order] * factors).clip(max=1)
     return adjusted.tolist()
 
 
@@ -360,9 +377,9 @@ def agreement(units):
     None if all grades are equal. same: the fraction of units whose first two grades are equal.
     """
     units = [np.array(unit, float) for unit in units if len(unit) > 1]
-    if len(units) < 2:
-        return None
     n_units = len(units)
+    if n_units < 2:
+        return None
     sums = []  # of each unit: the number of grades, their sum, their sum of squares, and n × their variance
     differences = []
     for unit in units:
@@ -382,10 +399,9 @@ def agreement(units):
     resampled = []
     for _ in range(1000):
         picked = rng.integers(n_units, size=n_units)
-        resampled.append(alpha(sums[picked]))
-    resampled = [value for value in resampled if value is not None]
+        value = alpha(sums[picked])
+        if value is not None:
+            resampled.append(value)
     low, high = interval(resampled, n_units)
-    same = differences.count(0) / n_units
-    mean_difference = statistics.fmean(differences)
-    return {'alpha': alpha(sums), 'low': low, 'high': high, 'n': n_units, 'same': same,
-            'mean_difference': mean_difference}
+    return {'alpha': alpha(sums), 'low': low, 'high': high, 'n': n_units, 'same': differences.count(0) / n_units,
+            'mean_difference': statistics.fmean(differences)}

@@ -205,6 +205,7 @@ def test_two_models_references_and_repeats_by_two_judges(project, judge):
 
     results = project.json('out/both/results.json')
     assert list(results['models']) == ['a', 'b', 'written'] and results['models']['written']['reference']
+    assert results['config']['temperature'] == 0
     for (name, model), judge_name in itertools.product(results['models'].items(), ('one', 'two')):
         for grade in model['grades'][judge_name].values():
             assert 1 <= grade['low'] <= grade['mean'] <= grade['high'] <= 10 and grade['n'] == model['stories']
@@ -262,7 +263,6 @@ def test_the_exit_status_is_0_only_if_all_is_graded(project, judge):
     (2, [RUBRIC, '--samples=s.jsonl', '--scale=[10, 1]'], 'scale'),
     (2, [RUBRIC, '--samples=s.jsonl', '--scale=[1, 5, 10]'], 'scale'),
     (2, [RUBRIC, '--samples=s.jsonl', "--choices={'age': {'A': 3, 'B': 5}}"], 'choices'),
-    (2, ['--samples=s.jsonl', '--script=Devanagri'], 'DEVANAGARI'),
     (1, ['--samples=numbers.jsonl'], 'row 1: the prompt is not text but 7'),
     (1, ['--samples=s.jsonl', '--train_stories=none.jsonl'], 'none.jsonl'),
     (1, ['--samples=s.jsonl', '--checkpoints=out/none'], 'out/none'),
@@ -333,6 +333,31 @@ def test_missing_values():
     reference = np.r_[np.ones(2), np.zeros(18)]  # the mean of some resampled references is 0
     retention = metrics.ratio(np.zeros(20), np.arange(20), reference, np.arange(20))
     assert retention == {'mean': 0, 'low': 0, 'high': 0, 'n': 20}
+
+
+def test_near_copies_among_prompts_are_one_family(project, judge):
+    street = 'On {}’s street there was only one bicycle for seven children.'
+    train = 'The little train stopped at the {} and waited for the snow.'
+    prompts = [street.format('Ivy'), 'Tom ran.', street.format('Max'), train.format('bridge'), 'Tom ran home.',
+               street.format('Ann'), train.format('station'), 'A cat slept on the roof of the old mill.']
+    numbers = metrics.families(prompts)
+    assert [list(numbers).index(number) for number in numbers] == [0, 1, 0, 3, 4, 0, 3, 7]
+    for name in ('a', 'b'):
+        rows = [{'id': i, 'prompt': prompt, 'story': f'{prompt} {name} {i}'} for i, prompt in enumerate(prompts)]
+        write(project, f'{name}.jsonl', rows)
+    project.run('evaluate.py', RUBRIC, '--samples=a.jsonl,b.jsonl', judge())
+    results = project.json('results.json')
+    assert {row['prompts'] for row in results['comparisons']} == {5}
+    assert results['models']['a']['prompts'] == 8
+    values = [row['scores']['grammar'] for row in sorted(
+        project.jsonl('grades.jsonl'), key=lambda row: row['sample']) if row['samples'] == 'a']
+    assert results['models']['a']['grades']['truth']['grammar']['low'] == metrics.estimate(values, numbers)['low']
+
+
+@pytest.mark.parametrize('language', ['english', 'hindi', 'marathi', 'bangla', 'french'])
+def test_no_opening_is_a_near_copy_of_another(language):
+    openings = (PROJECT / 'data' / language / 'prompts.txt').read_text(encoding='utf-8').splitlines()
+    assert len(set(metrics.families(openings))) == len(openings)
 
 
 def test_permutation_p_is_close_to_scipys():
@@ -542,6 +567,8 @@ def test_the_exam_counts_pairs_whose_right_sentence_is_more_probable(prepared):
     assert 'no data/klingon/exam.tsv' in prepared.refuses(*command, '--language=klingon').replace('\\', '/')
     (prepared.path / 'data/toy/exam.tsv').write_text('order\tone sentence only\n', encoding='utf-8')
     assert 'a line must be phenomenon' in prepared.refuses(*command, '--language=toy')
+    (prepared.path / 'data/toy/exam.tsv').write_bytes(b'order\tA cat\xff.\tCat a.\n')
+    assert "can't decode" in prepared.refuses(*command, '--language=toy', status=1)
     assert '--checkpoints=' in prepared.refuses('evaluate.py', '--exam=True')
 
 

@@ -164,3 +164,21 @@ def test_losses_do_not_count_the_words_in_front(project):
     assert loss['tokens'] == counted[1:n + 1].sum()
     (project.path / 'data/t/val_prefix.bin').write_bytes(b'\1\0')
     assert 'val_prefix.bin' in project.refuses('train.py', '--dataset=t', '--out_dir=out/u', '--device=cpu')
+
+
+@pytest.mark.slow
+def test_the_fields_of_tinystories_instruct(project):
+    rows = []
+    for i in range(40):
+        rows.append({'story': f'Ben had {i} oaks.\n\n"I quit," said Ben.', 'words': ['oak', 'quit'],
+                     'features': ['Dialogue', 'MoralValue'][:1 + i % 2], 'summary': f'Ben counts {i} trees.'})
+    (project.path / 's.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    project.run('prepare.py', 'config/prepare_instruct.py', '--source=s.jsonl', '--vocab_size=400')
+    texts = stories_of(project, 'train', 'instruct')[0] + stories_of(project, 'val', 'instruct')[0]
+    fields = [text for text in texts if text.startswith('Words: oak, quit\nFeatures: Dialogue')]
+    assert len(texts) == 40 > len(fields) >= 25 and all('trees.\nStory: Ben had' in text for text in fields)
+    assert sum('Dialogue, MoralValue\nSummary: Ben counts' in text for text in fields) > 9
+    project.run('train.py', '--dataset=instruct', '--out_dir=out/i', '--n_layer=1', '--n_head=2', '--n_embd=32',
+                '--block_size=64', '--batch_size=4', '--max_iters=3', '--eval_interval=3', '--compile=False')
+    start = 'Words: oak\nFeatures: Dialogue\nSummary: Ben.\nStory: Ben'
+    assert start in project.run('sample.py', '--out_dir=out/i', '--max_new_tokens=5', f'--start={start}')
