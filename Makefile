@@ -6,24 +6,30 @@
 # make gpu-check        check and measure one GPU in at most 6 minutes with the stories of CORPUS, beside PEERS; prints a table
 # make clean            delete the demo's stories and model
 #
-# make env              set up .venv
+# make env              set up .venv with PYTHON; VENV is another folder for it
 # make env-gpu          the same, and check that PyTorch finds the GPU; TORCH_INDEX=https://… installs another build of it
-# make generate-mistral TOTAL stories from a chat API in LANGUAGE, for at most MAX_COST dollars
-# make generate-openai  the same from another chat API
-# make translate        translate the stories of SOURCE_LANGUAGE into LANGUAGE
-# make prepare          SOURCE -> tokens in data/DATASET; the default is LeCarnet's stories and tokenizer
+# make generate-mistral MISTRAL_REQUESTS (or TOTAL) stories by MISTRAL_MODEL in LANGUAGE, for at most MAX_COST dollars,
+#                       with NUM_WORKERS requests at a time
+# make generate-openai  the same with OPENAI_REQUESTS and OPENAI_MODEL
+# make translate        translate the stories of SOURCE_LANGUAGE, of SOURCE, or of a SPLIT of TinyStories into LANGUAGE,
+#                       with NLLB_MODEL or by a chat API (PROVIDER, MODEL, NUM_WORKERS, MAX_COST)
+# make prepare          SOURCE -> tokens in data/DATASET by TOKENIZER; the default is LeCarnet's stories and tokenizer
 # make train            train a model on DATASET into OUT_DIR: LeCarnet's 3M, 8M or 21M by MODEL_CONFIG, or another CONFIG
-# make inference        generate a story that begins with START
-# make eval             evaluate the model's stories; a judge grades them if PROVIDER is set
-# make push-dataset     generate the stories of generate-mistral (or of PROVIDER) and upload them to the Hugging Face hub as REPO
-# make push-model       upload the model in OUT_DIR as REPO
+# make inference        a story of at most MAX_NEW_TOKENS that begins with PROMPT (or START), by MODEL_NAME, else by the model
+#                       in OUT_DIR, else by LeCarnet's model of the size MODEL_CONFIG
+# make eval             evaluate the stories of EVAL_MODEL or OUT_DIR; PROVIDER and JUDGE_MODEL name a judge; see EVAL_CONFIG
+# make push-dataset     upload the stories in FOLDER_PATH to the Hugging Face hub as REPO_NAME (or REPO); without FOLDER_PATH
+#                       those of generate-mistral (or of PROVIDER), which are generated first
+# make push-model       upload the model in MODEL_DIR (or OUT_DIR) as HF_REPO (or REPO)
 #
 #     make prepare train inference MODEL_CONFIG=8M
 #     make prepare SOURCE=data/hindi/stories.jsonl TOKENIZER=train DATASET=hindi
 #     make train CONFIG=config/train_hindi.py DATASET=hindi OUT_DIR=out/hindi ARGS='--batch_size=16 --max_minutes=50'
 #     make eval OUT_DIR=out/hindi LANGUAGE=hindi DATASET=hindi PROVIDER=mistral
+#     make translate SPLIT=train MODEL=facebook/nllb-200-distilled-600M
 #
-# After an interruption the same command continues. ARGS are more keys for the script. Every name in capitals can be set.
+# After an interruption the same command continues. ARGS are more keys for the script. MODEL stands for the model that a
+# target uses. Every name in capitals can be set.
 
 unexport PYTHONDONTWRITEBYTECODE  # without bytecode each script starts three times as slowly
 
@@ -31,19 +37,50 @@ PYTHON ?= python3
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 VENV ?= .venv
 PY = $(VENV)/bin/python
+KILLS ?= 20
 
-LANGUAGE ?= french
+# not ?=, as for PROMPT: environment variables of these names are other programs'
+LANGUAGE = french
+MODEL =
+
 SOURCE_LANGUAGE ?= english
 TOTAL ?= 20000
 MAX_COST ?= 5
-SOURCE ?= hf:MaxLSB/LeCarnet
+MISTRAL_MODEL ?= $(MODEL)
+MISTRAL_REQUESTS ?= $(TOTAL)
+OPENAI_MODEL ?= $(MODEL)
+OPENAI_REQUESTS ?= $(TOTAL)
+NLLB_MODEL ?= $(MODEL)
 TOKENIZER ?= lightonai/pagnol-small
 DATASET ?= lecarnet
 MODEL_CONFIG ?= 3M
 CONFIG ?= config/train_lecarnet_$(subst M,m,$(MODEL_CONFIG)).py
 OUT_DIR ?= out/lecarnet_$(subst M,m,$(MODEL_CONFIG))
-KILLS ?= 20
+MODEL_NAME ?= $(MODEL)
+PROMPT = $(or $(START),Il était une fois)
+MAX_NEW_TOKENS ?= 512
+EVAL_MODEL ?= $(MODEL)
 EVAL_CONFIG ?= config/evaluate_lecarnet.py
+REPO_NAME ?= $(REPO)
+HF_REPO ?= $(REPO)
+MODEL_DIR ?= $(OUT_DIR)
+
+# what can be set; SHELL is make's own
+SETTINGS = PYTHON PYTHONS VENV PY TORCH_INDEX KILLS CORPUS PEERS ARGS LANGUAGE SOURCE_LANGUAGE TOTAL MAX_COST NUM_WORKERS \
+  PROVIDER MODEL MISTRAL_MODEL MISTRAL_REQUESTS OPENAI_MODEL OPENAI_REQUESTS SOURCE SPLIT NLLB_MODEL TOKENIZER DATASET \
+  MODEL_CONFIG CONFIG OUT_DIR MODEL_NAME PROMPT START MAX_NEW_TOKENS EVAL_MODEL JUDGE_MODEL EVAL_CONFIG FOLDER_PATH \
+  REPO REPO_NAME HF_REPO MODEL_DIR
+
+# make itself ignores NAME=value with a name that no target uses
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(strip $(filter-out $(SETTINGS) SHELL,$(given)))
+$(if $(unknown),$(error no target uses $(unknown); the first lines of the Makefile list what can be set))
+
+# what is set is text: a $ in it means nothing to make, and `quote` makes it one word for the shell
+text := $(foreach name,$(SETTINGS),$(if $(filter command environment,$(origin $(name))),$(name)))
+$(foreach name,$(text),$(eval override $(name) := $$(value $(name))))
+quote = '$(subst ','\'',$1)'
+option = $(if $2,--$1=$(call quote,$2))
 
 demo: env
 	$(PY) generate_data.py config/generate_demo.py
@@ -62,40 +99,71 @@ $(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
 	touch $@
 
 env-gpu: env
-	$(if $(TORCH_INDEX),$(PY) -m pip install --quiet --force-reinstall torch -c constraints.txt --extra-index-url=$(TORCH_INDEX))
+	$(if $(TORCH_INDEX),$(PY) -m pip install --quiet --force-reinstall torch -c constraints.txt $(call option,extra-index-url,$(TORCH_INDEX)))
 	@$(PY) -c "import torch; print(torch.cuda.get_device_name()) if torch.cuda.is_available() else exit(f'torch {torch.__version__} finds no GPU; \
 	check with nvidia-smi that there is one, then find the TORCH_INDEX=https://… of its build on pytorch.org')"
 
-GENERATE = $(PY) generate_data.py config/generate_$(LANGUAGE).py --total=$(TOTAL) --max_cost=$(MAX_COST)
+# a request to a chat API: $(call api,provider,model)
+api = $(call option,provider,$1) $(call option,model,$2) $(call option,num_workers,$(NUM_WORKERS)) --max_cost=$(call quote,$(MAX_COST))
+# stories from it: $(call generated,provider,model,number)
+generated = generate_data.py $(call quote,config/generate_$(LANGUAGE).py) --total=$(call quote,$3) $(call api,$1,$2)
 
 generate-mistral: env
-	$(GENERATE) --provider=mistral $(ARGS)
+	$(PY) $(call generated,mistral,$(MISTRAL_MODEL),$(MISTRAL_REQUESTS)) $(ARGS)
 
 generate-openai: env
-	$(GENERATE) --provider=openai $(ARGS)
+	$(PY) $(call generated,openai,$(OPENAI_MODEL),$(OPENAI_REQUESTS)) $(ARGS)
 
-push-dataset: env
-	$(GENERATE) --provider=$(or $(PROVIDER),mistral) --push=$(or $(REPO),$(error $@ needs REPO=user/name)) $(ARGS)
+# a split of a data set, in a file that `make push-dataset FOLDER_PATH=data/french/translated` uploads
+split = --source=$(call quote,$(or $(SOURCE),hf:roneneldan/TinyStories):$(SPLIT)) --out=$(call quote,data/$(LANGUAGE)/translated/$(SPLIT).jsonl)
 
 translate: env
-	$(PY) translate.py --source_language=$(SOURCE_LANGUAGE) --target_language=$(LANGUAGE) $(ARGS)
+	$(PY) translate.py $(if $(SPLIT),$(split),$(call option,source,$(SOURCE))) \
+	  --source_language=$(call quote,$(SOURCE_LANGUAGE)) --target_language=$(call quote,$(LANGUAGE)) \
+	  $(if $(PROVIDER),$(call api,$(PROVIDER),$(MODEL)),$(call option,model,$(NLLB_MODEL))) $(ARGS)
+
+source = $(or $(SOURCE),hf:MaxLSB/LeCarnet)
 
 prepare: env
-	$(PY) prepare.py --source=$(SOURCE) $(and $(filter hf:MaxLSB/LeCarnet,$(SOURCE)),--val_source=$(SOURCE):validation) --dataset=$(DATASET) --tokenizer=$(TOKENIZER) $(ARGS)
+	$(PY) prepare.py --source=$(call quote,$(source)) $(if $(filter hf:MaxLSB/LeCarnet,$(source)),--val_source=$(source):validation) \
+	  --dataset=$(call quote,$(DATASET)) --tokenizer=$(call quote,$(TOKENIZER)) $(ARGS)
+
+checkpoint = $(call quote,$(OUT_DIR)/ckpt.pt)
 
 train: env
-	$(PY) train.py $(CONFIG) --dataset=$(DATASET) --out_dir=$(OUT_DIR) $$([ ! -f $(OUT_DIR)/ckpt.pt ] || echo --init_from=resume) $(ARGS)
+	$(PY) train.py $(call quote,$(CONFIG)) --dataset=$(call quote,$(DATASET)) --out_dir=$(call quote,$(OUT_DIR)) \
+	  $$([ ! -f $(checkpoint) ] || echo --init_from=resume) $(ARGS)
+
+# LeCarnet's own model, where no other one is named or trained
+published = $(if $(filter file,$(origin OUT_DIR)),$(shell [ -f $(checkpoint) ] || echo MaxLSB/LeCarnet-$(MODEL_CONFIG)))
+# the keys of sample.py for a model: $(call sampled,model)
+sampled = $(if $1,--init_from=$(call quote,$1),--out_dir=$(call quote,$(OUT_DIR)))
 
 inference: env
-	$(PY) sample.py --out_dir=$(OUT_DIR) --start="$(START)" $(ARGS)
+	$(PY) sample.py $(call sampled,$(or $(MODEL_NAME),$(published))) $(call option,start,$(PROMPT)) \
+	  --max_new_tokens=$(call quote,$(MAX_NEW_TOKENS)) --temperature=0.7 --top_k=50 $(ARGS)
+
+eval_model = $(or $(EVAL_MODEL),$(published))
+eval_dir = $(if $(eval_model),out/$(notdir $(patsubst %/,%,$(eval_model))),$(OUT_DIR))
+samples = $(call quote,$(eval_dir)/samples.jsonl)
+judge = $(or $(PROVIDER),$(if $(JUDGE_MODEL),mistral))
 
 eval: env
-	[ $(OUT_DIR)/samples.jsonl -nt $(OUT_DIR)/best.pt ] || $(PY) sample.py --out_dir=$(OUT_DIR) --start=FILE:data/$(LANGUAGE)/prompts.txt --out=$(OUT_DIR)/samples.jsonl
-	$(PY) evaluate.py $(EVAL_CONFIG) --samples=$(OUT_DIR)/samples.jsonl --train_stories=$(wildcard data/$(DATASET)/stories.jsonl) \
-	  $(and $(PROVIDER),--provider=$(PROVIDER) --max_cost=$(MAX_COST)) $(ARGS)
+	[ $(samples) -nt $(call quote,$(eval_dir)/best.pt) ] || $(PY) sample.py $(call sampled,$(eval_model)) \
+	  --start=$(call quote,FILE:data/$(LANGUAGE)/prompts.txt) --out=$(samples)
+	$(PY) evaluate.py $(call quote,$(EVAL_CONFIG)) --samples=$(samples) \
+	  $(call option,train_stories,$(wildcard data/$(DATASET)/stories.jsonl)) $(if $(judge),$(call api,$(judge),$(JUDGE_MODEL))) $(ARGS)
+
+# a folder of stories, perhaps with a file for each split, as `make translate SPLIT=…` writes it
+folder = prepare.py $(if $(shell ls $(call quote,$(FOLDER_PATH))/validation* 2>&-), \
+  $(call option,source,$(FOLDER_PATH)/train*) $(call option,val_source,$(FOLDER_PATH)/validation*),$(call option,source,$(FOLDER_PATH)))
+
+push-dataset: env
+	$(PY) $(if $(FOLDER_PATH),$(folder),$(call generated,$(or $(PROVIDER),mistral),$(MISTRAL_MODEL),$(MISTRAL_REQUESTS))) \
+	  --push=$(call quote,$(or $(REPO_NAME),$(error $@ needs REPO=user/name))) $(ARGS)
 
 push-model: env
-	$(PY) export.py --out_dir=$(OUT_DIR) --push=$(or $(REPO),$(error $@ needs REPO=user/name)) $(ARGS)
+	$(PY) export.py --out_dir=$(call quote,$(MODEL_DIR)) --push=$(call quote,$(or $(HF_REPO),$(error $@ needs REPO=user/name))) $(ARGS)
 
 test: env
 	$(PY) -m pytest -m 'not slow'
@@ -107,11 +175,11 @@ test-pythons:
 	for python in $(PYTHONS); do $(MAKE) env VENV=.venv-$$python PYTHON=$$python && .venv-$$python/bin/python -m pytest tests/test_platforms.py || exit 1; done
 
 chaos: env
-	$(PY) tests/chaos.py --kills=$(KILLS)
+	$(PY) tests/chaos.py --kills=$(call quote,$(KILLS))
 
 # with a PY of your own, nothing is installed: make gpu-check PY=python3
 gpu-check: $(if $(filter $(VENV)/bin/python,$(PY)),env)
-	$(PY) tests/gpu_check.py --corpus=$(CORPUS) --peers=$(PEERS) $(ARGS)
+	$(PY) tests/gpu_check.py $(call option,corpus,$(CORPUS)) $(call option,peers,$(PEERS)) $(ARGS)
 
 clean:
 	rm -rf data/demo out/demo

@@ -19,11 +19,11 @@ from files import check, fail, write_text
 
 PROVIDERS = ('openai', 'groq', 'mistral')
 BATCH_SIZE = 10_000  # requests per batch, at first; OpenAI accepts 50,000 and 200 MB
-MAX_FILE = 1 << 28  # bytes of a file of results
 TIMEOUT = 600  # seconds for a file
 MAX_OPEN = 10  # batches
 POLL_INTERVAL = 10  # seconds
 ENDPOINT = '/v1/chat/completions'
+chat.MAX_REPLY = 1 << 28  # bytes; a file of results is longer than a reply
 ENDED = ('completed', 'success', 'failed', 'expired', 'timeout_exceeded', 'cancelled')  # a batch's status
 
 
@@ -63,7 +63,7 @@ class Batches:
             self.retry = read_jobs(state['retry'])
             for batch in state['open']:
                 self.open.append({'file': batch['file'], 'batch': batch['batch'], 'jobs': read_jobs(batch['jobs'])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, OverflowError) as e:
             fail(f'{self.path} is damaged ({type(e).__name__}: {e!s:.100}). It lists batches that are paid for; '
                  'without it, their prompts are sent again')
         check(not self.open or model == self.model,
@@ -81,40 +81,41 @@ class Batches:
         return jobs
 
     def collect(self, run):
-        """Send every id -> '' when all are done, else why not."""
+        """Send the prompts of all ids until each is done, or run.problem says why not."""
         self.run = run
         for job in self.jobs():
-            run.tokens = chat.add_tokens(run.tokens, job.tokens)
+            run.spend(job.tokens)
         last_answer = -math.inf  # a server that does not answer at first ends the run
         try:
-            while True:
+            while not run.problem:
                 try:
-                    if not self.advance():
-                        break
+                    self.advance()
                     last_answer = time.monotonic()
+                    if not self.open:
+                        break
                 except chat.NoAnswer:
                     if time.monotonic() - last_answer > chat.OUTAGE_TIMEOUT:
                         raise
                 run.show(f'{len(self.open)} batches open')
                 time.sleep(POLL_INTERVAL)
         except KeyboardInterrupt:
-            return 'stopped; the batches continue at the provider, and the same command fetches them'
+            run.problem = 'stopped; the batches continue at the provider, and the same command fetches them'
+        if run.problem:
+            return
         if self.retry or next(self.new_jobs, None):
-            return chat.MAX_COST_REACHED
-        if os.path.exists(self.path):
+            run.problem = chat.MAX_COST_REACHED
+        elif os.path.exists(self.path):
             os.remove(self.path)
-        return ''
 
     def advance(self):
-        """Create and poll batches, upload new ones -> whether any is open."""
+        """Create and poll the open batches, then upload new ones."""
         for batch in list(self.open):
             if batch['batch']:
                 self.poll(batch)
             else:
                 self.create(batch)
-        while len(self.open) < self.max_open and self.upload():
+        while not self.run.problem and len(self.open) < self.max_open and self.upload():
             pass
-        return bool(self.open)
 
     def call(self, method, path, key, **options):
         """One call of the API -> the JSON object of its reply, which must have `key`."""
@@ -136,8 +137,8 @@ class Batches:
         jobs = self.retry[:n]
         lines = []
         for job in jobs:
-            request = {'custom_id': str(job.id), 'method': 'POST', 'url': ENDPOINT, 'body': self.run.request_body(job)}
-            lines.append(json.dumps(request))
+            body = chat.request_body(self.api, self.run.prompt(job.id))
+            lines.append(json.dumps({'custom_id': str(job.id), 'method': 'POST', 'url': ENDPOINT, 'body': body}))
         file = ('requests.jsonl', '\n'.join(lines).encode(), 'application/jsonl')
         uploaded = self.call('POST', '/files', 'id', data={'purpose': 'batch'}, files={'file': file})
         self.open.append({'file': uploaded['id'], 'batch': None, 'jobs': jobs})
@@ -167,52 +168,46 @@ class Batches:
         results = []
         for name in ('output_file_id', 'output_file', 'error_file_id', 'error_file'):
             if reply.get(name):
-                results.append(chat.call(self.api, 'GET', f'/files/{reply[name]}/content', TIMEOUT, MAX_FILE))
+                results += chat.call(self.api, 'GET', f'/files/{reply[name]}/content', TIMEOUT).split('\n')
         self.open.remove(batch)
         if results:
-            self.handle_results(batch, '\n'.join(results))
+            self.handle_results(batch['jobs'], results)
         else:
-            self.handle_failure(batch, f'batch {batch["batch"]} {status}: {json.dumps(reply.get("errors")):.300}')
+            errors = json.dumps(reply.get('errors'))
+            self.handle_failure(batch['jobs'], f'batch {batch["batch"]} {status}: {errors:.300}')
         self.save()
 
-    def handle_failure(self, batch, message):
+    def handle_failure(self, jobs, message):
         """A batch without results: if it is over a limit, continue with smaller ones, else end the run."""
-        self.retry += batch['jobs']
+        self.retry += jobs
         self.max_open = max(1, len(self.open))
-        if len(batch['jobs']) <= 20 or not re.search(r'limit|too.?(large|big|many)', message):
-            self.save()
-            fail(f'{self.api["provider"]}: {message}; the same command tries again')
-        self.size = len(batch['jobs']) // 2
-        self.run.log(f'{message}; continuing with batches of {self.size:,}')
+        if len(jobs) > 20 and re.search(r'limit|too.?(large|big|many)', message):
+            self.size = len(jobs) // 2
+            self.run.log(f'{message}; continuing with batches of {self.size:,}')
+        else:
+            self.run.problem = f'{self.api["provider"]}: {message}; the same command tries again'
 
-    def handle_results(self, batch, results):
-        """Write the rows of a batch's results; rejected and missing ones are retried in a later batch."""
+    def handle_results(self, jobs, lines):
+        """Write the rows of a batch's results; jobs with a rejected or missing result go into a later batch."""
         replies = {}  # id: (status, JSON of the reply)
-        for line in results.split('\n'):
-            result = chat.parse_json(self.api, line)
-            try:
-                replies[result['custom_id']] = result['response']['status_code'], result['response']['body']
-            except (KeyError, TypeError):
-                continue  # a broken line
+        for line in lines:
+            match chat.parse_json(self.api, line):  # None if the line is broken
+                case {'custom_id': str(job_id), 'response': {'status_code': status, 'body': body}}:
+                    replies[job_id] = status, body
         if len(replies) >= 20 and all(status != 200 for status, _ in replies.values()):
-            self.retry += batch['jobs']
-            self.save()
+            self.retry += jobs
             status, body = next(iter(replies.values()))
-            fail(chat.refusal(self.api, status, json.dumps(body)))
-        for job in batch['jobs']:
+            self.run.problem = chat.refusal(self.api, status, json.dumps(body))
+            return
+        for job in jobs:
             status, body = replies.get(str(job.id), (0, None))
             job.reply = json.dumps(body, ensure_ascii=False)
             if status == 200:
-                done = self.run.handle_answer(job, body, job.reply)
+                is_done = self.run.handle_answer(job, body, job.reply)
             else:
-                reason = f'HTTP {status!s:.20}' if status else 'no reply in the batch'
-                self.run.failures[reason] += 1
-                done = self.run.count_try(job, reason)
-            if not done:
+                is_done = self.run.count_failure(job, f'HTTP {status!s:.20}' if status else 'no reply in the batch')
+            if not is_done:
                 self.retry.append(job)
-        if self.run.n_rows == 0 and len(batch['jobs']) >= 20:  # do not pay for a second try of all of them
+        if self.run.n_rows == 0 and len(jobs) >= 20:  # do not pay for a second try of all of them
             self.run.outcomes.extend(self.run.failures.elements())
-        problem = self.run.no_success()
-        if problem:
-            self.save()
-            fail(problem)
+        self.run.check_success()

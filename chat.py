@@ -2,7 +2,7 @@
 The client for chat APIs: anything that speaks OpenAI's /chat/completions.
 
     api = chat.connect('mistral')   # reads the key from MISTRAL_API_KEY
-    print(chat.ask(api, [{'role': 'user', 'content': 'Write a story.'}]))
+    print(chat.ask(api, 'Write a story.'))
 
     with open_append('stories.jsonl') as f:   # many prompts at once; rows are appended as replies come
         chat.collect(api, ids, prompt, accept, f, total=1000)
@@ -21,7 +21,7 @@ import collections
 import functools
 import http.client
 import io
-import ipaddress
+import itertools
 import json
 import os
 import queue
@@ -31,7 +31,6 @@ import signal
 import sys
 import threading
 import time
-import urllib.parse
 import zlib
 from dataclasses import dataclass, field
 
@@ -39,7 +38,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from files import append_rows, check, fail, open_append, printable, read_jsonl
+from files import append_rows, check, fail, fill_template, open_append, printable, read_jsonl
 
 PROVIDERS = {  # name: (address, environment variable of the key, default model or '' = the first one that it lists)
     'openai': ('https://api.openai.com/v1', 'OPENAI_API_KEY', 'gpt-6-luna'),
@@ -68,7 +67,7 @@ PRICES = {  # US dollars per million tokens (input, output), from litellm 1.106.
 }
 
 CONNECT_TIMEOUT = 10  # seconds
-MAX_REPLY = 1 << 24  # bytes, packed and unpacked
+MAX_REPLY = 1 << 24  # bytes, packed and unpacked; batches.py sets a larger one for its files
 MAX_ANSWER = 1 << 19  # characters of the answer in a reply; patterns are slow on a longer one
 MAX_BACKOFF = 60  # seconds
 START_TIMEOUT = 15  # seconds; `collect` ends if the server has not answered a single prompt by then
@@ -133,7 +132,6 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
 
     name = provider if provider in PROVIDERS else url
     api = {'provider': name, 'url': url, 'key': key}
-    api['headers'] = {'Authorization': f'Bearer {key}'} if key else {}
     api['model'] = model or default_model or first_model(api)
     length_field = 'max_completion_tokens' if provider == 'openai' else 'max_tokens'
     fields = {'model': api['model'], 'temperature': temperature, length_field: max_tokens} | (extra or {})
@@ -148,38 +146,27 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
 
 def is_address(url):
     """Whether a text is an http or https address: a host, maybe a port and a path, and nothing else."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ''
-        if '[' in parts.netloc:
-            ipaddress.IPv6Address(host)
-        elif not re.fullmatch(rb'[\w.-]+', host.encode('idna')):
-            return False
-        return parts.port != 0 and bool(re.fullmatch(r'(?i)https?://[^\s/@?#\\]+(/[^\s@?#\\]*)?', url))
-    except ValueError:  # a port above 65535, no IPv6 address, an empty part of a name, …
-        return False
+    label = r'[\w\-\u0080-\U0010ffff]{1,63}'  # a part of the host's name
+    address = rf'(?i)https?://({label}(\.{label})*\.?|\[[\da-f:.]+\])(:(?P<port>\d{{1,5}}))?(/[^\s@?#\\]*)?'
+    match = re.fullmatch(address, url)
+    return bool(match) and 0 < int(match['port'] or 80) < 65536
 
 
 def first_model(api):
     """The first model that the server lists."""
     text = call(api, 'GET', '/models')
-    try:
-        name = parse_json(api, text)['data'][0]['id']
-        if not isinstance(name, str) or len(name) > 200:
-            raise TypeError
-        return name
-    except (KeyError, IndexError, TypeError):
-        reason = kind_of(text)
-        fail(f'{api["url"]} lists no model ({reason}){advice(api, reason)} If it is, set --model=…')
+    match parse_json(api, text):
+        case {'data': [{'id': str(name)}, *_]}:
+            return name[:200]
+    reason = kind_of(text)
+    fail(f'{api["url"]} lists no model ({reason}){advice(api, reason)} If it is, set --model=…')
 
 
 def fill(template, slots):
     """A prompt: the template with slots['name'] in place of {name}."""
-    def value(match):
-        name = match[1]
+    for name in re.findall(r'\{(\w+)\}', template):
         check(name in slots, f'the template has a slot {{{name}}}; there is: {", ".join(slots)}')
-        return slots[name]
-    return re.sub(r'\{(\w+)\}', value, template).strip()
+    return fill_template(template, slots).strip()
 
 
 # -----------------------------------------------------------------------------
@@ -187,13 +174,13 @@ def fill(template, slots):
 
 
 class LimitedReader(io.RawIOBase):
-    """What comes from a socket, up to max_bytes and within the socket's timeout in all."""
+    """What comes from a socket, up to MAX_REPLY bytes and within the socket's timeout in all."""
 
-    def __init__(self, sock, max_bytes):
+    def __init__(self, sock, file):
         self.sock = sock
-        self.file = sock.makefile('rb', buffering=0)
+        self.file = file
         self.deadline = time.monotonic() + sock.gettimeout()
-        self.bytes_left = max_bytes
+        self.bytes_left = MAX_REPLY
 
     def readable(self):
         return True
@@ -217,10 +204,9 @@ class LimitedReader(io.RawIOBase):
 class LimitedResponse(http.client.HTTPResponse):
     """A response that is read through a LimitedReader, from its status line on."""
 
-    def __init__(self, sock, max_bytes, **options):
+    def __init__(self, sock, **options):
         super().__init__(sock, **options)
-        self.fp.close()
-        self.fp = io.BufferedReader(LimitedReader(sock, max_bytes))
+        self.fp = io.BufferedReader(LimitedReader(sock, self.fp.detach()))
 
 
 class LimitedAdapter(requests.adapters.HTTPAdapter):
@@ -228,22 +214,20 @@ class LimitedAdapter(requests.adapters.HTTPAdapter):
 
     def get_connection_with_tls_context(self, *args, **options):
         pool = super().get_connection_with_tls_context(*args, **options)
-        if 'response_class' not in vars(pool.ConnectionCls):
-            response_class = staticmethod(functools.partial(LimitedResponse, max_bytes=self.max_bytes))
-            pool.ConnectionCls = type('Connection', (pool.ConnectionCls,), {'response_class': response_class})
+        if pool.ConnectionCls.response_class != LimitedResponse:
+            pool.ConnectionCls = type('Connection', (pool.ConnectionCls,), {'response_class': LimitedResponse})
         return pool
 
 
-def open_session(api, max_bytes):
-    """A requests.Session for `send`. max_bytes: the limit of a reply, packed and unpacked."""
+def open_session(api):
+    """A requests.Session for `send`."""
     session = requests.Session()
-    session.headers.update(api['headers'] | {'Accept-Encoding': 'gzip'})
+    session.headers['Accept-Encoding'] = 'gzip'
+    if api['key']:
+        session.headers['Authorization'] = f'Bearer {api["key"]}'
     session.auth = lambda request: request  # without it, a password from ~/.netrc would replace the key
-    session.max_bytes = max_bytes
-    adapter = LimitedAdapter()
-    adapter.max_bytes = max_bytes
-    session.mount('http://', adapter)
-    session.mount('https://', adapter)
+    session.mount('http://', LimitedAdapter())
+    session.mount('https://', LimitedAdapter())
     return session
 
 
@@ -252,13 +236,12 @@ def send(session, api, method, path, timeout, **options):
 
     session: what open_session returned. timeout: seconds for the whole reply.
     """
-    all_options = options | {
-        'timeout': (CONNECT_TIMEOUT, timeout), 'allow_redirects': False, 'stream': True, 'verify': session.verify}
     try:
-        with session.request(method, api['url'] + path, **all_options) as reply:
+        with session.request(method, api['url'] + path, timeout=(CONNECT_TIMEOUT, timeout), allow_redirects=False,
+                             stream=True, verify=session.verify, **options) as reply:
             # a Content-Length may name any size, so the body is read in pieces; it is unpacked here, within the limit
             body = b''.join(reply.raw.stream(1 << 16, decode_content=False))
-            body = unpack(body, reply.headers.get('Content-Encoding', 'identity').lower(), session.max_bytes)
+        body = unpack(body, reply.headers.get('Content-Encoding', 'identity').lower())
     except (OSError, urllib3.exceptions.HTTPError, zlib.error) as e:  # all errors of requests are OSErrors
         reason = clean(api, connection_error(e))
         if reason.startswith('certificate') and session.verify is True and 'SSL_CERT_FILE' in os.environ:
@@ -271,15 +254,15 @@ def send(session, api, method, path, timeout, **options):
     return reply.status_code, reply.headers, clean(api, text)
 
 
-def unpack(body, encoding, max_bytes):
+def unpack(body, encoding):
     """Undo a Content-Encoding. Raises OSError or zlib.error."""
     if encoding == 'identity':
         return body
     if encoding not in ('gzip', 'deflate'):
         raise zlib.error('packed in another way')
     decoder = zlib.decompressobj(wbits=47)  # of gzip and zlib
-    body = decoder.decompress(body, max_bytes + 1)
-    if len(body) > max_bytes:
+    body = decoder.decompress(body, MAX_REPLY + 1)
+    if len(body) > MAX_REPLY:
         raise OSError(TOO_LONG)
     if not decoder.eof:
         raise zlib.error('incomplete')
@@ -317,21 +300,31 @@ def advice(api, reason):
     return f'; {text.strip()}' if text else ''
 
 
-def call(api, method, path, timeout=20, max_bytes=MAX_REPLY, **options):
+def call(api, method, path, timeout=20, **options):
     """One request without retries -> the text of the reply. A refusal ends the script; other errors raise NoAnswer."""
-    with open_session(api, max_bytes) as session:
+    with open_session(api) as session:
         status, _, text = send(session, api, method, path, timeout, **options)
     if is_refused(status, text):
         fail(refusal(api, status, text))
     if not 200 <= status < 300:
-        reason = f'HTTP {status}' if status else text
-        raise NoAnswer(f'{api["url"]} gives no answer ({reason}){advice(api, reason)}')
+        raise NoAnswer(no_answer(api, f'HTTP {status}' if status else text))
     return text
 
 
-def ask(api, messages, timeout=120.0):
+def no_answer(api, reason):
+    return f'{api["url"]} gives no answer ({reason}){advice(api, reason)}'
+
+
+def request_body(api, prompt):
+    """The JSON of a request. prompt: a text, or a list of messages."""
+    if isinstance(prompt, str):
+        prompt = [{'role': 'user', 'content': prompt}]
+    return api['fields'] | {'messages': prompt}
+
+
+def ask(api, prompt, timeout=120.0):
     """One prompt -> the text of the reply. Any error ends the script."""
-    text = call(api, 'POST', '/chat/completions', timeout, json=api['fields'] | {'messages': messages})
+    text = call(api, 'POST', '/chat/completions', timeout, json=request_body(api, prompt))
     try:
         return text_of(parse_json(api, text), body=text)
     except Rejected as e:
@@ -469,15 +462,11 @@ def json_objects(text, **options):
 
 def status_of(status, data):
     """The status of a reply. Some servers send errors with status 200 and the real one as a code in the JSON."""
-    if status != 200:
-        return status
-    try:
-        code = int(data['error']['code'])
-    except (KeyError, TypeError):  # no error, or one without a code
-        return status
-    except (ValueError, OverflowError):  # a word, such as server_busy, or infinity
-        return 503
-    return code if 100 <= code <= 999 else 503
+    match data:
+        case {'error': {'code': int() | float() | str() as code}} if status == 200:
+            is_status = re.fullmatch('[1-9][0-9]{2}', str(code))
+            return int(code) if is_status else 503  # a word, such as server_busy
+    return status
 
 
 def is_refused(status, text):
@@ -504,11 +493,6 @@ def retry_after(headers):
 
 # -----------------------------------------------------------------------------
 # many requests
-
-
-def add_tokens(tokens, more):
-    """Add two counts of [input, output] tokens."""
-    return [tokens[0] + more[0], tokens[1] + more[1]]
 
 
 def failed_path(out):
@@ -545,15 +529,15 @@ def too_many_failed(n_failed, total, max_failed, out, unit='stories'):
             f'delete {failed_path(out)} to try them again')
 
 
-def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stories', num_workers=16, timeout=120.0,
-            max_tries=5, max_cost=0.0, n_failed=0, max_failed=0.05, batch=False, whole=True, is_done=None):
+def collect(api, ids, prompt, accept, file, *, total, n_done, n_failed, spent, num_workers, timeout, max_tries,
+            max_cost, max_failed, unit='stories', batch=False, whole=True, is_done=None):
     """Send the prompt of every id and append the accepted replies to `file`, which files.open_append opened.
 
     The rows of an id are written at once, each with the model's name; the first one has prompt_tokens,
     completion_tokens and cost of all tries. Prompts that are given up go to failed.jsonl beside the file.
 
     ids: iterable of the ids that are not done, read as needed.
-    prompt(id) -> messages. accept(id, text) -> rows (a list of dicts), or raises Rejected.
+    prompt(id) -> a text, or messages. accept(id, text) -> rows (a list of dicts), or raises Rejected.
     total, n_done: the number of all ids, and of those done already.
     n_failed: how many of the n_done were given up. max_failed: the fraction of all ids that may be.
     spent: what earlier runs cost: [input tokens, output tokens, US dollars], from `finished`.
@@ -582,12 +566,12 @@ def collect(api, ids, prompt, accept, file, *, total, n_done, spent, unit='stori
     run = Run(api, prompt, accept, file, bar, unit, whole, max_tries, max_cost, spent)
     try:
         if batch:
-            problem = all_batches.collect(run)
+            all_batches.collect(run)
         else:
-            problem = send_all(run, ids, min(num_workers, total), timeout)
+            send_all(run, ids, min(num_workers, total), timeout)
     finally:
         run.close()
-    return problem or too_many_failed(n_failed + run.n_failed, total, max_failed, file.name, unit)
+    return run.problem or too_many_failed(n_failed + run.n_failed, total, max_failed, file.name, unit)
 
 
 @dataclass
@@ -614,8 +598,8 @@ class Run:
     whole: bool
     max_tries: int
     max_cost: float
-    spent: list  # input tokens, output tokens and US dollars of earlier runs
-    tokens: list = field(default_factory=lambda: [0, 0])  # input and output tokens of this run
+    spent: list  # input tokens, output tokens and US dollars, earlier runs included
+    run_cost: float = 0.0  # US dollars of this run
     n_answers: int = 0
     n_rows: int = 0
     n_failed: int = 0
@@ -623,26 +607,25 @@ class Run:
     # of the last prompts: why each was given up, or '' if its reply was accepted
     outcomes: collections.deque = field(default_factory=lambda: collections.deque(maxlen=100))
     failed_reply: str = ''  # of the last try that failed
-
-    def request_body(self, job):
-        """The JSON of a job's request."""
-        return self.api['fields'] | {'messages': self.prompt(job.id)}
+    problem: str = ''  # why nothing more is sent
 
     def cost(self, tokens):
         """US dollars for [input tokens, output tokens]."""
         price_in, price_out = self.api['prices'] or (0, 0)
         return (tokens[0] * price_in + tokens[1] * price_out) / 1e6
 
-    def total_cost(self):
-        """US dollars, earlier runs included."""
-        return self.spent[2] + self.cost(self.tokens)
+    def spend(self, tokens):
+        """Count [input tokens, output tokens] and their cost."""
+        cost = self.cost(tokens)
+        self.run_cost += cost
+        self.spent = [sum(pair) for pair in zip(self.spent, [*tokens, cost])]
 
     def can_afford(self, n):
         """Whether n requests more, those in flight included, stay below max_cost if each costs the mean so far."""
-        mean = self.cost([self.api['max_tokens'], self.api['max_tokens']])
+        mean = self.cost([self.api['max_tokens']] * 2)
         if self.n_answers:
-            mean = self.cost(self.tokens) / self.n_answers
-        return not self.max_cost or self.total_cost() + n * mean <= self.max_cost + 1e-9  # rounding
+            mean = self.run_cost / self.n_answers
+        return not self.max_cost or self.spent[2] + n * mean <= self.max_cost + 1e-9  # rounding
 
     def handle_answer(self, job, data, text):
         """Write the rows of a reply with status 200, or count it as rejected -> whether the job is done.
@@ -656,8 +639,7 @@ class Run:
             job.reply = text_of(data, self.whole, text)
             rows = self.accept(job.id, job.reply)
         except Rejected as e:
-            self.failures[str(e)] += 1
-            return self.count_try(job, str(e))
+            return self.count_failure(job, str(e))
         tokens = job.tokens
         for row in rows:
             # what was decoded from the reply: JSON in JSON can hide the key or a control character
@@ -671,14 +653,13 @@ class Run:
         return True
 
     def count_tokens(self, job, data):
-        try:
-            tokens = [int(data['usage']['prompt_tokens']), int(data['usage']['completion_tokens'])]
-            if not 0 <= min(tokens) <= max(tokens) < 1e9:
-                raise ValueError
-        except (KeyError, TypeError, ValueError, OverflowError):  # the server does not count, or counts wrong
-            tokens = [0, self.api['max_tokens'] if self.max_cost else 0]
-        job.tokens = add_tokens(job.tokens, tokens)
-        self.tokens = add_tokens(self.tokens, tokens)
+        tokens = [0, self.api['max_tokens'] if self.max_cost else 0]  # if the server does not count, or counts wrong
+        match data:
+            case {'usage': {'prompt_tokens': int(n_in), 'completion_tokens': int(n_out)}}:
+                if 0 <= min(n_in, n_out) <= max(n_in, n_out) < 1e9:
+                    tokens = [n_in, n_out]
+        job.tokens = [sum(pair) for pair in zip(job.tokens, tokens)]
+        self.spend(tokens)
 
     def usage(self, tokens):
         """Token counts as the fields of a row."""
@@ -688,26 +669,27 @@ class Run:
         return fields
 
     def handle_error(self, job, status, text, reason, outage):
-        """Count an error -> whether the job is given up, and why the run ends, or ''."""
-        self.failures[reason] += 1
+        """Count an error -> whether the job is given up. A fault of the key or the model ends the run."""
         job.reply = text
         if is_refused(status, text):
+            self.failures[reason] += 1
             message = refusal(self.api, status, text)
-            if self.bar.n == 0 or outage or status in (401, 402, 404, 429):  # the fault of the key or the model
-                return False, message
+            if self.bar.n == 0 or outage or status in (401, 402, 404, 429):
+                self.problem = self.problem or message
+                return False
             self.give_up(job, message)
-            return True, ''
-        if status == 429:
-            return False, ''
-        job.errors += 1
-        job.retry_at = time.monotonic() + random.uniform(0, min(MAX_BACKOFF, 2 ** job.errors))
-        server_is_up = (status or self.n_answers) and not outage  # else the prompt is not the cause
-        return server_is_up and self.count_try(job, reason), ''
+            return True
+        if status != 429:
+            job.errors += 1
+            job.retry_at = time.monotonic() + random.uniform(0, min(MAX_BACKOFF, 2 ** job.errors))
+        prompt_may_be_the_cause = status != 429 and (status or self.n_answers) and not outage
+        return self.count_failure(job, reason, bool(prompt_may_be_the_cause))
 
-    def count_try(self, job, reason):
-        """Count a try that failed -> whether it was the last one, so that the job is given up."""
-        job.tries += 1
+    def count_failure(self, job, reason, is_try=True):
+        """Count a request that failed -> whether it was the last try of the job, so that the job is given up."""
+        self.failures[reason] += 1
         self.failed_reply = job.reply
+        job.tries += is_try
         if job.tries < self.max_tries:
             return False
         self.give_up(job, reason)
@@ -720,15 +702,16 @@ class Run:
         self.outcomes.append(reason)
         self.bar.update()
 
-    def no_success(self):
-        """One line if this run cannot succeed, as the first 20, or more than 50 of the last 100 prompts failed."""
+    def check_success(self):
+        """End the run if it cannot succeed: the first 20, or more than 50 of the last 100 prompts failed."""
         reasons = collections.Counter(filter(None, self.outcomes))
         n_failed = reasons.total()
-        if n_failed <= 50 and (n_failed < 20 or self.n_rows):
-            return ''
+        if self.problem or n_failed < 20 or (n_failed <= 50 and self.n_rows):
+            return
         reason = reasons.most_common(1)[0][0]
-        return (f'{n_failed} of the last {len(self.outcomes)} prompts failed (delete {failed_path(self.file.name)} to '
-                f'try them again), mostly by: {reason}, as in {self.failed_reply[:200]!r}{advice(self.api, reason)}')
+        self.problem = (
+            f'{n_failed} of the last {len(self.outcomes)} prompts failed (delete {failed_path(self.file.name)} to '
+            f'try them again), mostly by: {reason}, as in {self.failed_reply[:200]!r}{advice(self.api, reason)}')
 
     def write_failed(self, row, tokens):
         out = self.file.name
@@ -745,8 +728,8 @@ class Run:
 
     def summary(self):
         """'1,200 tokens in, 3,600 out: $0.12; rejected replies and errors: 12 too short, 3 HTTP 500'"""
-        price = f'${self.total_cost():,.2f}' if self.api['prices'] else 'price unknown, see --price_in'
-        n_in, n_out = add_tokens(self.spent, self.tokens)
+        n_in, n_out, cost = self.spent
+        price = f'${cost:,.2f}' if self.api['prices'] else 'price unknown, see --price_in'
         text = f'{n_in:,} tokens in, {n_out:,} out: {price}'
         if self.failures:
             reasons = [f'{count:,} {reason}' for reason, count in self.failures.most_common()]
@@ -801,7 +784,7 @@ def run_worker(api, timeout, tasks, replies):
     """A worker thread: send the requests of the queue `tasks` one by one; put the replies into the queue `replies`."""
     job = None
     try:
-        with open_session(api, MAX_REPLY) as session:  # keeps its connection open
+        with open_session(api) as session:  # keeps its connection open
             for job, body in iter(tasks.get, None):  # until None comes
                 reply = send(session, api, 'POST', '/chat/completions', timeout, json=body)
                 replies.put((job, reply))
@@ -810,37 +793,33 @@ def run_worker(api, timeout, tasks, replies):
 
 
 def send_all(run, ids, num_workers, timeout):
-    """Send the prompts of all ids -> '' when every id is done, else why not.
+    """Send the prompts of all ids until each is done, or run.problem says why nothing more is sent.
 
     An outage is more errors in a row than there are workers, plus 8 (with one worker, its first error is no outage).
     In an outage, errors do not count as tries of a prompt, and no new prompt is sent until a retry gets an answer.
     """
     tasks = queue.SimpleQueue()  # to the workers: (job, JSON of the request), or None to end
-    replies = queue.SimpleQueue()  # from the workers: (job, (status, headers, text))
+    replies = queue.SimpleQueue()  # from the workers: (job, (status, headers, text)), or (job, a bug's exception)
     rate_limit = RateLimit(num_workers)
     new_jobs = map(Job, ids)
-    all_sent = False  # no new job is left
-    waiting = []  # jobs to retry
+    waiting = []  # jobs to send: retries and at most one new job
     in_flight = 0
     errors_in_a_row = 0
     last_answer = time.monotonic()
     status = None  # of the last reply; 0 = none came
     reason = ''  # of the last error
     said_slow = False
-    problem = ''  # why nothing more is sent; the replies to the requests in flight are still handled
 
     def on_signal(*_):
-        nonlocal problem
-        if problem:
+        if run.problem:
             raise KeyboardInterrupt
-        problem = 'stopped; the same command continues'
+        run.problem = 'stopped; the same command continues'
         run.log(f'finishing the {in_flight} requests in flight; again to stop at once')
 
     def check_silence():
-        nonlocal problem
         max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
-        if not problem and time.monotonic() - last_answer > max_silence:
-            problem = f'{run.api["url"]} gives no answer ({reason}){advice(run.api, reason)}'
+        if not run.problem and time.monotonic() - last_answer > max_silence:
+            run.problem = no_answer(run.api, reason)
 
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     worker_args = (run.api, timeout, tasks, replies)
@@ -849,29 +828,24 @@ def send_all(run, ids, num_workers, timeout):
     try:
         while True:
             # 1) send what may be sent now: retries that are due, then new prompts
-            problem = problem or run.no_success()
+            run.check_success()
             outage = errors_in_a_row > num_workers + 8
-            while not problem and rate_limit.allows(in_flight):
-                job = min(waiting, key=lambda job: job.retry_at, default=None)
-                if job and job.retry_at <= time.monotonic():
-                    waiting.remove(job)
-                elif job and outage:
+            while not run.problem:
+                waiting.sort(key=lambda job: job.retry_at)
+                if not waiting or (waiting[0].retry_at > time.monotonic() and not outage):
+                    waiting[:0] = itertools.islice(new_jobs, 1)  # the next new one; its retry_at is 0
+                if not waiting or waiting[0].retry_at > time.monotonic() or not rate_limit.allows(in_flight):
                     break
-                else:
-                    job = next(new_jobs, None)
-                    if not job:
-                        all_sent = True
-                        break
                 if not run.can_afford(in_flight + 1):
-                    waiting.append(job)
                     if in_flight == 0:
-                        problem = MAX_COST_REACHED
+                        run.problem = MAX_COST_REACHED
                     break
+                job = waiting.pop(0)
                 job.sent_at = time.monotonic()
-                tasks.put((job, run.request_body(job)))
+                tasks.put((job, request_body(run.api, run.prompt(job.id))))
                 rate_limit.after_sending()
                 in_flight += 1
-            if in_flight == 0 and (problem or (all_sent and not waiting)):
+            if in_flight == 0 and (run.problem or not waiting):
                 break
 
             # 2) wait for a reply
@@ -895,26 +869,22 @@ def send_all(run, ids, num_workers, timeout):
             status = status_of(status, data)
             rate_limit.pause(retry_after(headers))
 
-            # 3) an answer: write its rows
+            # 3) write the rows of an answer; give up, retry or wait after an error
             if status == 200:
                 last_answer = time.monotonic()
                 errors_in_a_row = job.errors = 0
                 rate_limit.after_answer(last_answer - job.sent_at)
-                if not run.handle_answer(job, data, text):
-                    waiting.append(job)
-                continue
-
-            # 4) an error: give the prompt up, retry it, or end the run
-            if status == 429:
-                rate_limit.after_429()
+                is_done = run.handle_answer(job, data, text)
             else:
-                errors_in_a_row += 1
-            reason = f'HTTP {status}' if status else text
-            given_up, ending = run.handle_error(job, status, text, reason, outage)
-            problem = problem or ending
-            if not given_up:
+                if status == 429:
+                    rate_limit.after_429()
+                else:
+                    errors_in_a_row += 1
+                reason = f'HTTP {status}' if status else text
+                is_done = run.handle_error(job, status, text, reason, outage)
+                check_silence()
+            if not is_done:
                 waiting.append(job)
-            check_silence()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -923,4 +893,3 @@ def send_all(run, ids, num_workers, timeout):
         for job in waiting:
             if any(job.tokens):
                 run.write_failed({'reason': 'tries of an unfinished prompt'}, job.tokens)
-    return problem

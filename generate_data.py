@@ -197,19 +197,19 @@ def read_plots():
     for block in blocks:
         title, _, body = block.partition('\n')
         if not title.startswith('plot '):
-            fragments[title.strip()] = [line for line in body.split('\n') if line]
+            fragments[title.strip()] = list(filter(None, body.split('\n')))
             continue
         name, _, roles = title.removeprefix('plot ').partition('|')
         name = name.strip()
-        fitting = {}
+        words = {}
         for kind, rows in lists.items():
             line, _, body = body.partition('\n')
             if not line.startswith(f'{kind}:'):
                 fail(f'plots.txt: plot {name} needs a line "{kind}: …" with the words that fit it')
-            fitting[kind] = in_world(matching(rows, line.partition(':')[2]))
+            words[kind] = in_world(matching(rows, line.partition(':')[2]))
         cast = read_cast(name, f'{settings["cast"]} {roles}', characters)
-        if all(fitting.values()) and all(cast.values()):  # else it has no place in this world
-            plots.append({'name': name, 'cast': cast, 'words': fitting, 'text': body})
+        if all(words.values()) and all(cast.values()):  # else it has no place in this world
+            plots.append({'name': name, 'cast': cast, 'words': words, 'text': body})
     if not plots:
         fail(f'world is {world!r}; data/{language} has no plot for which words and characters have this tag')
     return settings['genders'].split(), plots, fragments
@@ -328,17 +328,15 @@ def prompt_slots(i):
     slots = word_columns(seed_words(i))
     for slot, lines in random_lines.items():
         slots[slot] = rng.choice(lines)
-    if themes:
-        slots['theme'] = str(rng.choice(themes))
     return slots
 
 
 def write_prompt(i):
-    """Prompt i as the messages of a chat request."""
+    """Prompt i as text."""
     slots = prompt_slots(i) | {'language': language.capitalize(), 'items': str(items), 'books': books}
     if examples:
         slots['examples'] = '\n'.join(rng.sample(example_lines, examples))
-    return [{'role': 'user', 'content': chat.fill(prompt_template, slots)}]
+    return chat.fill(prompt_template, slots)
 
 
 def read_reply(i, reply):
@@ -389,7 +387,7 @@ def connect():
 def print_prompts():
     """The dry run."""
     for i in ids[:dry_run]:
-        text = grammar_row(i)['text'] if use_grammar else write_prompt(i)[0]['content']
+        text = grammar_row(i)['text'] if use_grammar else write_prompt(i)
         print(f'--- {i}: {", ".join(word_columns(seed_words(i)).values())}\n{text}\n')
     if use_grammar:
         return
@@ -406,23 +404,22 @@ def save_prompts():
     """Write all prompts to a file, one row for each: id, slots, prompt."""
     with replacing(write_prompts) as temporary, open(temporary, 'w', encoding='utf-8', newline='\n') as f:
         for i in tqdm(ids, unit=' prompts', desc=write_prompts):
-            row = {'id': i, **prompt_slots(i), 'prompt': write_prompt(i)[0]['content']}
+            row = {'id': i, **prompt_slots(i), 'prompt': write_prompt(i)}
             f.write(json.dumps(row, ensure_ascii=False) + '\n')
     print(f'{len(ids):,} prompts in {write_prompts}')
 
 
 def prompt_of(row):
     """The prompt of a row of `out` or failed.jsonl. Ends the script if this run would not write such a row."""
-    i = row.get('id') if isinstance(row, dict) else None
-    if type(i) is int:
-        if 'reason' in row:
-            return i  # in failed.jsonl the id is the prompt's number
-        i //= items
-        is_same = all(row.get(kind) == word for kind, word in word_columns(seed_words(i)).items())
-        if is_same and (row.get('model') == 'grammar') == use_grammar:
+    match row:
+        case {'id': int(i), 'reason': _}:  # in failed.jsonl the id is the prompt's number
             return i
-    which = f'{i} by {row.get("model")}' if type(i) is int else f'{row!r:.40}'
-    fail(f'{out} holds stories of another provider, seed or word list, such as {which}; use another --out')
+        case {'id': int(i), 'model': model}:
+            has_words = word_columns(seed_words(i // items)).items() <= row.items()
+            if has_words and (model == 'grammar') == use_grammar:
+                return i // items
+            row = f'{i} by {model}'
+    fail(f'{out} holds stories of another provider, seed or word list, such as {row!s:.60}; use another --out')
 
 
 def generate():
@@ -450,8 +447,8 @@ def generate():
         print(f'all {len(ids):,} prompts are done in {out}; {n_failed:,} of them failed (see failed.jsonl beside it)')
         return chat.too_many_failed(n_failed, len(ids), max_failed, out)
     return chat.collect(
-        connect(), missing_ids, write_prompt, read_reply, f, total=len(ids), n_done=n_done, spent=spent, unit='stories',
-        num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost, n_failed=n_failed,
+        connect(), missing_ids, write_prompt, read_reply, f, total=len(ids), n_done=n_done, n_failed=n_failed,
+        spent=spent, num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost,
         max_failed=max_failed, batch=batch,
         whole=reply_format == 'json',  # HTML that is cut off can still be read
         is_done=lambda i: i in done)
@@ -494,13 +491,15 @@ else:
     clean = functools.partial(replies.clean, script=script, min_script=min_script, refuses=refuses)
     random_lines = {}
     for slot, name in lists.items():
-        random_lines[slot] = [line for line in read_lines(name) if line]
-        if not random_lines[slot]:
+        lines = list(filter(None, read_lines(name)))
+        if lines:
+            random_lines[slot] = lines
+        else:
             print(f'data/{language} has no {name}; the prompts have no line with {{{slot}}}')
-            del random_lines[slot]
-            lines = prompt_template.split('\n')
-            prompt_template = '\n'.join(line for line in lines if f'{{{slot}}}' not in line)
-    example_lines = [line for line in read_lines('examples.txt') if line]
+            prompt_template = re.sub(rf'.*\{{{slot}\}}.*\n?', '', prompt_template)
+    if themes:
+        random_lines['theme'] = [str(theme) for theme in themes]
+    example_lines = list(filter(None, read_lines('examples.txt')))
     check(examples <= len(example_lines), f'examples.txt has {len(example_lines)} lines, and examples is {examples}')
     seen = replies.Seen()
 

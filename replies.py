@@ -252,7 +252,7 @@ class Seen:
 
     def __init__(self):
         rng = np.random.default_rng(0)
-        self.factors = rng.integers(0, 2**63, (6, 5, 1), np.uint64) * 2 + 1  # an odd number for each band and hash
+        self.hash_factors, self.band_factors = rng.integers(0, 2**63, (2, 6, 5), np.uint64) * 2 + 1  # odd numbers
         self.tables = np.zeros((6, 2**22), np.uint32)
 
     def add(self, text):
@@ -261,13 +261,12 @@ class Seen:
         shingles = [' '.join(words[i:i + 3]) for i in range(max(1, len(words) - 2))]
         # crc32 is the same in every process; hash() of a str is not
         hashes = [zlib.crc32(shingle.encode('utf-8', 'replace')) for shingle in shingles]
-        min_hashes = (np.array(hashes, np.uint64) * self.factors).min(axis=2)  # (6, 5)
-        is_duplicate = False
-        for table, band in zip(self.tables, min_hashes.tolist()):
-            mark, place = divmod(hash(tuple(band)) % 2**54, len(table))  # 32 and 22 bits of a hash of integers
-            if table[place] == mark:
-                is_duplicate = True
-            table[place] = mark
+        min_hashes = (np.array(hashes, np.uint64) * self.hash_factors[..., None]).min(axis=2)  # (6, 5)
+        bands = (min_hashes * self.band_factors).sum(axis=1)  # (6,)
+        cells = range(6), bands % 2**22
+        marks = (bands >> 32).astype(np.uint32)
+        is_duplicate = bool((self.tables[cells] == marks).any())
+        self.tables[cells] = marks
         return is_duplicate
 
 
@@ -428,7 +427,7 @@ def values_in_json(reply, names):
     notes = ''
     counts_end = 0  # the end of an object with counts
     for found, start, end in json_objects(reply, object_pairs_hook=tuple):
-        text = text.replace(reply[start:end], '\0', 1)
+        text = text.replace(reply[start:end], '\0', 1)  # keeps its place in the text
         if start < counts_end or COUNT_HEADING.search(reply[max(0, start - 60):start]):
             counts_end = max(end, counts_end)
             continue
@@ -440,7 +439,7 @@ def values_in_json(reply, names):
             elif isinstance(value, str) and key == 'notes':
                 notes = value
             elif SCALE_KEY.fullmatch(key) and (numbers := re.findall(r'\d+', str(value))):
-                text += f'\nout of {numbers[-1]}'
+                text += f'\nout of {numbers[-1]}'  # for states_other_scale
     for line in text.split('\n'):
         around = re.sub(r'^[^\0]*[:.!]|json', '', line)  # 'My grades: ' may stand before it
         if '\0' in line and (re.search(rf'\w|{QUOTE}', around) or line.lstrip().startswith('>')):
@@ -475,25 +474,37 @@ def label_pattern(names, text):
         ''', re.I | re.X)
 
 
+# a line with only a number, as in 'Grammar:\n8/10', belongs to the line before it
+NUMBER_LINE = re.compile(r'(?m)\n{1,3}(?=(?:\\boxed|[*_$\[{ ])*\d[\d/.,*_\]}$ ]*$)')
+
+
 def values_in_lines(text, names):
     """What follows the names of criteria in lines and tables -> [(criterion, text), …]. Rejects counts of errors."""
-    text = re.sub(r'(?m)\n{1,3}(?=(?:\\boxed|[*_$\[{ ])*\d[\d/.,*_\]}$ ]*$)', ' ', text)  # '8/10' on a line of its own
+    text = NUMBER_LINE.sub(' ', text)
     label = label_pattern(names, text)
     lines = [line for line in text.split('\n') if re.search(r'\w', line)]
-    for heading, line in itertools.pairwise(['', *lines]):
+    heading = ''
+    for line in lines:
         found = label.search(line)
         if found and (counts_are_in(heading) or COUNT_HEADING.search(line[:found.start(1)])):
             raise Rejected('counts, not grades')
-    rows = [line.split('|') for line in lines if '|' in line]
-    for above, below in itertools.combinations(rows[:40], 2):
-        if not COUNT_WORD.search(below[0] or below[1]):
-            lines += map(' | '.join, zip(above, below))  # a table may have the names in its first row
+        heading = line
     values = []
-    for line in lines:
-        _, *pieces = label.split(line)  # name, text, name, text, …
-        for name, value in zip(pieces[::2], pieces[1::2]):
+    for line in lines + table_columns(lines):
+        pieces = label.split(line)  # text, name, text, name, text, …
+        for name, value in zip(pieces[1::2], pieces[2::2]):
             values.append((names.get(letters_of(name)), value))  # None: `ſ` matches s
     return values
+
+
+def table_columns(lines):
+    """For tables with the names in one row and the grades in another: '| a | b |', '| 1 | 2 |' -> 'a | 1', 'b | 2'."""
+    rows = [line.split('|') for line in lines if '|' in line]
+    columns = []
+    for above, below in itertools.combinations(rows[:40], 2):
+        if not COUNT_WORD.search(below[0] or below[1]):
+            columns += map(' | '.join, zip(above, below))
+    return columns
 
 
 def counts_are_in(heading):

@@ -4,6 +4,7 @@ Translates stories: stories in one language -> a .jsonl in another, with the sam
     python translate.py --source_language=english --target_language=hindi
     python translate.py --source=my.jsonl --source_language=fra_Latn --target_language=tam_Taml --out=tamil.jsonl
     CUDA_VISIBLE_DEVICES=1 python translate.py --shard=2/2 --out=part2.jsonl --batch_size=512
+    python translate.py --source=hf:roneneldan/TinyStories:validation --target_language=french --out=french.jsonl
     python translate.py --provider=mistral --num_workers=64 --max_cost=20
 
 - A translation model on this machine translates sentence by sentence. Line breaks, quotation marks around sentences and
@@ -21,6 +22,8 @@ import unicodedata
 
 # -----------------------------------------------------------------------------
 source = ''  # whatever prepare.py's source may be; empty = data/<source_language>/stories.jsonl
+text_column = ''  # column that contains the story; '' = found by its name
+separator = ''  # what stands between two stories of a .txt file; '' = <|endoftext|>, a blank line or the file's end
 source_language = 'english'  # hindi, marathi, bangla, english, french, or a code of the model, such as tam_Taml
 target_language = 'hindi'
 max_row = 1_000_000  # characters of the longest row or story that is read
@@ -168,10 +171,9 @@ def split_story(text):
     sentence.
     """
     parts = ['']
-    for i, part in enumerate(split_sentences(text)):
+    for part in split_sentences(text):
         sentence = part.lstrip(OPENING).rstrip(CLOSING)
-        is_gap = i % 2 == 1
-        if is_gap or not any(char.isalpha() for char in sentence):
+        if not any(map(str.isalpha, sentence)):  # white space, or nothing to translate
             parts[-1] += part
             continue
         if QUOTE.search(sentence):  # “Come!” said Mia.
@@ -283,9 +285,9 @@ def translate_with_model():
 
 
 def write_prompt(story):
-    """The text of a story -> the messages of a chat request."""
+    """The text of a story -> the prompt of a chat request."""
     slots = {'text': story, 'source_language': source_language.title(), 'target_language': target_language.title()}
-    return [{'role': 'user', 'content': chat.fill(template, slots)}]
+    return chat.fill(template, slots)
 
 
 def read_reply(story, reply):
@@ -349,7 +351,7 @@ NEW_FIELDS = {'text', 'language', 'model', 'prompt_tokens', 'completion_tokens',
 def read_source():
     """Yield the rows of this shard that have a story, with the story as `text`. A row without an `id` gets its number.
     """
-    for number, (row, text) in enumerate(read_rows(source), 1):
+    for number, (row, text) in enumerate(read_rows(source, text_column, separator), 1):
         row = json.loads(json.dumps({'id': number} | row, default=str))  # a date in a .parquet file becomes text
         if not isinstance(row['id'], int | str):
             fail(f'{source}, row {number}: the id is {row["id"]!r:.40}; it must be a whole number or text')
@@ -392,7 +394,7 @@ def read_done():
 def check_source():
     """Count the stories in the source. Fails if `out` contains translations of another source."""
     ids = set()
-    for row in read_source():
+    for row in tqdm(read_source(), desc=f'reading {source}', unit=' stories', leave=False, delay=1):
         if row['id'] in ids:
             fail(f'{source} has the id {row["id"]!r} twice')
         ids.add(row['id'])
@@ -411,6 +413,7 @@ def check_source():
 # main part
 
 source = find(source or f'data/{source_language}/stories.jsonl')
+separator = separator.replace('\\n', '\n')  # a shell passes \n as two characters
 out = out or f'data/{target_language}/translated.jsonl'
 check(parse_shard(shard), f'shard is {shard!r}; it must be a part and the number of parts, such as 2/8')
 part, n_parts = parse_shard(shard)

@@ -8,6 +8,8 @@
 language = 'hindi'
 total = 1_000_000
 complexity = '2+'  # 1, 2, 2+, 3, 4 or 5; the paper uses 2+
+min_words = 110  # the prompt asks for 120 to 300
+max_words = 350
 lists = {'hero': 'heroes.txt', 'place': 'places.txt', 'event': 'events.txt'}
 
 template = '''

@@ -3,13 +3,17 @@
 import csv
 import gzip
 import json
+import os
 import random
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
+import pyarrow.parquet
 import pytest
 from conftest import PROJECT
 from hypothesis import given, settings
@@ -155,6 +159,30 @@ def test_the_source_can_be_a_table_or_texts(marking):
         assert [row['text'] for row in rows] == expected and [row['id'] for row in rows] == source_ids
         assert 'story' not in rows[0]  # prepare.py would read it in place of the translation
         assert 'all 3 stories are done' in marking.run(*command, f'--source={source}', f'--out={source}.jsonl')
+    (marking.path / 'a.txt').write_text('One.\n==\nTwo.\n', encoding='utf-8')
+    marking.run(*command, '--source=a.txt', r'--separator=\n==\n', '--out=txt.jsonl')
+    assert [row['text'] for row in marking.jsonl('txt.jsonl')] == ['⟦One.⟧', '⟦Two.⟧']
+    write(marking.path / 'two.jsonl', [{'text': 'A title', 'body': 'A tale.'}])
+    marking.run(*command, '--source=two.jsonl', '--text_column=body', '--out=body.jsonl')
+    assert [row['text'] for row in marking.jsonl('body.jsonl')] == ['⟦A tale.⟧']
+
+
+@pytest.mark.slow
+def test_make_translates_the_splits_of_a_data_set(project, chat_server):
+    url = chat_server(reply='{"translation": "X {prompt} Y"}').url
+    (project.path / 'tales/data').mkdir(parents=True)
+    shutil.copy(PROJECT / 'Makefile', project.path)
+    env = {name: value for name, value in os.environ.items() if name not in ('MAKEFLAGS', 'MFLAGS', 'MAKELEVEL')}
+    splits = {'train': ['A cat ran.', 'A cat hid.'], 'validation': ['A dog sat.']}
+    for split, texts in splits.items():
+        pyarrow.parquet.write_table(pyarrow.table({'text': texts}), project.path / f'tales/data/{split}-0.parquet')
+    for split, texts in splits.items():
+        command = ['make', '-s', '-o', '.venv/installed', f'PY={sys.executable}', 'translate', 'SOURCE=hf:tales',
+                   f'SPLIT={split}', 'MODEL=tiny', f'ARGS=--base_url={url} --template={{text}}']
+        subprocess.run(command, cwd=project.path, env=env, check=True)
+        rows = project.jsonl(f'data/french/translated/{split}.jsonl')
+        expected = [(i, f'X {text} Y') for i, text in enumerate(texts, 1)]
+        assert sorted((row['id'], row['text']) for row in rows) == expected
 
 
 @pytest.mark.slow
