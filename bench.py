@@ -85,9 +85,9 @@ def command_line(options):
     return [f'--{key}={value}' for key, value in options.items()]
 
 
-def run_script(script, *config_files, launcher=(), **options):
+def run_script(script, launcher=(), **options):
     """Run one of our scripts."""
-    run(sys.executable, *launcher, f'{here}/{script}', *config_files, *command_line(options))
+    run(sys.executable, *launcher, f'{here}/{script}', *command_line(options))
 
 
 def seconds(function, *arguments, **options):
@@ -282,7 +282,7 @@ def bench_many():
 # growth
 
 
-def grow_training(axes, key):
+def grow_training(key, rate_axis, memory_axis):
     """Train with each value of sizes[key] and plot speed and memory -> rows of the table."""
     rates = []
     memory = []  # GB
@@ -295,22 +295,22 @@ def grow_training(axes, key):
         rates.append(last['tokens_per_s'])
         memory.append(last['memory'] / 1e9)
         lines.append([f'{key} = {value}', f'{rates[-1]:,}', f'{last["utilization"]:.0%}', f'{memory[-1]:.2f}'])
-    axes[0].loglog(sizes[key], rates, marker='o')
-    axes[1].semilogx(sizes[key], memory, marker='o')
-    axes[1].set(xlabel=key, ylim=(0, None))
-    for axis in axes:
+    rate_axis.loglog(sizes[key], rates, marker='o')
+    memory_axis.semilogx(sizes[key], memory, marker='o')
+    memory_axis.set(xlabel=key, ylim=(0, None))
+    for axis in (rate_axis, memory_axis):
         axis.set_xticks(sizes[key], sizes[key])
         axis.minorticks_off()
     return lines
 
 
-def grow_generation(axis, n):
+def grow_generation(n, axis):
     """Generate a batch of n stories of 1,000 tokens and plot the speed -> a row of the table."""
     model = GPT(GPTConfig(**shape | {'block_size': 1024}, vocab_size=vocab_size)).to(device).eval()
-    times = [time.perf_counter()]
-    for _ in generate(model, [[FIRST_TOKEN]] * n, 1000, seeds=range(n)):
-        times.append(time.perf_counter())
-    rates = [100 * n / (times[i + 100] - times[i]) for i in range(0, 1000, 100)]
+    steps = generate(model, [[FIRST_TOKEN]] * n, 1000, seeds=range(n))
+    rates = []
+    for _ in range(10):
+        rates.append(100 * n / seconds(list, itertools.islice(steps, 100)))
     axis.loglog(range(100, 1001, 100), rates, marker='o', label=f'batch of {n}')
     name = f'generation, batch of {n}, the first and the tenth 100 tokens'
     return [name, f'{rates[0]:,.0f} and {rates[-1]:,.0f}', '', '']
@@ -320,17 +320,17 @@ def bench_grow():
     """Measure training against each size, and generation against the length of a story: a table and a plot."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(3 * len(sizes) + 3, 5), dpi=80, layout='tight')
-    axes = figure.subplots(2, len(sizes) + 1, sharey='row')
+    *axes, (generation_axis, empty) = figure.subplots(2, len(sizes) + 1, sharey='row').T
     lines = []
-    for i, key in enumerate(sizes):
-        lines += grow_training(axes[:, i], key)
+    for key, (rate_axis, memory_axis) in zip(sizes, axes):
+        lines += grow_training(key, rate_axis, memory_axis)
     for n in batches:
-        lines.append(grow_generation(axes[0, -1], n))
-    axes[0, -1].set(xlabel='tokens of the story')
-    axes[0, -1].legend()
-    axes[0, 0].set(ylabel='tokens/s')
-    axes[1, 0].set(ylabel='peak memory, GB')
-    axes[1, -1].remove()  # an empty panel
+        lines.append(grow_generation(n, generation_axis))
+    generation_axis.set(xlabel='tokens of the story')
+    generation_axis.legend()
+    empty.remove()
+    axes[0][0].set(ylabel='tokens/s')
+    axes[0][1].set(ylabel='peak memory, GB')
     with replacing(f'{out_dir}/growth.png') as temporary:
         figure.savefig(temporary)
     head = ['of this model', 'tokens/s in training', 'of the matrix products', 'peak memory, GB']

@@ -31,8 +31,7 @@ def rms_norm(x, weight, eps):
     """RMSNorm of model.py. x: (…, C), weight: (C,) -> (…, C)"""
     # torch's own is faster for a generation step of a few sequences.
     # is_compiling comes first: is_inference_mode_enabled would break the graph of torch.compile.
-    small = x.numel() < 2**15
-    if small and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+    if x.numel() < 2**15 and not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         return F.rms_norm(x, weight.shape, weight, eps)
     return RMSNormFunction.apply(x, weight, eps)
 
@@ -140,9 +139,9 @@ class PagedKV:
     values: (n_layer, n_slots, n_kv_head, n_pages * PAGE_SIZE, d)
     """
 
-    def __init__(self, config, n_slots, length, dtype):
-        if dtype.itemsize == 2:
-            dtype = torch.float16
+    def __init__(self, config, n_slots, length, weight):
+        """weight: a parameter of the model."""
+        dtype = torch.float16 if weight.itemsize == 2 else weight.dtype
         d = config.head_size
         n_pages = math.ceil(length / PAGE_SIZE)
         sequences = (config.n_layer, n_slots, config.n_kv_head)
@@ -173,8 +172,7 @@ class PagedKV:
         n_pages = positions // PAGE_SIZE + 1  # (B,)
         n_pages = n_pages.repeat_interleave(self.n_head)  # (B * n_head,)
         first_page = n_pages.cumsum(0) - n_pages
-        heads = torch.arange(len(n_pages))
-        self.head = heads.repeat_interleave(n_pages)  # of each page, (P,)
+        self.head = torch.repeat_interleave(n_pages)  # of each page: 0 n_pages[0] times, 1 n_pages[1] times, …; (P,)
         page = torch.arange(len(self.head)) - first_page[self.head]  # its number within the sequence
         page = page[:, None]  # (P, 1)
 
@@ -193,8 +191,7 @@ class PagedKV:
         dtype = torch.promote_types(self.keys.dtype, torch.float32)
         last_position = positions[self.head // self.n_head]  # (P,)
         is_empty = page * PAGE_SIZE + offsets > last_position[:, None]
-        self.mask = torch.zeros(is_empty.shape, dtype=dtype)
-        self.mask[is_empty] = -torch.inf
+        self.mask = torch.zeros(is_empty.shape, dtype=dtype).masked_fill_(is_empty, -torch.inf)
 
     def attend(self, layer, q, k, v):
         """Decode: store the new position and attend to all up to it.

@@ -10,6 +10,8 @@ Notable choices, each a field of GPTConfig:
   with ReLU and gate = up that is relu(z)².
 hub.py and export.py exchange weights with Hugging Face's Llama, GPT-2 and Qwen3.
 
+The order of this file: config, layers, GPT, generation, loss, optimizers, checkpoints, devices.
+
 cpu_kernels.py and cuda_kernels.py have faster versions of some functions. They are optional; this file alone computes
 the same.
 """
@@ -19,13 +21,13 @@ import datetime
 import io
 import math
 import os
+import pickle
 import pickletools
-import re
 import sys
 import time
 import warnings
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -47,7 +49,7 @@ except ModuleNotFoundError:
     cuda_kernels = None
 
 # -----------------------------------------------------------------------------
-# the model
+# config: the sizes and kinds of a model
 
 
 def relu_squared(x):
@@ -61,6 +63,9 @@ def gelu_tanh(x):
 
 
 ACTIVATIONS = {'swiglu': F.silu, 'relu2': relu_squared, 'gelu': F.gelu, 'gelu_new': gelu_tanh}
+# a typing error, or a hostile file, should end with a message, not when the memory is full
+LARGEST = {'vocab_size': 2**24, 'block_size': 2**20, 'n_layer': 1000, 'n_head': 2**16, 'n_embd': 2**16,
+           'n_kv_head': 2**16, 'n_inner': 2**20}
 
 
 @dataclass
@@ -85,41 +90,29 @@ class GPTConfig:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) not in (field.type, int if field.type is float else field.type):
+            kinds = (int, float) if field.type is float else field.type
+            if not isinstance(value, kinds):
                 raise TypeError(f'{field.name} is {value!r:.40}, not {field.type.__name__}')
-        check(self.norm in ('rmsnorm', 'layernorm'), f"norm is {self.norm!r}; use 'rmsnorm' or 'layernorm'")
-        check(self.position in ('rope', 'learned'), f"position is {self.position!r}; use 'rope' or 'learned'")
-        check(self.mlp in ACTIVATIONS, f'mlp is {self.mlp!r}; use one of {", ".join(ACTIVATIONS)}')
+        choices = {'norm': ['rmsnorm', 'layernorm'], 'position': ['rope', 'learned'], 'mlp': [*ACTIVATIONS]}
+        for name, values in choices.items():
+            check(getattr(self, name) in values, f'{name} is {getattr(self, name)!r}; use one of {", ".join(values)}')
         self.n_kv_head = self.n_kv_head or self.n_head
         if not self.n_inner:
             self.n_inner = 32 * math.ceil(8 * self.n_embd / 96) if self.mlp == 'swiglu' else 4 * self.n_embd
-        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'n_kv_head', 'n_inner'):
-            check(getattr(self, name) >= 1, f'{name} is {getattr(self, name)}; it must be at least 1')
+        for name, limit in LARGEST.items():
+            size = getattr(self, name)
+            check(size >= 1, f'{name} is {size}; it must be at least 1')
+            check(size <= limit, f'{name} is {size:,}; more than {limit:,} fit in no memory')
         check(self.n_embd % self.n_head == 0, f'n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})')
         check(self.n_head % self.n_kv_head == 0, f'n_head must be a multiple of n_kv_head ({self.n_kv_head})')
         check(self.position == 'learned' or self.head_size % 2 == 0, 'rotary positions need an even n_embd / n_head')
         check(0 < self.rope_theta < math.inf, f'rope_theta is {self.rope_theta}; it must be above 0')
-        check(0 <= self.dropout < 1, f'dropout is {self.dropout}; it must be from 0 to below 1')
-        check(0 <= self.norm_eps < 1, f'norm_eps is {self.norm_eps}; it must be from 0 to below 1')
-        # a typing error, or a hostile file, should end here, not when the memory is full
-        angles = self.block_size * self.head_size
-        check(self.n_layer <= 1000 and self.n_weights < 1e12 and angles <= 2**27,
-              f'{self.n_layer} layers of {self.n_embd}, {self.vocab_size:,} tokens and a block_size of '
-              f'{self.block_size:,} fit in no memory')
+        for name in ('dropout', 'norm_eps'):
+            check(0 <= getattr(self, name) < 1, f'{name} is {getattr(self, name)}; it must be from 0 to below 1')
 
     @property
     def head_size(self):
         return self.n_embd // self.n_head
-
-    @property
-    def n_weights(self):
-        """Number of weights in the matrices of the model."""
-        n_rows = self.vocab_size * (1 if self.tie_weights else 2)  # of embedding and head
-        if self.position == 'learned':
-            n_rows += self.block_size
-        n_mlp = 3 if self.mlp == 'swiglu' else 2
-        n_rows_of_layer = 2 * self.n_embd + 2 * self.n_kv_head * self.head_size + n_mlp * self.n_inner
-        return self.n_embd * (n_rows + self.n_layer * n_rows_of_layer)
 
 
 def export_problems(config):
@@ -144,11 +137,8 @@ def export_problems(config):
     return problems
 
 
-def is_float16(x):
-    """Whether a layer computes in float16, by the dtype of its input x or by autocast."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type) == torch.float16
-    return x.dtype == torch.float16
+# -----------------------------------------------------------------------------
+# layers: what a block of the model consists of
 
 
 class RMSNorm(nn.Module):
@@ -192,27 +182,24 @@ def causal_attention(q, k, v, dropout=0.0):
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.n_head = config.n_head
-        self.n_kv_head = config.n_kv_head
+        self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]  # of queries, keys and values
         self.head_size = config.head_size
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_size, bias=config.bias)
+        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * self.head_size, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.q_norm = make_norm(config, self.head_size) if config.qk_norm else None
         self.k_norm = make_norm(config, self.head_size) if config.qk_norm else None
 
     def forward(self, x, rope, layer, attend):
-        """rope: (cos, sin) or None. layer: its number. attend: see GPT.hidden; None = causal attention."""
+        """rope: the stacked cos and sin of the positions, or None. layer: its number. attend: see GPT.hidden."""
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, -1, self.head_size)  # (B, T, n_head + 2 * n_kv_head, d)
-        qk, v = qkv.split([self.n_head + self.n_kv_head, self.n_kv_head], dim=2)
+        qkv = self.qkv(x).view(B, T, -1, self.head_size)
+        q, k, v = qkv.split(self.heads, dim=2)  # (B, T, heads, d)
         if self.q_norm:
-            q, k = qk.split([self.n_head, self.n_kv_head], dim=2)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2)
-        if rope:
-            qk = rotate(qk, *rope)
-        q, k = qk.transpose(1, 2).split([self.n_head, self.n_kv_head], dim=1)  # (B, heads, T, d)
-        v = v.transpose(1, 2)
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, d)
         if attend:
             y = attend(layer, q, k, v)
         else:
@@ -233,24 +220,24 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x):
-        if self.activation in (F.silu, relu_squared) and is_float16(x):
-            x = self.forward_float16(x)
-        elif self.gate:
-            x = self.down(self.activation(self.gate(x)) * self.up(x))
-        else:
-            x = self.down(self.activation(self.up(x)))
-        return F.dropout(x, self.dropout, self.training)
-
-    def forward_float16(self, x):
-        """SwiGLU and ReLU² are products, which could overflow. So they are divided by a scale, one for each token."""
         up = self.up(x)
-        gate = F.silu(self.gate(x)) if self.gate else F.relu(up)
+        if up.dtype == torch.float16 and self.activation in (F.silu, relu_squared):
+            gate = F.silu(self.gate(x)) if self.gate else F.relu(up)
+            y = self.down_float16(gate, up).type_as(x)
+        elif self.gate:
+            y = self.down(self.activation(self.gate(x)) * up)
+        else:
+            y = self.down(self.activation(up))
+        return F.dropout(y, self.dropout, self.training)
+
+    def down_float16(self, gate, up):
+        """down(gate * up). The product could overflow, so it is divided by a scale, one for each token."""
         largest = gate.detach().abs().amax(-1, keepdim=True).float() * up.detach().abs().amax(-1, keepdim=True)
         scale = (largest / 2**15).clamp(min=1)
         y = self.down(gate * (up / scale).type_as(up)) * scale
         if self.down.bias is not None:
             y = y - (scale - 1) * self.down.bias  # it was multiplied too
-        return y.type_as(x)
+        return y
 
 
 class Block(nn.Module):
@@ -264,6 +251,10 @@ class Block(nn.Module):
     def forward(self, x, rope, layer, attend):
         x = x + self.attn(self.norm1(x), rope, layer, attend)
         return x + self.mlp(self.norm2(x))
+
+
+# -----------------------------------------------------------------------------
+# GPT: the model
 
 
 class GPT(nn.Module):
@@ -282,8 +273,7 @@ class GPT(nn.Module):
             angles = torch.outer(torch.arange(config.block_size), frequencies)  # (block_size, d / 2)
             cos = torch.cat([angles.cos(), angles.cos()], -1)
             sin = torch.cat([-angles.sin(), angles.sin()], -1)
-            self.register_buffer('cos', cos[:, None], persistent=False)  # (block_size, 1, d)
-            self.register_buffer('sin', sin[:, None], persistent=False)
+            self.register_buffer('rope', torch.stack([cos, sin])[:, :, None], persistent=False)  # (2, block_size, 1, d)
         for name, parameter in self.named_parameters():
             self.init_parameter(name, parameter)
 
@@ -319,9 +309,7 @@ class GPT(nn.Module):
         if compute_dtype == torch.bfloat16:
             x = x.bfloat16()  # half the memory traffic; in float16 the residual stream could overflow
         x = F.dropout(x, self.config.dropout, self.training)
-        rope = None
-        if not self.wpe:
-            rope = self.cos[positions].to(compute_dtype), self.sin[positions].to(compute_dtype)
+        rope = None if self.wpe else self.rope[:, positions].to(compute_dtype)
         for layer, block in enumerate(self.blocks):
             x = block(x, rope, layer, attend)
         return self.norm(x)
@@ -374,20 +362,297 @@ class GPT(nn.Module):
         groups = [{'params': other_matrices, 'weight_decay': weight_decay, 'peak_lr': learning_rate},
                   {'params': vectors, 'weight_decay': 0.0, 'peak_lr': learning_rate},
                   {'params': embedding_and_head, 'weight_decay': embedding_decay, 'peak_lr': embedding_lr}]
-        is_mps = self.wte.weight.device.type == 'mps'
-        optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=not is_mps)]
+        device = next(self.parameters()).device
+        optimizers = [torch.optim.AdamW(groups, learning_rate, betas, fused=device.type != 'mps')]
         if name == 'muon':
             # match_rms_adamw: updates are as long as AdamW's, so that one learning rate fits both
             # (Liu et al. 2025, "Muon is scalable for LLM training")
             group = {'params': muon_matrices, 'peak_lr': learning_rate}
-            Muon = cuda_kernels.Muon if cuda_kernels and self.wte.weight.is_cuda else torch.optim.Muon
+            Muon = cuda_kernels.Muon if cuda_kernels and device.type == 'cuda' else torch.optim.Muon
             optimizers.append(Muon([group], learning_rate, weight_decay, momentum, ns_steps=ns_steps,
                                    adjust_lr_fn='match_rms_adamw'))
         return optimizers
 
 
 # -----------------------------------------------------------------------------
-# training
+# generation: batches of sequences, with a cache of keys and values
+
+
+class KVTensors:
+    """The tensors of a KVCache, preallocated: (n_layer, n_slots, n_kv_head, length, d).
+
+    cpu_kernels.PagedKV can replace them.
+    """
+
+    def __init__(self, config, n_slots, length, weight):
+        """weight: a parameter of the model, whose device and dtype these tensors get."""
+        dtype = weight.dtype
+        if weight.is_cpu:
+            dtype = torch.promote_types(dtype, torch.float32)  # CPUs attend faster in float32
+        shape = (config.n_layer, n_slots, config.n_kv_head, length, config.head_size)
+        self.keys = weight.new_zeros(shape, dtype=dtype)
+        self.values = weight.new_zeros(shape, dtype=dtype)
+
+    def write(self, layer, slots, k, v):
+        """Prefill: store positions 0 … T-1 of these slots. k, v: (len(slots), n_kv_head, T, d)"""
+        T = k.size(2)
+        self.keys[layer, slots, :, :T] = k.type_as(self.keys)
+        self.values[layer, slots, :, :T] = v.type_as(self.values)
+
+    def begin_step(self, positions, end):
+        """Prepare a decode step. positions: (B,), below end, where each of the first B slots gets its next token."""
+        self.positions = positions
+        self.slots = torch.arange(len(positions), device=positions.device)
+        self.end = end
+        self.mask = torch.arange(end, device=positions.device) <= positions[:, None, None, None]  # (B, 1, 1, end)
+
+    def attend(self, layer, q, k, v):
+        """Decode: store the new position and attend to all up to it.
+
+        q: (B, n_head, 1, d); k, v: (B, n_kv_head, 1, d) -> (B, n_head, 1, d)
+        """
+        B, H, _, d = q.shape
+        self.keys[layer, self.slots, :, self.positions] = k[:, :, 0].type_as(self.keys)  # (B, n_kv_head, d)
+        self.values[layer, self.slots, :, self.positions] = v[:, :, 0].type_as(self.values)
+        keys = self.keys[layer, :B, :, :self.end]
+        values = self.values[layer, :B, :, :self.end]
+        # the queries that share a key head are its positions: (B, n_kv_head, n_head / n_kv_head, d)
+        q = q.reshape(B, k.size(1), -1, d).type_as(keys)
+        return F.scaled_dot_product_attention(q, keys, values, self.mask).reshape(B, H, 1, d)
+
+
+class KVCache:
+    """Fixed slots, each with the keys and values of one sequence.
+
+    prefill() reads whole sequences into some slots, decode() one token into every slot.
+    lengths: how many positions of each slot are filled; 0 = the slot must be prefilled.
+    """
+
+    refill = True  # a free slot can take a new sequence while others go on; False in the cache of hub.py
+
+    def __init__(self, model, n_slots, length):
+        weight = model.wte.weight
+        self.model = model
+        self.head = model.head
+        self.device = weight.device
+        self.lengths = [0] * n_slots
+        self.step = self.decode_step
+        if weight.is_cuda and cuda_kernels and cuda_kernels.graphs_work:
+            self.step = cuda_kernels.DecodeGraphs(self.decode_step, n_slots, length, self.device)
+        use_kernels = cpu_kernels and weight.is_cpu
+        if use_kernels:
+            self.head = cpu_kernels.fast_lm_head(model.head)
+        KV = cpu_kernels.PagedKV if use_kernels and cpu_kernels.has_faster_kv(n_slots) else KVTensors
+        self.kv = KV(model.config, n_slots, length, weight)
+
+    def prefill(self, slots, sequences):
+        """Read sequences, lists of ids, into these slots -> the logits after each, (len(slots), vocab_size)."""
+        lengths = [len(ids) for ids in sequences]
+        for slot, length in zip(slots, lengths):
+            self.lengths[slot] = length
+        # padding comes after the sequences, where causal attention never looks
+        padded = [ids + [0] * (max(lengths) - len(ids)) for ids in sequences]
+        padded = to_device(padded, self.device)
+        slots = to_device(slots, self.device)
+        last = to_device(lengths, self.device) - 1
+
+        def attend(layer, q, k, v):
+            self.kv.write(layer, slots, k, v)
+            return causal_attention(q, k, v)
+
+        x = self.model.hidden(padded, attend=attend)
+        return self.head(x[torch.arange(len(x), device=self.device), last])
+
+    def decode(self, tokens):
+        """Read one token into each of the first len(tokens) slots -> the logits after it, (len(tokens), vocab_size)."""
+        positions = self.lengths[:len(tokens)]
+        self.lengths[:len(tokens)] = [position + 1 for position in positions]
+        inputs = to_device([tokens, positions], self.device)
+        return self.step(inputs, max(positions) + 1)
+
+    def decode_step(self, inputs, end):
+        """inputs: (2, B), the token of each slot and its position, below end -> the logits after it, (B, vocab_size)"""
+        ids, positions = inputs
+        self.kv.begin_step(positions, end)
+        x = self.model.hidden(ids[:, None], positions[:, None], self.kv.attend)
+        return self.head(x[:, 0])
+
+    def move(self, source, target):
+        """Copy one slot over another."""
+        for tensor in (self.kv.keys, self.kv.values):
+            tensor[:, target] = tensor[:, source]
+        self.lengths[target] = self.lengths[source]
+
+
+class Sequence:
+    """A sequence that is being generated: prompt and new tokens, and a uniform random number for each new token."""
+
+    def __init__(self, index, prompt, seed, max_new_tokens):
+        self.index = index
+        self.ids = list(prompt)
+        self.start = 0  # the first token that the model still sees
+        self.n_left = max_new_tokens
+        generator = torch.Generator().manual_seed(seed)
+        self.uniforms = iter(torch.rand(max_new_tokens, generator=generator).numpy())
+
+    def window(self, block_size):
+        """The ids to prefill. If they exceed block_size, all but the last block_size / 2 are dropped for good."""
+        if len(self.ids) - self.start > block_size:
+            self.start = len(self.ids) - max(1, block_size // 2)
+        return self.ids[self.start:]
+
+
+ANY_TOKEN = -2  # in a sequence of bad_words
+
+
+@torch.inference_mode()
+def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
+             repetition_penalty=1.0, no_repeat_ngram=0, bad_words=(), batch_size=0):
+    """Continue prompts in batches: yields, after every step, the list of (prompt's index, new token id).
+
+    model: a GPT, or a model of hub.py. prompts: lists of ids, of any lengths from 1.
+    eos: the id, or the list of ids, that ends a sequence; it is yielded too. seeds: an int for each prompt.
+    A sequence depends on its prompt, its seed and the settings, not on the batch (except for rounding).
+    temperature: 0 takes the likeliest token. top_k (Fan et al. 2018), top_p (Holtzman et al. 2020) and min_p
+    (Nguyen et al. 2024) are applied in this order. repetition_penalty: Keskar et al. 2019, prompt included.
+    no_repeat_ngram: no n-gram of this size comes twice (Paulus et al. 2018). bad_words: lists of ids that never come.
+    batch_size: sequences in one batch; 0 = all. The slot of a finished sequence takes the next one.
+    """
+    assert all(prompts), 'a prompt needs at least one token'
+    if not prompts or max_new_tokens < 1:
+        return
+    ends = [eos] if isinstance(eos, int) else eos or []
+    block_size = model.config.block_size
+    n_slots = min(batch_size or len(prompts), len(prompts))
+    cache = model.new_cache(n_slots, min(block_size, max(map(len, prompts)) + max_new_tokens))
+    device = next(model.parameters()).device
+    has_penalty = repetition_penalty != 1.0 or no_repeat_ngram or bad_words
+    bad_words = left_padded(bad_words, ANY_TOKEN, device) if bad_words else None
+    if seeds is None:
+        seeds = range(len(prompts))
+    waiting = collections.deque(zip(range(len(prompts)), prompts, seeds))
+    running = []  # the sequence in each slot
+    sequences_of_history = []
+
+    while waiting or running:
+        # 1) waiting sequences take the free slots
+        if cache.refill or not running:
+            while waiting and len(running) < n_slots:
+                cache.lengths[len(running)] = 0
+                running.append(Sequence(*waiting.popleft(), max_new_tokens))
+        new_slots = [slot for slot in range(len(running)) if cache.lengths[slot] == 0]
+        batch = [running[slot] for slot in new_slots or range(len(running))]
+
+        # 2) copy to the device what sampling needs; a copy after the forward pass would wait for its end
+        uniforms = to_device([next(sequence.uniforms) for sequence in batch], device)
+        if has_penalty and batch != sequences_of_history:
+            history = left_padded([sequence.ids for sequence in batch], -1, device)
+            sequences_of_history = batch
+
+        # 3) prefill the slots with new sequences, or else decode one token in every slot
+        if new_slots:
+            logits = cache.prefill(new_slots, [sequence.window(block_size) for sequence in batch])
+        else:
+            logits = cache.decode([sequence.ids[-1] for sequence in batch])
+
+        # 4) sample; on a CPU in chunks of rows whose probabilities fit in its cache
+        logits = logits.float()
+        if has_penalty:
+            penalize(logits, history, repetition_penalty, no_repeat_ngram, bad_words)
+        n_rows = max(1, 2**18 // logits.size(1)) if logits.is_cpu else len(batch)
+        tokens = []
+        for rows, numbers in zip(logits.split(n_rows), uniforms.split(n_rows)):
+            tokens.append(sample_tokens(rows, numbers, temperature, top_k, top_p, min_p))
+        tokens = torch.cat(tokens)
+        if has_penalty:
+            history = torch.cat([history, tokens[:, None]], 1)
+        step = []
+        for sequence, token in zip(batch, tokens.tolist()):
+            sequence.ids.append(token)
+            sequence.n_left -= 1
+            step.append((sequence.index, token))
+        yield step
+
+        # 5) the last slot moves to the place of a finished sequence
+        for slot in reversed(range(len(running))):  # the slots after this one are not finished
+            sequence = running[slot]
+            if cache.lengths[slot] == block_size:
+                cache.lengths[slot] = 0  # full: prefill its last half, see Sequence.window
+            if sequence.n_left == 0 or sequence.ids[-1] in ends:
+                cache.move(len(running) - 1, slot)
+                running[slot] = running[-1]
+                running.pop()
+
+
+def to_device(numbers, device):
+    """Copy numbers or a tensor to a torch.device. With pinned memory the CPU need not wait for a GPU."""
+    tensor = torch.as_tensor(numbers)
+    if device.type == 'cuda':
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def left_padded(sequences, padding, device):
+    """Lists of ids as a tensor (B, longest), with the number `padding` before the shorter ones."""
+    rows = [torch.tensor(ids) for ids in sequences]
+    return to_device(pad_sequence(rows, batch_first=True, padding_value=padding, padding_side='left'), device)
+
+
+def penalize(logits, history, repetition_penalty, no_repeat_ngram, bad_words):
+    """Lower, in place, the logits (B, vocab_size) of tokens that should not come next.
+
+    history: (B, L), the ids so far, with -1 before the shorter ones. bad_words: (W, n), see ban, or None.
+    """
+    if repetition_penalty != 1.0:
+        seen = torch.where(history < 0, history[:, -1:], history)  # no padding: the last token is never padding
+        score = logits.gather(1, seen)
+        score = torch.where(score > 0, score / repetition_penalty, score * repetition_penalty)
+        logits.scatter_(1, seen, score)
+    if bad_words is not None:
+        ban(logits, history, bad_words[None])
+    if 0 < no_repeat_ngram <= history.size(1):
+        ban(logits, history, history.unfold(1, no_repeat_ngram, 1))  # (B, L - n + 1, n)
+
+
+def ban(logits, history, sequences):
+    """Set the logit of a sequence's last token to -inf where history ends with its other tokens.
+
+    sequences: (B or 1, W, n) ids. ANY_TOKEN, before the shorter ones, matches every token.
+    """
+    n = sequences.size(2) - 1
+    before, last = sequences[..., :n], sequences[..., n].expand(len(logits), -1)  # (…, W, n), (B, W)
+    ending = F.pad(history, (n, 0), value=-1)[:, history.size(1):]  # the last n tokens, (B, n)
+    matches = ((before == ANY_TOKEN) | (before == ending[:, None])).all(-1)  # (B, W)
+    penalty = torch.zeros_like(last, dtype=logits.dtype).masked_fill_(matches & (last >= 0), -torch.inf)
+    logits.scatter_add_(1, last.clamp(min=0), penalty)
+
+
+def sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p):
+    """Sample one token for each row by inverse transform sampling.
+
+    logits: (B, vocab_size); uniforms: (B,), numbers from [0, 1) -> (B,)
+    """
+    if temperature < 1e-4:
+        return logits.argmax(-1)
+    probs = F.softmax(logits / temperature, dim=-1)
+    if top_k or top_p < 1:
+        n = min(top_k or probs.size(-1), probs.size(-1))
+        likeliest = probs.topk(n).values  # sorted, (B, n)
+        share = likeliest / likeliest.sum(-1, keepdim=True)
+        n_kept = (share.cumsum(-1) - share < top_p).sum(-1, keepdim=True)
+        # Keep the order of the vocabulary. In the order of topk, rounding could swap two tokens, and the same
+        # uniform number would draw another one.
+        probs = probs * (probs >= likeliest.gather(-1, n_kept - 1))
+    if min_p:
+        probs = probs * (probs >= min_p * probs.amax(-1, keepdim=True))
+    cumulative = probs.cumsum(-1)
+    drawn = uniforms * cumulative[:, -1]
+    tokens = torch.searchsorted(cumulative, drawn[:, None], right=True)
+    return tokens.clamp(max=probs.size(-1) - 1).squeeze(-1)
+
+
+# -----------------------------------------------------------------------------
+# loss: in training, on validation data, and when it goes wrong
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -412,7 +677,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         # The sums in dweight could overflow float16, at any loss scale, as that is applied later.
         # With values of at most 1 in x they are at most n_rows.
         x_scale, scaled_x = 1.0, x
-        if is_float16(x):
+        if (x[:1] @ weight[:1].t()).dtype == torch.float16:  # the dtype of products, by x or by autocast
             x_scale = x.abs().amax().clamp(min=1).float()
             scaled_x = x / x_scale
         vocab_size = len(weight)
@@ -431,12 +696,11 @@ class LinearCrossEntropy(torch.autograd.Function):
                 dlogits = logprobs.exp_().scatter_(1, target, target_logprobs.expm1())
                 # autocast casts dlogits, which are float32, for these products
                 dx[rows] = dlogits @ weight
-                if dweight is not None:
+                if needs_dweight:
                     dweight += (dlogits.t() @ scaled_x[rows])[:vocab_size]
+        ctx.save_for_backward(dx, dweight)
+        ctx.x_scale = x_scale
         ctx.n = len(targets)
-        if needs_dx:
-            ctx.save_for_backward(dx, dweight)
-            ctx.x_scale = x_scale
         return loss / ctx.n
 
     @staticmethod
@@ -445,6 +709,114 @@ class LinearCrossEntropy(torch.autograd.Function):
         dx, dweight = ctx.saved_tensors
         scale = grad / ctx.n
         return dx * scale, None if dweight is None else dweight * (scale * ctx.x_scale), None
+
+
+def validation_loss(model, tokens, prefix, size, n, batch_size, amp, rank=0, world_size=1, compiled=None):
+    """The loss on windows of `size` tokens, at most n of them -> (sum in nats, number of tokens), for this process.
+
+    tokens: (N,) uint16. prefix: (N,) bool, tokens that do not count as targets, or None. compiled: the same model.
+    """
+    size = min(size, len(tokens) - 1)
+    n = min(n, (len(tokens) - 1) // size)
+    device = next(model.parameters()).device
+    inputs = tokens[:n * size].reshape(n, size)
+    targets = tokens[1:n * size + 1].reshape(n, size)
+    counted = None if prefix is None else ~prefix[1:n * size + 1].reshape(n, size)
+    results = []  # (mean loss, number of tokens) of each batch
+    for i in tqdm(range(rank * batch_size, n, world_size * batch_size), 'loss', leave=False, delay=3, disable=rank > 0):
+        rows = slice(i, i + batch_size)
+        x = to_device(torch.from_numpy(inputs[rows].astype(np.int64)), device)
+        y = to_device(torch.from_numpy(targets[rows].astype(np.int64)), device)
+        with torch.no_grad(), amp:
+            if prefix is None:
+                net = compiled if compiled and len(x) == batch_size else model  # it is not compiled for another size
+                results.append((net(x, y), y.numel()))
+                continue
+            for window, target, mask in zip(x, y, counted[rows]):  # one at a time, since all its logits are in memory
+                logits = model(window[None])[0][mask].float()  # (n, V)
+                loss = F.cross_entropy(logits, target[mask], reduction='sum')
+                results.append((loss / max(1, len(logits)), len(logits)))
+    total = sum(loss.item() * n_tokens for loss, n_tokens in results)  # read only now, so that a GPU does not wait
+    return total, sum(n_tokens for _, n_tokens in results)
+
+
+class LossGuard:
+    """Finds training steps with a bad loss.
+
+    - NaN or infinity, in the loss or the gradient: the step would damage the weights.
+    - A spike: the loss is more than 2 nats and also more than 10 standard deviations above the mean of the last 100
+      losses that were none. A hard batch can do that, so the run goes on; when the loss stays there, it has diverged.
+    """
+
+    def __init__(self):
+        self.losses = collections.deque(maxlen=100)  # without spikes
+        self.problem = ''  # of the latest step
+        self.n_skipped = 0
+        self.skipped_in_a_row = 0
+        self.n_spikes = 0
+        self.spikes_in_a_row = 0
+
+    def record(self, loss, grad_norm, scaler):
+        """Count a step -> whether its loss or gradient is bad."""
+        self.problem = ''
+        # the scaler of float16 handles overflows
+        if not math.isfinite(loss) or not math.isfinite(grad_norm) and not scaler.is_enabled():
+            self.problem = f'the loss is {loss:.4g} and the gradient norm {grad_norm:.3g}'
+        elif scaler.is_enabled() and scaler.get_scale() < 1e-3:
+            self.problem = 'the gradients overflow float16 at any loss scale'
+        if self.problem:
+            self.n_skipped += 1
+            self.skipped_in_a_row += 1
+            return True
+        self.skipped_in_a_row = 0
+        if len(self.losses) == 100 and loss > np.mean(self.losses) + max(2, 10 * np.std(self.losses)):
+            self.n_spikes += 1
+            self.spikes_in_a_row += 1
+        else:
+            self.losses.append(loss)
+            self.spikes_in_a_row = 0
+        return False
+
+    def reason_to_stop(self, skip_nan):
+        """Why the run must end after the step of record(), or ''."""
+        if self.problem and (not skip_nan or self.skipped_in_a_row > 100):
+            return self.problem
+        if self.spikes_in_a_row >= 300:
+            return f'the loss has been far above its earlier mean of {np.mean(self.losses):.4g} for 300 steps'
+        return ''
+
+
+# -----------------------------------------------------------------------------
+# optimizers: learning rates and updates
+
+
+def learning_rate_at(step, peak, config):
+    """Linear warm-up to the peak, then decay to min_lr: by a cosine or, with cooldown, linearly at the end.
+
+    config: the keys of train.py. step: from 0, also between two steps.
+    """
+    warmup, end = config['warmup_iters'], config['lr_decay_iters']
+    if not config['decay_lr']:
+        return peak
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if config['cooldown']:
+        remaining = max(0, 1 - step / end)  # fraction of the steps
+        factor = min(1, remaining / config['cooldown'])
+    else:
+        progress = min(1, (step - warmup) / max(1, end - warmup))
+        factor = 0.5 * (1 + math.cos(math.pi * progress))
+    lowest = min(config['min_lr'], peak)
+    return lowest + factor * (peak - lowest)
+
+
+def update_weights(optimizer, found_inf):
+    """optimizer.step(), unless the tensor found_inf is 1.0. The device decides, without a host sync, where it can."""
+    if getattr(optimizer, '_step_supports_amp_scaling', False):  # the protocol of torch.amp.GradScaler
+        optimizer.found_inf = found_inf
+        optimizer.step()
+    elif not found_inf.item():
+        optimizer.step()
 
 
 def learn_bigrams(model, tokens, steps, seed, amp):
@@ -485,374 +857,8 @@ def learn_bigrams(model, tokens, steps, seed, amp):
         model.zero_grad()
 
 
-def learning_rate_at(step, peak, config):
-    """Linear warm-up to the peak, then decay to min_lr: by a cosine or, with cooldown, linearly at the end.
-
-    config: the keys of train.py. step: from 0, also between two steps.
-    """
-    warmup, end = config['warmup_iters'], config['lr_decay_iters']
-    if not config['decay_lr']:
-        return peak
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    if config['cooldown']:
-        remaining = max(0, 1 - step / end)  # fraction of the steps
-        factor = min(1, remaining / config['cooldown'])
-    else:
-        progress = min(1, (step - warmup) / max(1, end - warmup))
-        factor = 0.5 * (1 + math.cos(math.pi * progress))
-    lowest = min(config['min_lr'], peak)
-    return lowest + factor * (peak - lowest)
-
-
-class LossGuard:
-    """Finds training steps with a bad loss.
-
-    - NaN or infinity, in the loss or the gradient: the step would damage the weights.
-    - A spike: the loss is more than 2 nats and also more than 10 standard deviations above the mean of the last 100
-      losses that were none. A hard batch can do that, so the run goes on; when the loss stays there, it has diverged.
-    """
-
-    def __init__(self):
-        self.losses = collections.deque(maxlen=100)  # without spikes
-        self.problem = ''  # of the latest step
-        self.n_skipped = 0
-        self.skipped_in_a_row = 0
-        self.n_spikes = 0
-        self.spikes_in_a_row = 0
-
-    def record(self, loss, grad_norm, scaler):
-        """Count a step -> whether its loss or gradient is bad."""
-        self.problem = ''
-        # the scaler of float16 handles overflows
-        if not math.isfinite(loss) or not math.isfinite(grad_norm) and not scaler.is_enabled():
-            self.problem = f'the loss is {loss:.4g} and the gradient norm {grad_norm:.3g}'
-        elif scaler.is_enabled() and scaler.get_scale() < 1e-3:
-            self.problem = 'the gradients overflow float16 at any loss scale'
-        if self.problem:
-            self.n_skipped += 1
-            self.skipped_in_a_row += 1
-            return True
-        self.skipped_in_a_row = 0
-        if self.is_spike(loss):
-            self.n_spikes += 1
-            self.spikes_in_a_row += 1
-        else:
-            self.losses.append(loss)
-            self.spikes_in_a_row = 0
-        return False
-
-    def is_spike(self, loss):
-        if len(self.losses) < self.losses.maxlen:
-            return False
-        return loss > np.mean(self.losses) + max(2, 10 * np.std(self.losses))
-
-    def reason_to_stop(self, skip_nan):
-        """Why the run must end after the step of record(), or ''."""
-        if self.problem and (not skip_nan or self.skipped_in_a_row > 100):
-            return self.problem
-        if self.spikes_in_a_row >= 300:
-            return f'the loss has been far above its earlier mean of {np.mean(self.losses):.4g} for 300 steps'
-        return ''
-
-
-def update_weights(optimizer, found_inf):
-    """optimizer.step(), unless the tensor found_inf is 1.0. The device decides, without a host sync, where it can."""
-    if getattr(optimizer, '_step_supports_amp_scaling', False):  # the protocol of torch.amp.GradScaler
-        optimizer.found_inf = found_inf
-        optimizer.step()
-    elif not found_inf.item():
-        optimizer.step()
-
-
 # -----------------------------------------------------------------------------
-# generation
-
-
-class KVTensors:
-    """The tensors of a KVCache, preallocated: (n_layer, n_slots, n_kv_head, length, d).
-
-    cpu_kernels.PagedKV can replace them.
-    """
-
-    def __init__(self, config, n_slots, length, dtype, device):
-        shape = (config.n_layer, n_slots, config.n_kv_head, length, config.head_size)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-
-    def write(self, layer, slots, k, v):
-        """Prefill: store positions 0 … T-1 of these slots. k, v: (len(slots), n_kv_head, T, d)"""
-        T = k.size(2)
-        self.keys[layer, slots, :, :T] = k.type_as(self.keys)
-        self.values[layer, slots, :, :T] = v.type_as(self.values)
-
-    def begin_step(self, positions, end):
-        """Prepare a decode step. positions: (B,), below end, where each of the first B slots gets its next token."""
-        self.positions = positions
-        self.slots = torch.arange(len(positions), device=positions.device)
-        self.end = end
-        self.mask = torch.arange(self.end, device=positions.device) <= positions[:, None, None, None]  # (B, 1, 1, end)
-
-    def attend(self, layer, q, k, v):
-        """Decode: store the new position and attend to all up to it.
-
-        q: (B, n_head, 1, d); k, v: (B, n_kv_head, 1, d) -> (B, n_head, 1, d)
-        """
-        B, H, _, d = q.shape
-        self.keys[layer, self.slots, :, self.positions] = k[:, :, 0].type_as(self.keys)  # (B, n_kv_head, d)
-        self.values[layer, self.slots, :, self.positions] = v[:, :, 0].type_as(self.values)
-        keys = self.keys[layer, :B, :, :self.end]
-        values = self.values[layer, :B, :, :self.end]
-        # the queries that share a key head are its positions: (B, n_kv_head, n_head / n_kv_head, d)
-        q = q.reshape(B, k.size(1), -1, d).type_as(keys)
-        return F.scaled_dot_product_attention(q, keys, values, self.mask).reshape(B, H, 1, d)
-
-
-class KVCache:
-    """Fixed slots, each with the keys and values of one sequence.
-
-    prefill() reads whole sequences into some slots, decode() one token into every slot. A slot is refilled in place.
-    lengths: how many positions of each slot are filled; 0 = the slot must be prefilled.
-    """
-
-    refill = True  # a finished slot can take a new sequence while others go on; False in the cache of hub.py
-
-    def __init__(self, model, n_slots, length):
-        weight = model.wte.weight
-        self.model = model
-        self.head = model.head
-        self.device = weight.device
-        self.lengths = [0] * n_slots
-        self.step = self.decode_step
-        if weight.is_cuda and cuda_kernels and cuda_kernels.graphs_work:
-            self.step = cuda_kernels.DecodeGraphs(self.decode_step, n_slots, length, self.device)
-        dtype = weight.dtype
-        use_kernels = cpu_kernels and weight.is_cpu
-        if use_kernels:
-            self.head = cpu_kernels.fast_lm_head(model.head)
-        if use_kernels and cpu_kernels.has_faster_kv(n_slots):
-            self.kv = cpu_kernels.PagedKV(model.config, n_slots, length, dtype)
-        else:
-            if weight.is_cpu:
-                dtype = torch.promote_types(dtype, torch.float32)  # CPUs attend faster in float32
-            self.kv = KVTensors(model.config, n_slots, length, dtype, weight.device)
-
-    def prefill(self, slots, sequences):
-        """Read sequences, lists of ids, into these slots -> the logits after each, (len(slots), vocab_size)."""
-        lengths = [len(ids) for ids in sequences]
-        for slot, length in zip(slots, lengths):
-            self.lengths[slot] = length
-        # padding comes after the sequences, where causal attention never looks
-        padded = [ids + [0] * (max(lengths) - len(ids)) for ids in sequences]
-        padded = to_device(padded, self.device)
-        slots = to_device(slots, self.device)
-        last = to_device(lengths, self.device) - 1
-
-        def attend(layer, q, k, v):
-            self.kv.write(layer, slots, k, v)
-            return causal_attention(q, k, v)
-
-        x = self.model.hidden(padded, attend=attend)
-        return self.head(x[torch.arange(len(x), device=self.device), last])
-
-    def decode(self, tokens):
-        """Read one token into each of the first len(tokens) slots -> the logits after it, (len(tokens), vocab_size)."""
-        positions = self.lengths[:len(tokens)]
-        for slot in range(len(tokens)):
-            self.lengths[slot] += 1
-        inputs = to_device([tokens, positions], self.device)
-        return self.step(inputs, max(positions) + 1)
-
-    def decode_step(self, inputs, end):
-        """inputs: (2, B), the token of each slot and its position, below end -> the logits after it, (B, vocab_size)"""
-        ids, positions = inputs
-        self.kv.begin_step(positions, end)
-        x = self.model.hidden(ids[:, None], positions[:, None], self.kv.attend)
-        return self.head(x[:, 0])
-
-    def move(self, source, target):
-        """Copy one slot over another."""
-        for tensor in (self.kv.keys, self.kv.values):
-            tensor[:, target] = tensor[:, source]
-        self.lengths[target] = self.lengths[source]
-
-
-class Sequence:
-    """A sequence that is being generated: prompt and new tokens, and a uniform random number for each new token."""
-
-    def __init__(self, index, prompt, seed, max_new_tokens):
-        self.index = index
-        self.ids = list(prompt)
-        self.start = 0  # the first token that the model still sees
-        self.n_left = max_new_tokens
-        generator = torch.Generator().manual_seed(seed)
-        self.uniforms = iter(torch.rand(max_new_tokens, generator=generator).numpy())
-
-    def window(self, block_size):
-        """The ids to prefill. If they exceed block_size, all but the last block_size / 2 are dropped for good."""
-        if len(self.ids) - self.start > block_size:
-            self.start = len(self.ids) - max(1, block_size // 2)
-        return self.ids[self.start:]
-
-
-@torch.inference_mode()
-def generate(model, prompts, max_new_tokens, eos=None, seeds=None, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
-             repetition_penalty=1.0, no_repeat_ngram=0, bad_words=(), batch_size=0):
-    """Continue prompts in batches: yields, after every step, the list of (prompt's index, new token id).
-
-    model: a GPT, or a model of hub.py. prompts: lists of ids, of any lengths from 1.
-    eos: the id, or the list of ids, that ends a sequence; it is yielded too. seeds: an int for each prompt.
-    A sequence depends on its prompt, its seed and the settings, not on the batch (except for rounding).
-    temperature: 0 takes the likeliest token. top_k (Fan et al. 2018), top_p (Holtzman et al. 2020) and min_p
-    (Nguyen et al. 2024) are applied in this order. repetition_penalty: Keskar et al. 2019, prompt included.
-    no_repeat_ngram: no n-gram of this size comes twice (Paulus et al. 2018). bad_words: lists of ids that never come.
-    batch_size: sequences in one batch; 0 = all. The slot of a finished sequence takes the next one.
-    """
-    assert all(prompts), 'a prompt needs at least one token'
-    if not prompts or max_new_tokens < 1:
-        return
-    if seeds is None:
-        seeds = range(len(prompts))
-    ends = [eos] if isinstance(eos, int) else eos or []
-    block_size = model.config.block_size
-    n_slots = min(batch_size or len(prompts), len(prompts))
-    longest = max(len(prompt) for prompt in prompts)
-    cache = model.new_cache(n_slots, min(block_size, longest + max_new_tokens))
-    device = next(model.parameters()).device
-    has_penalty = repetition_penalty != 1.0 or no_repeat_ngram or bad_words
-    bad_words = left_padded(bad_words, device) if bad_words else None
-    sequences_of_history = []
-    waiting = collections.deque(enumerate(zip(prompts, seeds)))
-    running = []  # the sequence in each slot
-
-    def next_sequence():
-        index, (prompt, seed) = waiting.popleft()
-        return Sequence(index, prompt, seed, max_new_tokens)
-
-    while waiting or running:
-        if not running:  # at the start, or when a cache that cannot refill has finished its batch
-            cache.lengths[:] = [0] * n_slots
-            while waiting and len(running) < n_slots:
-                running.append(next_sequence())
-        new_slots = [slot for slot in range(len(running)) if cache.lengths[slot] == 0]
-        batch = [running[slot] for slot in new_slots or range(len(running))]
-
-        # 1) copy to the device what sampling needs; a copy after the forward pass would wait for its end
-        uniforms = to_device([next(sequence.uniforms) for sequence in batch], device)
-        if has_penalty and batch != sequences_of_history:
-            history = left_padded([sequence.ids for sequence in batch], device)
-            sequences_of_history = batch
-
-        # 2) prefill the slots with new sequences, or else decode one token in every slot
-        if new_slots:
-            logits = cache.prefill(new_slots, [sequence.window(block_size) for sequence in batch])
-        else:
-            logits = cache.decode([sequence.ids[-1] for sequence in batch])
-
-        # 3) sample; on a CPU in chunks of rows whose probabilities fit in its cache
-        n_rows = max(1, 2**18 // logits.size(1)) if logits.is_cpu else len(batch)
-        tokens = []
-        for start in range(0, len(batch), n_rows):
-            rows = slice(start, start + n_rows)
-            chunk = logits[rows].float()
-            if has_penalty:
-                penalize(chunk, history[rows], repetition_penalty, no_repeat_ngram, bad_words)
-            tokens.append(sample_tokens(chunk, uniforms[rows], temperature, top_k, top_p, min_p))
-        tokens = torch.cat(tokens)
-        if has_penalty:
-            history = torch.cat([history, tokens[:, None]], 1)
-        step = []
-        for sequence, token in zip(batch, tokens.tolist()):
-            sequence.ids.append(token)
-            sequence.n_left -= 1
-            step.append((sequence.index, token))
-        yield step
-
-        # 4) refill the slots of finished sequences, or else move the last slot there
-        for slot in reversed(range(len(running))):  # the slots after this one are not finished
-            sequence = running[slot]
-            if cache.lengths[slot] == block_size:
-                cache.lengths[slot] = 0  # full: prefill its last half, see Sequence.window
-            finished = sequence.n_left == 0 or sequence.ids[-1] in ends
-            if finished and waiting and cache.refill:
-                running[slot] = next_sequence()
-                cache.lengths[slot] = 0
-            elif finished:
-                cache.move(len(running) - 1, slot)
-                running[slot] = running[-1]
-                running.pop()
-
-
-def to_device(numbers, device):
-    """Copy numbers or a tensor to a torch.device. With pinned memory the CPU need not wait for a GPU."""
-    tensor = torch.as_tensor(numbers)
-    if device.type == 'cuda':
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type == 'cuda')
-
-
-def left_padded(sequences, device):
-    """Lists of ids as a tensor (B, longest), with -1 before the shorter ones."""
-    rows = [torch.tensor(ids) for ids in sequences]
-    return to_device(pad_sequence(rows, batch_first=True, padding_value=-1, padding_side='left'), device)
-
-
-def penalize(logits, history, repetition_penalty, no_repeat_ngram, bad_words):
-    """Lower, in place, the logits (B, vocab_size) of tokens that should not come next.
-
-    history: (B, L), the ids so far. bad_words: (W, n), or None. Both have -1 before the shorter ones.
-    """
-    length = history.size(1)
-    if repetition_penalty != 1.0:
-        seen = torch.where(history < 0, history[:, -1:], history)  # no padding: the last token is never padding
-        score = logits.gather(1, seen)
-        score = torch.where(score > 0, score / repetition_penalty, score * repetition_penalty)
-        logits.scatter_(1, seen, score)
-    if bad_words is not None:
-        n = bad_words.size(1) - 1
-        before, last = bad_words.split([n, 1], dim=1)
-        ending = F.pad(history, (n, 0), value=-1)[:, length:]  # the last n tokens, (B, n)
-        matches = (before < 0) | (before == ending[:, None])  # (B, W, n)
-        ban(logits, last.T.expand(len(logits), -1), matches.all(-1))
-    if 0 < no_repeat_ngram <= length:
-        ngrams = history.unfold(1, no_repeat_ngram, 1)  # (B, length - n + 1, n)
-        ending = history[:, length - no_repeat_ngram + 1:]  # the last n - 1 tokens
-        matches = ngrams[..., :-1] == ending[:, None]
-        ban(logits, ngrams[..., -1], matches.all(-1))
-
-
-def ban(logits, tokens, banned):
-    """Set the logits of tokens to -inf where banned. logits: (B, vocab_size); tokens, banned: (B, n); -1: no token"""
-    penalty = torch.zeros_like(tokens, dtype=logits.dtype).masked_fill_(banned & (tokens >= 0), -torch.inf)
-    logits.scatter_add_(1, tokens.clamp(min=0), penalty)
-
-
-def sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p):
-    """Sample one token for each row by inverse transform sampling.
-
-    logits: (B, vocab_size); uniforms: (B,), numbers from [0, 1) -> (B,)
-    """
-    if temperature < 1e-4:
-        return logits.argmax(-1)
-    probs = F.softmax(logits / temperature, dim=-1)
-    if top_k or top_p < 1:
-        n = min(top_k or probs.size(-1), probs.size(-1))
-        likeliest = probs.topk(n).values  # sorted, (B, n)
-        share = likeliest / likeliest.sum(-1, keepdim=True)
-        n_kept = (share.cumsum(-1) - share < top_p).sum(-1, keepdim=True)
-        # Keep the order of the vocabulary. In the order of topk, rounding could swap two tokens, and the same
-        # uniform number would draw another one.
-        probs = probs * (probs >= likeliest.gather(-1, n_kept - 1))
-    if min_p:
-        probs = probs * (probs >= min_p * probs.amax(-1, keepdim=True))
-    cumulative = probs.cumsum(-1)
-    drawn = uniforms * cumulative[:, -1]
-    tokens = torch.searchsorted(cumulative, drawn[:, None], right=True)
-    return tokens.clamp(max=probs.size(-1) - 1).squeeze(-1)
-
-
-# -----------------------------------------------------------------------------
-# checkpoints
+# checkpoints: saved, read without trust, and resumed from
 
 
 def save_checkpoint(path, checkpoint):
@@ -876,22 +882,17 @@ def load_checkpoint(path):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns of old pickles before it refuses them
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(f'it contains a {type(checkpoint).__name__}')
         verify_values(checkpoint)
-        if isinstance(checkpoint, dict):
-            return checkpoint
-        reason = f'it contains a {type(checkpoint).__name__}'
+        return checkpoint
+    except pickle.UnpicklingError:  # torch suggests weights_only=False here: do not pass that on
+        reason = 'it contains something other than tensors and plain values'
     except Exception as e:  # torch.load raises errors of many kinds for damaged and foreign files
         reason = str(e).split('\n')[0][:200] or type(e).__name__
-        python_object = re.search(r'GLOBAL (\S+)', str(e))  # torch's message: Unsupported global: GLOBAL os.system
-        if python_object:
-            reason = f'it contains a Python object, {python_object[1]}, and loading that could run code from the file'
-        elif 'weights_only' in reason:  # torch suggests weights_only=False here: do not pass that on
-            reason = 'it contains something other than tensors and plain values'
-    advice = ''
-    for name in ('best.pt', 'ckpt.pt'):
-        other = os.path.join(os.path.dirname(path), name)
-        if other != path and os.path.exists(other):
-            advice = f'; there is also {other}'
+    folder, name = os.path.split(path)
+    other = os.path.join(folder, 'ckpt.pt' if name == 'best.pt' else 'best.pt')
+    advice = f'; there is also {other}' if os.path.exists(other) else ''
     fail(f'{path} cannot be loaded as a checkpoint ({reason}){advice}')
 
 
@@ -922,37 +923,37 @@ def verify_file(path):
             raise ValueError(f'{damaged} in it is damaged')
         for part in parts:
             if part.filename.endswith('.pkl'):
-                if part.file_size > PICKLE_SIZE:
-                    raise ValueError('it contains too many values')
-                verify_pickle(archive.read(part))
+                with archive.open(part) as f:
+                    verify_pickle(f.read(PICKLE_SIZE))
 
 
-def verify_pickle(pickle):
+def verify_pickle(data):
     """Raise ValueError for a pickle, bytes or a file, that contains more than tensors and plain values."""
-    for opcode, argument, _ in pickletools.genops(pickle):
+    for opcode, argument, _ in pickletools.genops(data):
         if opcode.name == 'GLOBAL' and argument not in PICKLED:
-            raise ValueError(f'GLOBAL {argument.replace(" ", "."):.100}')
+            raise ValueError(f'it contains a Python object, {argument.replace(" ", "."):.100}, and loading that could '
+                             'run code from the file')
         if opcode.proto > 2:
             raise ValueError('it contains something other than tensors and plain values')
 
 
 def verify_values(checkpoint):
     """Raise ValueError if a checkpoint is nested too deeply, or has tensors with more elements than are stored."""
-    waiting = [(checkpoint, 0)]  # values, with their depth
-    n_values = 0
-    while waiting:
-        value, depth = waiting.pop()
-        n_values += 1
+    level = [checkpoint]
+    for _ in range(20):
         inner = []
-        if isinstance(value, dict):
-            inner = [*value, *value.values()]
-        elif isinstance(value, (list, tuple)):
-            inner = value
-        elif isinstance(value, torch.Tensor) and value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError('a tensor in it has more elements than are stored')
-        if depth > 20 or n_values + len(waiting) + len(inner) > 2**22:  # one list can stand in many places
-            raise ValueError('its values are nested too deeply')
-        waiting += [(child, depth + 1) for child in inner]
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, (list, tuple)):
+                inner += value
+            elif isinstance(value, torch.Tensor) and value.nbytes > value.untyped_storage().nbytes():
+                raise ValueError('a tensor in it has more elements than are stored')
+            if len(inner) > 2**22:  # one list can stand in many places
+                raise ValueError('its values are nested in each other')
+        level = inner
+    if level:
+        raise ValueError('its values are nested too deeply')
 
 
 def checkpoint_path(folder):
@@ -977,22 +978,25 @@ def model_from(checkpoint, path=''):
 
 def parts_of(checkpoint, path):
     """The model's settings and weights, two dicts, in a checkpoint of train.py, nanoGPT or llama2.c."""
-    args, state = checkpoint.get('model_args'), checkpoint.get('model')
-    if not isinstance(args, dict) or not isinstance(state, dict):
-        fail(f'{path} is a checkpoint of neither train.py, nanoGPT nor llama2.c')
     weights = {}
-    for name, weight in state.items():
-        if isinstance(name, str) and isinstance(weight, torch.Tensor):
-            weights[name.removeprefix('_orig_mod.')] = weight  # torch.compile puts it before every name
-    return args, weights
+    try:
+        for name, weight in checkpoint['model'].items():
+            weights[name.removeprefix('_orig_mod.')] = weight.detach()  # torch.compile puts it before every name
+        return dict(checkpoint['model_args']), weights
+    except (KeyError, TypeError, ValueError, AttributeError):
+        fail(f'{path} does not have the settings and weights of a checkpoint of train.py, nanoGPT or llama2.c')
 
 
 def new_gpt(values, weights, path):
     """A GPT with settings from a file. The weights from that file must be enough for it; they are not loaded."""
     config = gpt_config(values, path)
+    with torch.device('meta'):  # needs no memory
+        one_layer = GPT(replace(config, n_layer=1))
+    n_block = sum(p.numel() for p in one_layer.blocks.parameters())
+    n_needed = one_layer.n_params() + (config.n_layer - 1) * n_block
     n_weights = sum(weight.numel() for weight in weights.values())
-    if n_weights < config.n_weights:
-        fail(f'{path}: its settings need {config.n_weights:,} weights, and it contains {n_weights:,}')
+    if n_weights < n_needed:
+        fail(f'{path}: its settings need {n_needed:,} weights, and it contains {n_weights:,}')
     return GPT(config)
 
 
@@ -1025,47 +1029,30 @@ def load_training_state(path, checkpoint, optimizers, scaler, guard):
     if 'optimizer' not in checkpoint:
         return
     try:
-        if len(checkpoint['optimizer']) != len(optimizers):
-            raise ValueError('another number of optimizers')
-        for optimizer, state in zip(optimizers, checkpoint['optimizer']):
-            for saved_group, group in zip(state['param_groups'], optimizer.param_groups):
-                settings = {key: value for key, value in group.items() if key != 'params'}
-                saved_group.update(settings)  # learning rates and so on are those of this run
+        for optimizer, state in zip(optimizers, checkpoint['optimizer'], strict=True):
+            for saved, group in zip(state['param_groups'], optimizer.param_groups):
+                saved.update(group | {'params': saved['params']})  # learning rates and so on are those of this run
             optimizer.load_state_dict(state)
-            verify_optimizer(optimizer)
+            for parameter, moments in optimizer.state.items():
+                shapes = {name: moment.shape for name, moment in moments.items()}
+                adamw = {'step': (), 'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape}
+                if shapes not in (adamw, {'momentum_buffer': parameter.shape}):
+                    raise ValueError('it does not fit the weights')
         if checkpoint.get('scaler'):  # empty unless the run was in float16
-            if not all(isinstance(value, (int, float)) for value in checkpoint['scaler'].values()):
-                raise ValueError('a number of the loss scale is missing')
+            sum(checkpoint['scaler'].values())  # raises a TypeError unless all are numbers
             scaler.load_state_dict(checkpoint['scaler'])
-        if 'guard' in checkpoint:
-            losses, *counts = checkpoint['guard']
-            guard.losses.extend(map(float, losses))
-            counts = [int(count) for count in counts] + [0, 0]  # older checkpoints do not count spikes
-            guard.n_skipped, guard.skipped_in_a_row, guard.n_spikes, guard.spikes_in_a_row = counts[:4]
+        losses, *counts = checkpoint.get('guard', ([], 0, 0))
+        guard.losses.extend(map(float, losses))
+        counts = [*map(int, counts), 0, 0]  # older checkpoints do not count spikes
+        guard.n_skipped, guard.skipped_in_a_row, guard.n_spikes, guard.spikes_in_a_row = counts[:4]
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as e:
         reason = ' '.join(str(e).split())
         fail(f'{path}: its state of the training is damaged, or of an older train.py ({reason:.100}); use its weights '
              f'with --init_from={path} and another --out_dir')
 
 
-def verify_optimizer(optimizer):
-    """Raise ValueError unless an optimizer has the state of all its parameters, in their shapes, or of none."""
-    n_parameters = sum(len(group['params']) for group in optimizer.param_groups)
-    if len(optimizer.state) not in (0, n_parameters):
-        raise ValueError('it is incomplete')
-    for parameter, state in optimizer.state.items():
-        shapes = {name: value.shape for name, value in state.items()}
-        moments = {'exp_avg': parameter.shape, 'exp_avg_sq': parameter.shape, 'step': ()}
-        if shapes not in (moments, {'momentum_buffer': parameter.shape}):
-            raise ValueError('it does not fit the weights')
-
-
 def check_resume(path, checkpoint, config, meta, vocab):
-    """End the program if this config or data differ from those of the checkpoint in a way that makes it another run."""
-    kinds = {'model_args': dict, 'model': dict, 'config': dict, 'meta': dict, 'tokenizer': dict, 'step': int,
-             'best_val_loss': float}
-    if not all(isinstance(checkpoint.get(key), kind) for key, kind in kinds.items()):
-        fail(f'{path} is not a checkpoint of train.py; use its weights with --init_from={path} and another --out_dir')
+    """End the program if a checkpoint is damaged, or if this config or these data would make it another run."""
     settings = []  # of the checkpoint and of this run
     try:
         from tokenizers import Tokenizer
@@ -1074,14 +1061,15 @@ def check_resume(path, checkpoint, config, meta, vocab):
             sequences = values['batch_size'] * values['gradient_accumulation_steps']
             sizes = {'sequences in a step': sequences, 'tokens in train.bin': data['tokens']['train']}
             settings.append(hide_folders(values) | sizes)
-        possible = 0 <= checkpoint['step'] <= checkpoint['config']['max_iters'] and checkpoint['best_val_loss'] >= 0
+        before, now = settings
+        step, loss = checkpoint['step'], checkpoint['best_val_loss']
+        if not isinstance(step, int) or not 0 <= step <= before['max_iters'] or not loss >= 0:
+            raise ValueError(f'step {step} with a loss of {loss} is impossible')
     except Exception as e:  # `tokenizers` raises nothing narrower
-        fail(f'{path} is damaged ({type(e).__name__}: {e!s:.100}); use another one')
-    if not possible:
-        fail(f'{path} is damaged: step {checkpoint["step"]} with a loss of {checkpoint["best_val_loss"]} is impossible')
+        fail(f'{path} is damaged, or no checkpoint of train.py ({type(e).__name__}: {e!s:.100}); use its weights with '
+             f'--init_from={path} and another --out_dir')
     if not same_tokens:
         fail(f'{path} has another tokenizer than the data; prepare them with --tokenizer={path} --trim=False')
-    before, now = settings
     changed = []
     for key in (*GPTConfig.__dataclass_fields__, 'dataset', 'seed', 'optimizer', 'lora_rank', 'lora_alpha',
                 'sequences in a step', 'tokens in train.bin'):
@@ -1098,35 +1086,8 @@ def merge_adapters(path):
     hub.merge_lora(path)
 
 
-def validation_loss(model, tokens, prefix, size, n, batch_size, amp, rank=0, world_size=1, compiled=None):
-    """The loss on windows of `size` tokens, at most n of them -> (sum in nats, number of tokens), for this process.
-
-    tokens: (N,) uint16. prefix: (N,) bool, tokens that do not count as targets, or None. compiled: the same model.
-    """
-    size = min(size, len(tokens) - 1)
-    n = min(n, (len(tokens) - 1) // size)
-    device = next(model.parameters()).device
-    results = []  # (mean loss, number of tokens) of each batch
-    for i in tqdm(range(rank * batch_size, n, world_size * batch_size), 'loss', leave=False, delay=3, disable=rank > 0):
-        k = min(batch_size, n - i)
-        ids = to_device(torch.from_numpy(tokens[i * size:(i + k) * size + 1].astype(np.int64)), device)
-        x, y = ids[:-1].view(k, size), ids[1:].view(k, size)
-        with torch.no_grad(), amp:
-            if prefix is None:
-                net = compiled if compiled and k == batch_size else model  # it would be compiled anew for another size
-                results.append((net(x, y), k * size))
-                continue
-            counts = torch.from_numpy(~prefix[i * size + 1:(i + k) * size + 1]).view(k, size).to(device)
-            for window, targets, counted in zip(x, y, counts):  # one at a time, since all its logits are in memory
-                logits = model(window[None])[0][counted].float()  # (n, V)
-                loss = F.cross_entropy(logits, targets[counted], reduction='sum')
-                results.append((loss / max(1, len(logits)), len(logits)))
-    total = sum(loss.item() * n_tokens for loss, n_tokens in results)  # read only now, so that a GPU does not wait
-    return total, sum(n_tokens for _, n_tokens in results)
-
-
 # -----------------------------------------------------------------------------
-# devices and processes
+# devices and processes: which ones to use, and how fast they are
 
 
 def choose_device(device='', dtype=''):
@@ -1141,7 +1102,8 @@ def choose_device(device='', dtype=''):
         device = 'mps' if torch.backends.mps.is_available() else 'cpu'
         if torch.cuda.is_available():
             device = 'cuda'
-    if device.startswith('cuda') and 'LOCAL_RANK' in os.environ:
+    is_cuda = device.startswith('cuda')
+    if is_cuda and 'LOCAL_RANK' in os.environ:
         check(device == 'cuda', f'torchrun gives each process its own GPU; use --device=cuda instead of {device}')
         local_rank, n_gpus = int(os.environ['LOCAL_RANK']), torch.cuda.device_count()
         check(local_rank < n_gpus, f'--nproc_per_node is larger than the number of GPUs, {n_gpus}')
@@ -1155,17 +1117,16 @@ def choose_device(device='', dtype=''):
         if 'no kernel image' in reason:
             reason = missing_kernels(device)
         fail(f'device {device!r} cannot be used here: {reason}')
-    is_cuda = device.startswith('cuda')
-    has_bfloat16 = is_cuda and torch.cuda.get_device_capability(device) >= (8, 0)
-    if device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.9 lacks it
-        has_bfloat16 = torch.cpu.get_capabilities().get('avx512_bf16')
-    if not dtype:
-        dtype = 'float16' if is_cuda else 'float32'
-        if has_bfloat16:
-            dtype = 'bfloat16'
-    check(dtype != 'bfloat16' or has_bfloat16 or not is_cuda,
-          f'{device} is too old for bfloat16, which begins with compute capability 8.0 (A100); use --dtype=float16')
-    return device, dtype
+    fastest = 'float32'
+    if is_cuda:
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        fastest = 'bfloat16' if has_bfloat16 else 'float16'
+        check(dtype != 'bfloat16' or has_bfloat16, f'{device} is too old for bfloat16, which begins with compute '
+              'capability 8.0 (A100); use --dtype=float16')
+    elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.9 lacks it
+        if torch.cpu.get_capabilities().get('avx512_bf16'):
+            fastest = 'bfloat16'
+    return device, dtype or fastest
 
 
 def missing_kernels(device):
@@ -1176,34 +1137,6 @@ def missing_kernels(device):
         cure = 'use a T4 or a newer card, or install the build of torch below 2.15 for CUDA 12.6 (cu126)'
     return (f'torch {torch.__version__} has no kernels for {torch.cuda.get_device_name(device)}, compute capability '
             f'{capability[0]}.{capability[1]}; {cure}, or use --device=cpu')
-
-
-def compile_model(model, x, y, amp):
-    """torch.compile(model), tried on the batch x, y; the model itself, with one line, where that does not work."""
-    net = torch.compile(model)
-    try:
-        with amp:
-            loss = net(x, y)
-        loss.backward()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as e:  # no C compiler, no Triton, a card older than a V100: the errors are of many kinds
-        torch._dynamo.reset()
-        reason = ' '.join(str(e).split()) or type(e).__name__
-        tqdm.write(f'torch.compile does not work here, so the training is slower: {reason:.200}')
-        net = model
-    model.zero_grad()
-    return net
-
-
-def smaller_batches(micro_batch_size, step_sequences):
-    """What to do when the memory does not suffice for so many sequences at once."""
-    for n in range(2, micro_batch_size + 1):
-        if micro_batch_size % n == 0:
-            smaller = micro_batch_size // n
-            return (f'--batch_size={smaller} --gradient_accumulation_steps={step_sequences // smaller} needs less and '
-                    'makes the same steps')
-    return 'a smaller --block_size or model needs less'
 
 
 def init_processes(device, dtype, backend=''):
@@ -1245,20 +1178,47 @@ def sum_over_ranks(numbers, device):
     return sums.tolist()
 
 
+def compile_model(model, x, y, amp):
+    """torch.compile(model), tried on the batch x, y; the model itself, with one line, where that does not work."""
+    net = torch.compile(model)
+    try:
+        with amp:
+            loss = net(x, y)
+        loss.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:  # no C compiler, no Triton, a card older than a V100: the errors are of many kinds
+        torch._dynamo.reset()
+        reason = ' '.join(str(e).split()) or type(e).__name__
+        tqdm.write(f'torch.compile does not work here, so the training is slower: {reason:.200}')
+        net = model
+    model.zero_grad()
+    return net
+
+
+def smaller_batches(micro_batch_size, step_sequences):
+    """What to do when the memory does not suffice for so many sequences at once."""
+    for n in range(2, micro_batch_size + 1):
+        if micro_batch_size % n == 0:
+            smaller = micro_batch_size // n
+            return (f'--batch_size={smaller} --gradient_accumulation_steps={step_sequences // smaller} needs less and '
+                    'makes the same steps')
+    return 'a smaller --block_size or model needs less'
+
+
 def matmul_rate(device, dtype, seconds=0.1):
     """Measured floating-point operations per second of a large matrix product, an upper bound for training here."""
     size = 4096 if device.startswith('cuda') else 1024
     a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     a[:64] @ a  # the first product loads the library
-    best = 0.0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    times = []
+    while sum(times) < seconds:
         synchronize(device)
         start = time.perf_counter()
         a @ a
         synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
 
 
 def synchronize(device):

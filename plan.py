@@ -200,11 +200,6 @@ def print_plan(model, batch, amp, optimizers, config, meta, epoch_tokens, device
         evaluated = n_evaluations * val_sequences / 3  # in sequences that also have a backward pass
         run = steps * (micro_steps * micro + update) + evaluated * micro / (sequences * world_size)
         largest = largest_batch(model, optimizers, 'bfloat16', 1e9 * GPUS[name][2])
-        print(f'time on one {name}, estimated: {duration(run)}{price(run, config)}; batch_size up to {largest:,}')
-
-
-def price(n_seconds, config):
-    """What so many seconds of a GPU cost, as text; '' without the key gpu_price."""
-    if not config['gpu_price']:
-        return ''
-    return f', ${n_seconds / 3600 * config["gpu_price"]:,.2f}'
+        dollars = run / 3600 * config['gpu_price']
+        price = f', ${dollars:,.2f}' if dollars else ''
+        print(f'time on one {name}, estimated: {duration(run)}{price}; batch_size up to {largest:,}')

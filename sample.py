@@ -1,5 +1,5 @@
 """
-Generate stories with a trained model, to the terminal or to a .jsonl, .json or .txt file.
+Generate stories with a trained model, to the terminal or to a .jsonl, .json, .csv or .txt file.
 
     python sample.py --out_dir=out/hindi --start="एक दिन"
     python sample.py --out_dir=out/hindi --start=FILE:data/hindi/prompts.txt --out=out/hindi/samples.jsonl
@@ -35,7 +35,7 @@ bad_words = []  # words that must not come: --bad_words="['डर', 'भूत']
 # output and system
 batch_size = 64  # stories that a process generates at a time
 seed = 1337  # story i uses seed + i
-out = ''  # a .jsonl, .json or .txt file; empty = the terminal
+out = ''  # a .jsonl, .json, .csv or .txt file; empty = the terminal
 device = ''  # 'cpu', 'cuda', 'cuda:1' or 'mps'; empty = the fastest here
 dtype = ''  # 'float32', 'bfloat16' or 'float16'; empty = float32 on a CPU, else the fastest on the device
 quantize = ''  # 'int8' = 8-bit weights; on a CPU, a few stories are generated twice as fast
@@ -43,7 +43,9 @@ quantize = ''  # 'int8' = 8-bit weights; on a CPU, a few stories are generated t
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'sample.py')))  # in a notebook: the working directory
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
+import csv
 import datetime
+import io
 import itertools
 import json
 import re
@@ -161,6 +163,19 @@ def gather_stories(stories):
     return sorted(itertools.chain(*parts), key=lambda story: story['id'])
 
 
+def as_csv(stories):
+    """The stories as a table with a header. Each of the words is in a column of its own."""
+    rows = []
+    for story in stories:
+        words = story.pop('words', {})
+        rows.append(story | words | story)  # a word that is called `prompt` does not replace the prompt
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
 def write_stories(stories):
     """Print the stories, or write them to `out` in the format of its ending."""
     texts = [story['story'] for story in stories]
@@ -172,6 +187,8 @@ def write_stories(stories):
         write_text(out, ''.join(lines))
     elif ending == '.json':
         write_json(out, stories)
+    elif ending == '.csv':
+        write_text(out, as_csv(stories))
     else:
         write_text(out, '\n\n<|endoftext|>\n\n'.join(texts) + '\n')
     n_ended = sum(story['ended'] == 'eos' for story in stories)
@@ -189,7 +206,8 @@ for key, (low, high) in limits.items():
     check(low <= config[key] <= high, f'{key} is {config[key]}; it must be from {low} to {high}')
 check(all(isinstance(word, str) for word in bad_words), f'bad_words is {bad_words}; it must be a list of texts')
 ending = os.path.splitext(out)[1].lower()
-check(ending in ('.jsonl', '.json', '.txt') or not out, f'out is {out!r}; it must end in .jsonl, .json or .txt')
+check(not out or ending in ('.jsonl', '.json', '.csv', '.txt'),
+      f'out is {out!r}; it must end in .jsonl, .json, .csv or .txt')
 check(not os.path.isdir(out), f'out is {out!r}, which is a folder')
 check(init_from != 'resume' or os.path.isdir(out_dir), f'{out_dir} is no folder; train first or set --out_dir')
 
@@ -197,8 +215,6 @@ check(init_from != 'resume' or os.path.isdir(out_dir), f'{out_dir} is no folder;
 rank = int(os.environ.get('RANK', 0))
 world_size = int(os.environ.get('WORLD_SIZE', 1))
 device, fastest_dtype = choose_device(device, dtype)
-if device == 'cuda':
-    device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'
 if not dtype:
     dtype = 'float32' if device == 'cpu' else fastest_dtype
 check(quantize in ('', 'int8'), f"quantize is {quantize!r}; use 'int8'")

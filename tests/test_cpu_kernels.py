@@ -62,8 +62,8 @@ def test_many_sequences_in_bfloat16_agree_with_float32():
 
 
 def test_even_attention_to_many_large_values_does_not_overflow_float16():
-    config = small_gpt(block_size=1024, n_head=2, n_layer=1).config
-    store = cpu_kernels.PagedKV(config, 8, 1024, torch.bfloat16)
+    model = small_gpt(block_size=1024, n_head=2, n_layer=1).bfloat16()
+    store = cpu_kernels.PagedKV(model.config, 8, 1024, model.wte.weight)
     store.values.fill_(100.0)  # 1024 of them sum to more than float16 holds
     store.begin_step(torch.full((8,), 1023))
     q = torch.zeros(8, 2, 1, 16)

@@ -139,7 +139,8 @@ on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CU
 
 
 @on_a_card
-@pytest.mark.parametrize('settings', [{}, {'repetition_penalty': 1.3, 'no_repeat_ngram': 3, 'bad_words': [[7], [5, 6]]}])
+@pytest.mark.parametrize('settings', [
+    {}, {'repetition_penalty': 1.3, 'no_repeat_ngram': 3, 'bad_words': [[7], [5, 6]]}])
 def test_a_card_generates_what_a_cpu_does(settings):
     model = small_gpt(vocab_size=20, block_size=40, n_kv_head=2).double()
     settings = settings | {'n': 60, 'seeds': range(30), 'eos': 3, 'batch_size': 7}

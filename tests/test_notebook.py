@@ -307,3 +307,21 @@ def test_it_finds_the_gpu_and_keeps_the_torch_that_is_there(notebook):
     assert '100000 hindi-grammar-gpu' in text(book)
     book = notebook('settings setup', torch=TORCH.replace('2.9.0', '2.4.1'))
     assert 'stopped: this machine has torch 2.4.1+cpu' in errors(book)[0][0]
+
+
+# -----------------------------------------------------------------------------
+# model.ipynb
+
+
+@pytest.mark.slow
+def test_the_model_notebook_runs_twice_in_one_kernel(project):
+    """What it compares differs by rounding only. The outputs of one run are saved in it."""
+    saved = nbformat.read(PROJECT / 'model.ipynb', 4)
+    code = [cell for cell in saved.cells if cell.cell_type == 'code']
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.source) for cell in code * 2])
+    execute(book, project.path)
+    for run, times in ((saved, 1), (book, 2)):
+        assert not errors(run), errors(run)
+        assert text(run).count('Transformers computes the same logits.') == times
+        assert text(run).count('the same text: True') == times

@@ -1,11 +1,13 @@
 """Generating stories through the command line."""
 
+import csv
 import itertools
 
 import pytest
 
 import hub
-from model import generate
+from files import normalize, read_texts
+from model import generate, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -54,6 +56,28 @@ def test_stories_in_files(trained):
     trained.run(*command, '--out=stories.txt')
     text = (trained.path / 'stories.txt').read_text(encoding='utf-8')
     assert text.strip().split('\n\n<|endoftext|>\n\n') == [row['story'] for row in rows]
+    trained.run(*command, '--out=stories.csv')
+    assert table(trained, 'stories.csv') == [{key: str(value) for key, value in row.items()} for row in rows]
+    assert list(read_texts(str(trained.path / 'stories.csv'))) == [normalize(row['story']) for row in rows]
+
+
+def table(project, path):
+    """The rows of a .csv file."""
+    with open(project.path / path, encoding='utf-8', newline='') as f:
+        return list(csv.DictReader(f))
+
+
+@pytest.mark.slow
+def test_words_are_columns_of_a_csv(trained):
+    """A word that the template calls `prompt` does not replace the prompt."""
+    checkpoint = load_checkpoint(str(trained.path / 'out/sample/best.pt'))
+    checkpoint['meta']['story_template'] = '{noun}, {prompt}\n{text}'
+    save_checkpoint(str(trained.path / 'out/words/best.pt'), checkpoint)
+    trained.run('sample.py', '--out_dir=out/words', '--words=नदी, लाल', '--start=एक दिन', '--num_samples=2',
+                '--max_new_tokens=5', '--out=words.csv')
+    rows = table(trained, 'words.csv')
+    assert list(rows[0]) == ['id', 'prompt', 'story', 'seed', 'ended', 'noun']
+    assert [(row['id'], row['prompt'], row['noun']) for row in rows] == [('0', 'एक दिन', 'नदी'), ('1', 'एक दिन', 'नदी')]
 
 
 @pytest.mark.slow
