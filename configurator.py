@@ -44,9 +44,10 @@ _TOML_COMMANDS = {
     'input_file': 'python prepare.py --source={input_file} --dataset=mine --tokenizer={model_name} --trim=False && '
                   'python train.py config/finetune_gpt2.py --dataset=mine --init_from={model_name} '
                   '--out_dir={model_folder} --lora_rank={lora_rank} --block_size={max_seq_len} --device={device}',
-    'output_file': 'python sample.py --out_dir={model_folder} --start=… --max_new_tokens={max_new_tokens} '
-                   '--temperature={temperature} --top_k={top_k} --top_p={top_p} --bad_words={bad_words} '
-                   '--repetition_penalty={repetition_penalty} --quantize={quantize} --device={device}'}
+    'output_file': 'python sample.py --out_dir={model_folder} --start=… --out={output_file} '
+                   '--max_new_tokens={max_new_tokens} --temperature={temperature} --top_k={top_k} --top_p={top_p} '
+                   '--bad_words={bad_words} --repetition_penalty={repetition_penalty} --quantize={quantize} '
+                   '--device={device}'}
 _PACKAGES = {'google': 'protobuf', 'google.protobuf': 'protobuf'}  # where the package has another name than its module
 _here = globals()['here']  # the folder of the script
 
