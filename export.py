@@ -4,9 +4,11 @@ Export a model for other programs: out_dir -> out, a folder with the weights, th
     python export.py --out_dir=out/hindi                                 # for Transformers
     python export.py --out_dir=out/hindi --format=gguf --dtype=float16   # for llama.cpp and Ollama
     python export.py --out_dir=out/hindi --format=llama2c                # for run.c of llama2.c
+    python export.py --out_dir=out/hindi --format=page                   # story.html generates stories in a browser
     python export.py --out_dir=out/hindi --push=user/kahani-hindi        # upload it; run hf auth login first
 
 The model becomes a Llama, a Qwen3 (qk_norm) or a GPT-2 (learned positions), which those programs can already run.
+The page computes any GPT of model.py by itself: story_template.html has the code.
 """
 
 import os
@@ -15,22 +17,24 @@ import os
 # input and output
 out_dir = 'out/hindi'  # a folder of train.py, nanoGPT's or llama2.c's model, a Hugging Face folder or name[@revision]
 tokenizer = ''  # for nanoGPT's and llama2.c's models: a name as for prepare.py; empty = the model's own, or beside it
-format = 'hf'  # 'hf', 'llama2c' or 'gguf'
+format = 'hf'  # 'hf', 'llama2c', 'gguf' or 'page'
 out = ''  # the folder to write; empty = out_dir/<format>
 dtype = 'float32'  # of the weights in hf and gguf: 'float32', 'bfloat16' or 'float16'
 push = ''  # user/name: upload the folder to this model on the Hugging Face hub
 # model card
 license = ''  # license of the weights, by its name on the hub, such as mit; empty = the card names none
 language = ''  # language code of the stories, such as hi; empty = by the name of the dataset
+dataset = ''  # data set of the training on the hub, such as user/kahani; empty = the source of the training data
 examples = 3  # sample stories in the card
 start = ''  # how the sample stories begin
 seed = 1337  # sample story i uses seed + i
-temperature = 0.8  # for the sample stories, the card's example and Ollama
-max_new_tokens = 300  # a sample story is cut off there
+temperature = 0.8  # for the sample stories, the card's example, Ollama and the page
+max_new_tokens = 300  # a sample story is cut off there, and one of the page
 # -----------------------------------------------------------------------------
 here = os.path.dirname(os.path.abspath(globals().get('__file__', 'export.py')))  # in a notebook: the working directory
 exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
+import base64
 import dataclasses
 import json
 import re
@@ -42,21 +46,29 @@ import torch
 from safetensors import SafetensorError
 
 import hub
-from files import (ISO_CODES, check, check_push, check_writable, fail, lock, loss_measures, quote_markdown, write_json,
-                   write_text)
+from files import (ISO_CODES, VERSION, check, check_push, check_writable, fail, hide_folders, lock, loss_measures,
+                   quote_markdown, template_of, write_json, write_text)
 from model import GPT, export_problems, generate
-from tokenizer import WORDS, byte_characters, word_pattern
+from tokenizer import WORDS, byte_characters, read_json, word_pattern
 
-MAIN_FILES = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf'}
+MAIN_FILES = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf', 'page': 'story.html'}
 PREFIXES = {'llama': 'model.', 'qwen3': 'model.', 'gpt2': 'transformer.'}
-CLASSES = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM', 'gpt2': 'GPT2LMHeadModel'}
+CLASSES = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM', 'gpt2': 'GPT2LMHeadModel', 'gpt': 'GPT'}
+INTENDED_USE = (
+    'To generate short stories from an opening, to show in class how a language model works, and for experiments with '
+    'small models. It is not for facts, advice, or anything that somebody relies on.')
+LIMITATIONS = (
+    'A model this small knows little beyond its stories. It loses the thread and repeats itself, nothing in a story is '
+    'reliable, and it is not tuned to be safe: read a story before you read it to a child.')
 
 # -----------------------------------------------------------------------------
 # the model, as other programs see it
 
 
 def model_type():
-    """'llama', 'qwen3' or 'gpt2'. Fails when the format cannot hold the model."""
+    """'llama', 'qwen3', 'gpt2' or, for the page, 'gpt'. Fails when the format cannot hold the model."""
+    if format == 'page':
+        return 'gpt'
     problem = export_problems(gpt)[format]
     if problem:
         fail(f'{problem}, which the format {format} needs')
@@ -110,8 +122,8 @@ def read_bpe():
 
 
 # -----------------------------------------------------------------------------
-# Transformers. Each of the functions write_hf, write_llama2c and write_gguf fills a folder and returns a note for the
-# user, or ''.
+# Transformers. Each of the functions write_hf, write_llama2c, write_gguf and write_page fills a folder and returns a
+# note for the user, or ''.
 
 
 def write_hf(folder):
@@ -331,11 +343,98 @@ def add_gguf_tokenizer(writer):
 
 
 # -----------------------------------------------------------------------------
+# the page
+
+
+MAX_PAGE_WEIGHTS = 300_000_000  # browsers limit a text to 512 MB, and a weight takes 1.33 bytes
+# what the page knows of tokenizer.json: the types of its steps, and the syntax of regular expressions
+PAGE_STEPS = {
+    'normalizer': {'Sequence', 'NFC', 'NFD', 'NFKC', 'NFKD', 'Prepend', 'Replace', 'Strip', 'Precompiled'},
+    'pre_tokenizer': {'Sequence', 'Split', 'Digits', 'ByteLevel', 'Metaspace'},
+    'decoder': {'Sequence', 'Replace', 'ByteFallback', 'Fuse', 'Strip', 'ByteLevel', 'Metaspace'}}
+ESCAPE = r'\\[pP]\{\w+\}|\\x\{\w+\}|\\[sSdrnt]'
+PAGE_REGEX = (fr'(?:{ESCAPE}|\[\^?(?:{ESCAPE}|[^][\\&+*?])+\]|\(\?i:[a-z\'|]*\)|\(\?[:!=]|\((?!\?)|[+*?]\+?|'
+              r'\{[\d,]+\}(?!\+)|[^][\\{}()+*?]|\))*')
+
+
+def write_page(folder):
+    """Write story.html: story_template.html with the model, its tokenizer and its card as JSON without any <."""
+    path = os.path.join(here, 'story_template.html')
+    check(os.path.exists(path), 'story_template.html is missing: copy it beside export.py')
+    if model.n_params() > MAX_PAGE_WEIGHTS:
+        fail(f'a browser cannot open a page with {model.n_params():,} weights; --format=gguf is for large models')
+    check_page_tokenizer()
+    with open(path, encoding='utf-8') as f:
+        before, _, after = f.read().partition('{{data}}')
+    weights, tensors = quantized_weights()
+    strips_space = adds_space and tok.decode(tok.encode('a')) == 'a'
+    data = {
+        'title': title, 'language': language_code, 'n_params': f'{model.n_params():,}', 'start': start,
+        'examples': openings(), 'template': template_of(checkpoint).removesuffix('{text}'), 'temperature': temperature,
+        'max_new_tokens': max_new_tokens, 'seed': seed, 'about': [INTENDED_USE, LIMITATIONS], 'tables': facts(),
+        'tokenizer': spec, 'bos': tok.bos, 'ends': tok.ends, 'is_byte_level': is_byte_level,
+        'strips_space': strips_space, 'config': dataclasses.asdict(gpt), 'tensors': tensors,
+        'weights': base64.b64encode(weights).decode()}
+    text = json.dumps(data, ensure_ascii=False).replace('<', '\\u003c')
+    write_text(os.path.join(folder, main_file), before + text + after)
+    return ''
+
+
+def check_page_tokenizer():
+    """Fail if the page does not know a part of the tokenizer."""
+    read_bpe()
+    unknown = set()
+    for part, known_types in PAGE_STEPS.items():
+        steps = json.dumps(spec[part])
+        unknown |= set(re.findall(r'"type": "(\w+)"', steps)) - known_types
+        unknown |= set(re.findall(r'"behavior": "(?!Isolated)\w+"|"invert": true', steps))
+        for pattern in re.findall(r'"Regex": ("(?:[^"\\]|\\.)*")', steps):
+            if not re.fullmatch(PAGE_REGEX, json.loads(pattern)):
+                unknown.add(pattern)
+    for key in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'):
+        if spec['model'].get(key):
+            unknown.add(key)
+    for token in spec['added_tokens']:
+        if not token['special'] and (token['single_word'] or token['lstrip'] or token['rstrip']):
+            unknown.add(token['content'])
+    if not spec['decoder']:
+        unknown.add('empty decoder')
+    if unknown:
+        fail(f"the page does not know this tokenizer's {min(unknown):.80}; --format=hf takes any")
+
+
+def quantized_weights():
+    """The weights by model.py's names -> (bytes, [(name, rows, columns), …] in their order).
+
+    A vector is stored in float32, with columns = 0; a matrix as a float32 scale for each row, then its rows in int8.
+    """
+    parts, tensors = [], []
+    for name, weight in model.state_dict().items():
+        if name == 'head.weight' and gpt.tie_weights:
+            continue
+        weight = weight.float()
+        if not weight.isfinite().all():
+            fail(f'{out_dir}: the weights {name} contain NaN or infinity; train again with a lower learning rate')
+        if weight.dim() == 1:
+            tensors.append((name, len(weight), 0))
+            parts.append(weight)
+        else:
+            tensors.append((name, *weight.shape))
+            scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127  # (rows, 1)
+            parts += [scale, (weight / scale).round().to(torch.int8)]
+    return b''.join(part.numpy().tobytes() for part in parts), tensors
+
+
+# -----------------------------------------------------------------------------
 # the model card
+
+TRAINING_KEYS = ('init_from', 'batch_size', 'gradient_accumulation_steps', 'block_size', 'optimizer', 'learning_rate',
+                 'min_lr', 'warmup_iters', 'max_iters', 'weight_decay', 'beta1', 'beta2', 'grad_clip', 'dropout',
+                 'seed')
 
 
 def sample_stories():
-    """The stories of the card."""
+    """The stories of the card, without the words that a story_template puts in front."""
     text = start.encode('utf-8', 'replace').decode()  # the command line may contain bytes that are not UTF-8
     prompt = [tok.bos, *tok.encode(text)]
     n = min(max_new_tokens, gpt.block_size - len(prompt))
@@ -345,21 +444,76 @@ def sample_stories():
     for step in generate(model, stories, n, tok.ends, seeds, temperature):
         for i, token in step:
             stories[i].append(token)
-    return [tok.decode(ids) for ids in stories]
+    return [without_words(tok.decode(ids)) for ids in stories]
 
 
-TRAINING_KEYS = ('init_from', 'batch_size', 'gradient_accumulation_steps', 'block_size', 'optimizer', 'learning_rate',
-                 'min_lr', 'warmup_iters', 'max_iters', 'weight_decay', 'beta1', 'beta2', 'grad_clip', 'dropout',
-                 'seed')
+def without_words(story):
+    """A generated story without the words that a story_template puts in front, if it begins with some."""
+    first, *literals = re.split(r'\{\w+\}', template_of(checkpoint).removesuffix('{text}'))
+    rest = story.removeprefix(first)
+    for literal in literals:
+        word, _, rest = rest.partition(literal or '\n')
+        if not rest or len(word) > 30 or re.search('[.!?।\n]', word):
+            return story
+    return rest
+
+
+def openings():
+    """`start`, or else the first four words of each sample story: examples of a prompt."""
+    texts = [start] if start else [' '.join(story.split()[:4]) for story in stories]
+    return [text for text in dict.fromkeys(texts) if text]
+
+
+def data_and_measures():
+    """What the checkpoint says of its data set, as in meta.json, and all measures of the model -> two dicts.
+
+    The measures are those of the validation loss, and the exams and grades in results.json of evaluate.py.
+    """
+    data, measures = {}, {}
+    meta = checkpoint.get('meta')
+    results_path = os.path.join(run_dir, 'results.json')
+    results = read_json(results_path) if os.path.exists(results_path) else {}
+    name = os.path.basename(os.path.abspath(run_dir))  # the name of a model in results.json
+    try:
+        if meta:
+            data = {'source': meta.get('config', {}).get('source'), 'tokenizer': hide_folders(str(meta['tokenizer']))}
+            for unit in ('stories', 'tokens', 'bytes'):
+                for split in ('train', 'val'):
+                    data[f'{unit}, {split}'] = int(meta[unit][split])
+            measures |= loss_measures(checkpoint['best_val_loss'], meta)
+        for exam, phenomena in results.get('exam', {}).get(name, {}).items():
+            measures[f'exam, {exam}'] = float(phenomena['all']['mean'])
+        for judge, grades in results.get('models', {}).get(name, {}).get('grades', {}).items():
+            for criterion, estimate in grades.items():
+                if estimate:
+                    measures[f'{criterion}, by {judge}'] = float(estimate['mean'])
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as e:
+        fail(f'{out_dir}: what its checkpoint or results.json says of the data set is damaged ({type(e).__name__})')
+    return data, measures
+
+
+def facts():
+    """What is known of the model -> {heading: {name: text}}."""
+    training = {'step': checkpoint.get('step', checkpoint.get('iter_num'))}  # the latter is nanoGPT's
+    training |= {key: run_config.get(key) for key in TRAINING_KEYS}
+    training['nanokahani'] = checkpoint.get('version')
+    data, measures = data_and_measures()
+    sections = {
+        'Model': {'parameters': model.n_params()} | dataclasses.asdict(gpt) | {'dtype': stored_dtype},
+        'Training': training, 'Data': data,
+        'Evaluation': {name.replace('_', ' '): f'{value:.4f}' for name, value in measures.items()}}
+    for rows in sections.values():
+        for name, value in list(rows.items()):
+            if value is None:
+                del rows[name]
+            else:
+                rows[name] = f'{value:,}' if type(value) is int else f'{value!s:.200}'
+    return sections
 
 
 def table(heading, rows):
-    """A section with a table of the values that are not None."""
-    lines = []
-    for name, value in rows.items():
-        if value is not None:
-            text = f'{value:,}' if type(value) is int else f'{value!s:.200}'
-            lines.append(f'| {name} | {quote_markdown(text)} |\n')
+    """A section of the card with a table."""
+    lines = [f'| {quote_markdown(name)} | {quote_markdown(text)} |\n' for name, text in rows.items()]
     if not lines:
         return ''
     return f'\n## {heading}\n\n| | |\n| --- | --- |\n{"".join(lines)}'
@@ -367,6 +521,8 @@ def table(heading, rows):
 
 def usage():
     """How to generate a story with the exported model."""
+    if format == 'page':
+        return f'Open {main_file} in a browser. It needs no network.'
     if format == 'gguf':
         return ('```sh\nollama create story -f Modelfile && ollama run story\n'
                 f'llama-completion -no-cnv -m {main_file} --temp {temperature}\n```')
@@ -382,50 +538,39 @@ def usage():
             'print(stories[0]["generated_text"])\n```')
 
 
-def data_and_loss():
-    """What the checkpoint says of its data set, as in meta.json, and its validation loss."""
-    meta = checkpoint.get('meta')
-    if not meta:
-        return {}
-    try:
-        rows = {'tokenizer': str(meta['tokenizer'])}
-        for unit in ('stories', 'tokens', 'bytes'):
-            for split in ('train', 'val'):
-                rows[f'{unit}, {split}'] = int(meta[unit][split])
-        measures = loss_measures(checkpoint['best_val_loss'], meta)
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as e:
-        fail(f'{out_dir}: what its checkpoint says of the data set is damaged ({type(e).__name__})')
-    for key, value in measures.items():
-        name = 'validation loss, nats per token' if key == 'val_loss' else key.replace('_', ' ')
-        rows[name] = f'{value:.4f}'
-    return rows
+def hub_metadata():
+    """The first lines of the card: YAML with what the hub reads."""
+    from huggingface_hub import EvalResult, ModelCardData
+    data, measures = data_and_measures()
+    source = re.match(r'hf:([\w-][\w.-]*/[\w.-]+)', str(data.get('source')))
+    on_the_hub = dataset or (source[1] if source else None)
+    name = on_the_hub or run_dataset or 'stories'
+    results = []
+    for measure, value in measures.items():
+        split = None if ', ' in measure else 'validation'  # exams and grades are not of the data set's stories
+        results.append(EvalResult(
+            task_type='text-generation', dataset_type=name, dataset_name=name, dataset_split=split,
+            metric_type=measure, metric_name=measure.replace('_', ' '), metric_value=round(value, 4)))
+    return ModelCardData(
+        language=language_code or None, license=license or None, tags=['nanokahani', format],
+        library_name='transformers' if format == 'hf' else None, pipeline_tag='text-generation',
+        datasets=[on_the_hub] if on_the_hub else None,
+        model_name=title if results else None, eval_results=results or None,
+        widget=[{'text': text} for text in openings()] or None).to_yaml()
 
 
 def card(notes):
-    """The text of README.md. Its first lines are YAML for the hub."""
-    config = checkpoint.get('config')
-    if not isinstance(config, dict):  # another program can store it in another form
-        config = {}
-    dataset = str(config.get('dataset', ''))
-    code = language or next((code for name, code in ISO_CODES.items() if name in dataset), '')
-    front = ['pipeline_tag: text-generation', f'tags: [nanokahani, {format}]']
-    if license:
-        front.append(f'license: {json.dumps(license)}')
-    if format == 'hf':
-        front.append('library_name: transformers')
-    if code:
-        front.append(f'language: {json.dumps(code)}')
-    front = '\n'.join(front)
-    trained_on = f', trained on {quote_markdown(dataset)}' if dataset else ''
-    shape = {'parameters': model.n_params()} | dataclasses.asdict(gpt) | {'dtype': dtype}
-    training = {'step': checkpoint.get('step', checkpoint.get('iter_num'))}  # the latter is nanoGPT's
-    training |= {key: config.get(key) for key in TRAINING_KEYS}
-    stories = ''
-    for story in sample_stories():
+    """The text of README.md."""
+    trained_on = f', trained on {quote_markdown(run_dataset)}' if run_dataset else ''
+    tables = ''.join(table(heading, rows) for heading, rows in facts().items())
+    quoted_stories = ''
+    for story in stories:
         lines = [f'> {quote_markdown(line)}\n' for line in story.splitlines()]
-        stories += f'\n{"".join(lines)}\n---\n'
+        quoted_stories += f'\n{"".join(lines)}\n---\n'
+    plain_title = re.sub(r'[^\w .-]', ' ', title)  # for BibTeX
+    address = f'  howpublished = {{https://huggingface.co/{push}}},\n' if push else ''
     return f'''---
-{front}
+{hub_metadata()}
 ---
 # {quote_markdown(title)}
 
@@ -434,17 +579,28 @@ A {CLASSES[kind]} with {model.n_params():,} parameters that writes short stories
 {usage()}
 
 {notes}
-{table('Model', shape)}{table('Training', training)}{table('Data and loss', data_and_loss())}
+
+## Intended use
+
+{INTENDED_USE}
+{tables}
 ## Stories
 
 The first {examples}, at temperature {temperature}, with seeds from {seed}.
-{stories}
+{quoted_stories}
 ## Limitations
 
-A model this small knows little beyond its stories. It loses the thread and repeats itself, nothing in a story is
-reliable, and it is not tuned to be safe: read a story before you read it to a child. A prompt and its story together
-have at most {gpt.block_size:,} tokens.
-{table('License', {'weights': license or None})}'''
+{LIMITATIONS} A prompt and its story together have at most {gpt.block_size:,} tokens.
+
+## Citation
+
+```bibtex
+@misc{{story_model,
+  title = {{{plain_title}: a language model of {model.n_params():,} parameters for short stories}},
+{address}  note = {{made with nanokahani {VERSION}}}
+}}
+```
+{table('License', {'weights': license} if license else {})}'''
 
 
 # -----------------------------------------------------------------------------
@@ -453,7 +609,7 @@ have at most {gpt.block_size:,} tokens.
 
 def write_folder():
     """Write all files into a temporary folder, then move them to `out` -> (their names, what the user should know)."""
-    writers = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf}
+    writers = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf, 'page': write_page}
     path = os.path.abspath(out)
     folder = tempfile.mkdtemp(dir=os.path.dirname(path), prefix=f'{os.path.basename(path)}.tmp')
     try:
@@ -482,9 +638,9 @@ def upload(names):
     print(f'uploaded to {api.endpoint}/{push}')
 
 
-check(format in MAIN_FILES, f"format is {format!r}; use 'hf', 'llama2c' or 'gguf'")
+check(format in MAIN_FILES, f"format is {format!r}; use 'hf', 'llama2c', 'gguf' or 'page'")
 check(dtype in ('float32', 'bfloat16', 'float16'), f"dtype is {dtype!r}; use 'float32', 'bfloat16' or 'float16'")
-check(format != 'llama2c' or dtype == 'float32', 'run.c reads float32 only; leave --dtype out')
+check(format in ('hf', 'gguf') or dtype == 'float32', 'dtype is for hf and gguf; llama2c has float32, page int8')
 check(0 <= examples <= 1000, f'examples is {examples}; it must be from 0 to 1000')
 check(max_new_tokens >= 1, f'max_new_tokens is {max_new_tokens}; it must be at least 1')
 check(0 <= temperature < 1e6, f'temperature is {temperature}; it must be at least 0')
@@ -500,7 +656,7 @@ elif not os.path.isdir(out_dir):  # a name on the hub
 named_folder = out or run_dir
 out = out or os.path.join(run_dir, format)
 main_file = MAIN_FILES[format]
-is_file = os.path.isfile(out) or out.endswith(('.bin', '.gguf', '.safetensors', '.pt'))
+is_file = os.path.isfile(out) or out.endswith(('.bin', '.gguf', '.safetensors', '.pt', '.html'))
 check(not is_file, f'out is {out!r}; it must be a folder, for {main_file} and the files that belong to it')
 is_export = os.path.exists(os.path.join(out, main_file))
 check(is_export or not os.path.isdir(out) or not os.listdir(out), f'{out} contains other files; name a new folder')
@@ -515,8 +671,14 @@ is_byte_level = 'ByteLevel' in json.dumps([spec['pre_tokenizer'], spec['normaliz
 text = ''.join(tok.backend.encode('a', add_special_tokens=False).tokens)
 adds_space = text.startswith(('▁', 'Ġ'))  # the tokenizer puts a space before every text, as SentencePiece does
 title = push.split('/')[-1] or os.path.basename(os.path.abspath(run_dir))
+run_config = checkpoint.get('config')
+run_config = hide_folders(run_config) if isinstance(run_config, dict) else {}  # it may be another program's
+run_dataset = str(run_config.get('dataset', ''))
+language_code = language or next((code for name, code in ISO_CODES.items() if name in run_dataset), '')
+stored_dtype = 'int8' if format == 'page' else dtype
 check_writable(out, named_folder)
 lock(os.path.abspath(out))
+stories = sample_stories()
 try:
     names, notes = write_folder()
 except (OSError, SafetensorError) as e:

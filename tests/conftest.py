@@ -113,6 +113,23 @@ def chat_server(server):
     return functools.partial(server, 'chat_server.py')
 
 
+@pytest.fixture(scope='module')
+def browser():
+    """A headless Chromium."""
+    webdriver = pytest.importorskip('selenium.webdriver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which('chromium') or shutil.which('google-chrome') or ''
+    driver = shutil.which('chromedriver')
+    if not options.binary_location or not driver:
+        pytest.skip('no chromium with chromedriver here: apt-get install chromium chromium-driver')
+    for argument in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage'):
+        options.add_argument(argument)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
 @pytest.fixture
 def project(tmp_path):
     return Project(tmp_path)

@@ -597,22 +597,6 @@ def test_asked_words_that_a_story_uses(project):
 # the page
 
 
-@pytest.fixture
-def browser():
-    webdriver = pytest.importorskip('selenium.webdriver')
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which('chromium') or shutil.which('google-chrome') or ''
-    driver = shutil.which('chromedriver')
-    if not options.binary_location or not driver:
-        pytest.skip('no chromium with chromedriver here: apt-get install chromium chromium-driver')
-    for argument in ('--headless=new', '--no-sandbox', '--disable-dev-shm-usage'):
-        options.add_argument(argument)
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
-
-
 @pytest.mark.slow
 def test_the_page_in_a_browser(project, judge, browser):
     """3,015 stories, one hostile, at two widths: filters, search, order, scrolling, no error, nothing loaded."""

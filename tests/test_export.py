@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from conftest import Project
 from torch.nn import functional as F
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+import files
 import hub
 from model import GPT, GPTConfig, generate, save_checkpoint
 from tokenizer import Tokenizer
@@ -181,19 +183,31 @@ def test_padding_is_not_the_end_where_bos_and_eos_are_one_token(trained):
 
 @pytest.mark.slow
 def test_the_card_has_the_figures_of_the_run(trained):
-    import yaml
+    results = {'models': {'llama': {'grades': {'m': {'grammar': {'mean': 7.25}, 'logic': None}}}},
+               'exam': {'llama': {'hindi': {'all': {'mean': 0.61}}}}}
+    (trained.path / 'out/llama/results.json').write_text(json.dumps(results), encoding='utf-8')  # of evaluate.py
     trained.run('export.py', '--out_dir=out/llama', '--examples=2', '--start=रवि', '--license=cc-by-4.0',
-                '--language=hi', '--out=out/card')
-    card = (trained.path / 'out/card/README.md').read_text(encoding='utf-8')
-    _, front, body = card.split('---\n', 2)
-    assert yaml.safe_load(front) == {'license': 'cc-by-4.0', 'pipeline_tag': 'text-generation', 'language': 'hi',
-                                     'tags': ['nanokahani', 'hf'], 'library_name': 'transformers'}
+                '--language=hi', '--dataset=me/stories', '--out=out/card')
+    card = huggingface_hub.ModelCard.load(trained.path / 'out/card/README.md')
     meta, log = trained.json('data/tiny/meta.json'), trained.jsonl('out/llama/log.jsonl')[-1]
+    front = card.data.to_dict()
+    results = front.pop('model-index')
+    assert front == {'license': 'cc-by-4.0', 'pipeline_tag': 'text-generation', 'language': 'hi',
+                     'tags': ['nanokahani', 'hf'], 'library_name': 'transformers', 'datasets': ['me/stories'],
+                     'widget': [{'text': 'रवि'}]}
+    assert results[0]['name'] == 'llama'
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    losses = {key: round(log[key], 4) for key in ('val_loss', 'perplexity', 'bits_per_byte')}
+    assert results == losses | {'exam, hindi': 0.61, 'grammar, by m': 7.25}
+    body = card.text
     n_params = hub.load(str(trained.path / 'out/llama'))[0].n_params()
     for figure in (f'{n_params:,}', f'{meta["stories"]["train"]:,}', f'{meta["tokens"]["val"]:,}', 'cc-by-4.0',
-                   f'{log["val_loss"]:.4f}', f'{log["bits_per_byte"]:.4f}', '| learning_rate | 0.01 |'):
+                   f'{log["val_loss"]:.4f}', f'{log["bits_per_byte"]:.4f}', '| learning_rate | 0.01 |',
+                   f'| nanokahani | {files.VERSION} |', f'nanokahani {files.VERSION}}}'):
         assert figure in body, figure
-    assert body.count('\n> रवि') == 2 and '## Limitations' in body and '"out/card"' in body
+    for heading in ('Intended use', 'Training', 'Evaluation', 'Stories', 'Limitations', 'Citation'):
+        assert f'\n## {heading}\n' in body
+    assert body.count('\n> रवि') == 2 and '"out/card"' in body
 
     trained.run('export.py', '--out_dir=out/llama', '--examples=0', '--out=out/card')
     assert 'icense' not in (trained.path / 'out/card/README.md').read_text(encoding='utf-8')
@@ -227,19 +241,19 @@ HOSTILE = '<img src=x onerror=alert(1)>\x1b[31m\n---\n# big | **bold** `code` [a
 @pytest.mark.slow
 def test_the_card_quotes_what_comes_from_files(trained, tokenizer):
     """A checkpoint from elsewhere with markup in its values, in a folder with markup in its name."""
-    import yaml
     folder = trained.path / 'out' / '[x](y) **z** <b>'
     random_checkpoint(trained, tokenizer).rename(folder)
     checkpoint = torch.load(folder / 'best.pt', weights_only=True)
     checkpoint['config'] = {'dataset': HOSTILE, 'init_from': '/home/ravi/secret/model', 'optimizer': HOSTILE,
                             'seed': []}
     checkpoint['meta'] = {'tokenizer': HOSTILE, 'stories': {'train': 1, 'val': 1}, 'tokens': {'train': 9, 'val': 9},
-                          'bytes': {'train': 9, 'val': 9}}
+                          'bytes': {'train': 9, 'val': 9}, 'config': {'source': 'hf:MaxLSB/LeCarnet:train'}}
     save_checkpoint(str(folder / 'best.pt'), checkpoint | {'best_val_loss': 1.0})
     trained.run('export.py', f'--out_dir={folder}', '--examples=3', '--license=x\n---\n# y', f'--out={folder}/card')
-    card = (folder / 'card/README.md').read_text(encoding='utf-8')
-    _, front, body = card.split('---\n', 2)
-    assert yaml.safe_load(front)['license'] == 'x\n---\n# y'
+    card = huggingface_hub.ModelCard.load(folder / 'card/README.md')
+    assert card.data.license == 'x\n---\n# y' and card.data.datasets == ['MaxLSB/LeCarnet']
+    assert card.data.eval_results[0].metric_value == 1.0 and card.data.model_name == folder.name
+    card, body = str(card), card.text
     text = body.replace('\n---\n', '\n')  # between stories
     assert not set(text) & {'<', '\x1b', '\u202e'} and 'ravi' not in card and str(trained.path) not in card
     assert not re.search(r'(?<!\\)(\*\*|\]\(|!\[)|://|^# (?!\\)|^---', text, re.MULTILINE)
