@@ -185,8 +185,8 @@ def test_json_that_is_no_config_of_tinynews(project, content):
      'use: python prepare.py --source=s.csv --dataset=mine --tokenizer=distilgpt2 --trim=False && python train.py '
      'config/finetune_gpt2.py --dataset=mine --init_from=distilgpt2 --out_dir=out --lora_rank=0'),
     ('output_file = "o.csv"\nmodel_folder = "a;b"\nquantized = true\n[hyper-parameters]\ntemperature = 1.25\n'
-     'top_k = 250\nbad_words = ["Damn"]', "use: python sample.py --out_dir='a;b' --start=… --out=o.csv --temperature=1.25 "
-     """--top_k=250 --bad_words='['"'"'Damn'"'"']' --quantize=int8"""),
+     'top_k = 250\nbad_words = ["Damn"]', "use: python sample.py --out_dir='a;b' --start=… --out=o.csv "
+     """--temperature=1.25 --top_k=250 --bad_words='['"'"'Damn'"'"']' --quantize=int8"""),
     ('input_name = "\\u001b[2J\\n"', 'use: python prepare.py'),
     ('input_name = "a"\ntrain_fraction = "x"', 'could not be'),
     ('input_name = "a"\nhyper-parameters = 1', 'could not be read'), ('[project]\nname = "x"', 'is not a config file'),

@@ -23,7 +23,7 @@ EXAMPLES = {'config/generate_tamil.py'}  # files that a reader is asked to write
 ADDED_LATER = {'docs/story.html', 'docs/story.png', 'docs/report.png'}
 INSTALLS = ('git', 'cd', 'make', 'pip', 'uv', '.', '.venv/bin/python', 'python3', 'export', 'cat')  # not run here
 NEEDS = re.compile(  # the network, several GPUs, or another command that is not run
-    r'hf:|--push|translate|gpt2|--batch=True|news|format=page|torchrun')
+    r'hf:|--push|translate|gpt2|--batch=True|news|torchrun')
 SMALL = {  # settings with which a command takes seconds
     'generate_data.py': ['--total=400'],
     'train.py': [
