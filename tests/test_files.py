@@ -604,7 +604,7 @@ def test_deep_json_is_one_line(tmp_path, depth, before, after, name):
 @pytest.mark.parametrize('text', ['[1, 2', '["x"] ["y"]', '["x"], 5', '[{"text": "x"}, {"te', '[tru]'])
 def test_a_broken_array(tmp_path, text):
     (tmp_path / 'a.json').write_text(text)
-    with pytest.raises(SystemExit, match='a.json'):
+    with pytest.raises(SystemExit, match=r'a\.json'):
         list(files.read_texts(str(tmp_path / 'a.json')))
 
 
@@ -621,7 +621,7 @@ def test_an_array_larger_than_a_block(tmp_path):
 def test_a_log_row_without_its_numbers_is_one_line(path, row):
     append(path, {'step': 1, 'tokens': 2, 'seconds': 0.5, 'loss': 1.0}, row)
     for read_it in (lambda: files.open_log(path, 9), lambda: files.draw_loss(path, '', f'{path}.png')):
-        with pytest.raises(SystemExit, match='row 2: not a row of train.py'):
+        with pytest.raises(SystemExit, match=r'row 2: not a row of train\.py'):
             read_it()
 
 

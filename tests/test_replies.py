@@ -1,5 +1,6 @@
 """replies.py, and generate_data.py with a chat API: which replies become stories."""
 
+import itertools
 import json
 import os
 import random
@@ -246,7 +247,7 @@ def test_no_seed_word_of_the_grammar_is_missing(project, language):
         rows = rows_of(language, f'plot_{kind}')
         assert [story['id'] for story in stories if replies.missing({kind: rows[story[kind]]}, story['text'])] == []
         n_found = 0  # words of the next story that are found here, though no form of them is a whole word here
-        for story, other in zip(stories, stories[1:]):
+        for story, other in itertools.pairwise(stories):
             row = rows[other[kind]]
             forms = {form for column, form in row.items() if column != 'tags'}
             endings = HINDI_VERB_ENDINGS if (language, kind) == ('hindi', 'verb') else ''

@@ -116,7 +116,8 @@ def test_a_model_gets_the_asked_words_and_writes_only_the_story(project):
     write_stories(project, 300)
     prepare(project, TEMPLATE)
     project.run('train.py', '--dataset=t', '--out_dir=out/t', '--device=cpu', '--n_layer=1', '--n_head=2',
-                '--n_embd=32', '--block_size=64', '--batch_size=8', '--max_iters=30', '--eval_interval=30', '--eval_iters=2')
+                '--n_embd=32', '--block_size=64', '--batch_size=8', '--max_iters=30', '--eval_interval=30',
+                '--eval_iters=2')
     (project.path / 'words.txt').write_text('राजा, फूल\nरानी, दिन\n', encoding='utf-8')
     command = ('sample.py', '--out_dir=out/t', '--device=cpu', '--max_new_tokens=20', '--start=दिन')
     assert 'needs 2 words' in project.refuses(*command, '--words=राजा, फूल, दिन')
@@ -140,7 +141,8 @@ def test_losses_do_not_count_the_words_in_front(project):
     write_stories(project, 300)
     meta = prepare(project, TEMPLATE, '--plain_fraction=0.3')
     project.run('train.py', '--dataset=t', '--out_dir=out/t', '--device=cpu', '--n_layer=1', '--n_head=2',
-                '--n_embd=32', '--block_size=64', '--batch_size=8', '--max_iters=5', '--eval_interval=5', '--eval_iters=0')
+                '--n_embd=32', '--block_size=64', '--batch_size=8', '--max_iters=5', '--eval_interval=5',
+                '--eval_iters=0')
     model = model_from(load_checkpoint(str(project.path / 'out/t/best.pt')))
     tokens = np.fromfile(project.path / 'data/t/val.bin', '<u2').astype(np.int64)
     counted = np.ones(len(tokens), bool)
