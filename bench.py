@@ -118,7 +118,7 @@ def measure(stage, unit, variants, others=None):
 
 
 def write_table(name, head, lines):
-    text = report.as_markdown([report.table('Speed', head, lines)])
+    text = report.as_markdown([report.table('Speed', [dict(zip(head, line)) for line in lines])])
     write_text(f'{out_dir}/{name}', text)
     print(text)
 
@@ -319,16 +319,17 @@ def grow_generation(n, axis):
 def bench_grow():
     """Measure training against each size, and generation against the length of a story: a table and a plot."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(3 * len(sizes) + 3, 5), dpi=80, layout='tight')
-    *axes, (generation_axis, empty) = figure.subplots(2, len(sizes) + 1, sharey='row').T
+    figure = Figure(figsize=(3 * len(sizes) + 3, 5), dpi=80, layout='constrained')
+    left, right = figure.subfigures(1, 2, width_ratios=[len(sizes), 1])
+    axes = left.subplots(2, len(sizes), sharey='row', squeeze=False).T
+    generation_axis = right.subplots()
     lines = []
     for key, (rate_axis, memory_axis) in zip(sizes, axes):
         lines += grow_training(key, rate_axis, memory_axis)
     for n in batches:
         lines.append(grow_generation(n, generation_axis))
-    generation_axis.set(xlabel='tokens of the story')
+    generation_axis.set(xlabel='tokens of the story', ylabel='tokens/s')
     generation_axis.legend()
-    empty.remove()
     axes[0][0].set(ylabel='tokens/s')
     axes[0][1].set(ylabel='peak memory, GB')
     with replacing(f'{out_dir}/growth.png') as temporary:

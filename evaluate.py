@@ -21,6 +21,7 @@ is the number of stories. retention is the mean grade divided by the mean grade 
     {"models": {name: {"samples": path, "reference": bool, "stories": int, "prompts": int,
                        "checkpoint": null or {"path", "n_embd", "n_layer", "n_params"},
                        "loss": null or {"dataset", "tokens", "val_loss", "perplexity", maybe "bits_per_byte"},
+                       "training": {"step", "minutes", "dataset", … of the checkpoint: text},
                        "text": {"words": E, "ended": E or null, "distinct_2": float or null, …},
                        "grades": {judge: {criterion: E + {"retention": null or E}}}}},
      "exam": {name: {language: {"all" or phenomenon: E}}},
@@ -99,7 +100,7 @@ from tqdm import tqdm
 
 import metrics
 from files import (check, fail, find, hide_folders, load_dataset, loss_measures, normalize, open_append, prefix_mask,
-                   printable, read_jsonl, read_rows, read_texts, write_json, write_text)
+                   printable, read_jsonl, read_rows, read_texts, write_json)
 
 use_judge = bool(provider or base_url)
 
@@ -299,16 +300,19 @@ def checkpoint_paths(groups):
 
 
 def measure_checkpoint(path):
-    """Load a model -> {'checkpoint': its path and size, 'loss': of measure_loss, 'exam': of measure_exam, if wanted}"""
+    """Load a model -> {'checkpoint': its path and size, 'training': its settings, 'loss', 'exam': if wanted}"""
     import hub
     from model import choose_device
     device, dtype = choose_device()
     net, tokenizer, saved = hub.load(path, device)
     checkpoint = {'path': hide_folders(path), 'n_embd': net.config.n_embd, 'n_layer': net.config.n_layer,
                   'n_params': net.n_params()}
-    found = {'checkpoint': checkpoint, 'loss': None}
+    settings = saved.get('config', {})
+    training = {key: saved[key] for key in ('step', 'minutes') if key in saved} | hide_folders(settings)
+    training = {str(key): str(value) for key, value in training.items()}  # a file from elsewhere may contain anything
+    found = {'checkpoint': checkpoint, 'training': training, 'loss': None}
     if stories:
-        name = dataset or saved.get('config', {}).get('dataset', '')
+        name = dataset or settings.get('dataset', '')
         found['loss'] = measure_loss(path, net, tokenizer, name, device, dtype)
     if exam:
         found['exam'] = measure_exam(net, tokenizer, device)
@@ -652,27 +656,12 @@ def make_results(groups, checkpoints_of):
                'consistency': {}, 'criteria': grade_scales(), 'given_up': count_given_up(),
                'config': hide_folders(config)}  # config: of configurator.py
     for group in groups:
-        row = checkpoints_of.get(group.name, {'checkpoint': None, 'loss': None})
+        row = checkpoints_of.get(group.name, {'checkpoint': None, 'training': {}, 'loss': None})
         results['models'][group.name] = row | summarize(group, judges, references)
     for judge in judges:
         results['comparisons'] += compare_models(models, judge)
         results['consistency'][judge] = measure_agreement([story['scores'].get(judge, []) for story in stories])
     return results
-
-
-def write_report(results, groups):
-    """Write results.md, results.png and report.html, and print the tables."""
-    import report
-    tables = report.tables_of(results)
-    text = report.as_markdown(tables)
-    write_text(os.path.join(out_dir, 'results.md'), text)
-    picture = ''
-    if results['consistency']:  # by judge
-        picture = os.path.join(out_dir, 'results.png')
-        report.draw_grades(results, picture)
-    stories_of = {group.name: group.stories for group in groups}
-    report.write_page(tables, picture, stories_of, os.path.join(out_dir, 'report.html'))
-    print(text)
 
 
 # -----------------------------------------------------------------------------
@@ -702,13 +691,15 @@ else:
     if stories:
         number_families(stories)
         measure_stories(groups)
-    checkpoints_of = {name: measure_checkpoint(path) for name, path in checkpoint_paths(groups).items()}
+    paths = checkpoint_paths(groups)
+    checkpoints_of = {name: measure_checkpoint(path) for name, path in paths.items()}
     problem = grade_stories(groups, api, grades_path) if use_judge and stories else ''
     add_grades(stories, load_grades(groups, grades_path))
     results = make_results(groups, checkpoints_of)
     write_json(os.path.join(out_dir, 'results.json'), results)
     if importlib.util.find_spec('report'):
-        write_report(results, groups)
+        import report
+        report.write_report(results, {group.name: group.stories for group in groups}, paths, out_dir)
     else:
         print('no tables, plot and page: copy report.py and report_template.html beside evaluate.py')
     print(f'the results are in {out_dir or "."}')

@@ -1059,7 +1059,7 @@ def read_log(path):
     for number, row in enumerate(read_jsonl(path), 1):
         row = row if isinstance(row, dict) else {}
         numbers = [row.get(key) for key in ('step', 'tokens', 'seconds')]
-        losses = [row.get(key, 0.0) for key in ('loss', 'val_loss')]  # a skipped step has a loss of NaN
+        losses = [row.get(key, 0.0) for key in ('loss', 'val_loss', 'lr')]  # a skipped step has a loss of NaN
         is_sound = all(isinstance(value, (int, float)) for value in numbers + losses)
         if not is_sound or not all(abs(value) < 1e18 for value in numbers):
             fail(f'{path}, row {number}: not a row of train.py, or damaged')
@@ -1109,20 +1109,23 @@ def describe_loss(measures):
 
 
 def draw_loss(log_path, title, picture):
-    """Plot the training and validation loss of log.jsonl over the tokens."""
+    """Plot the training and validation loss of log.jsonl, and the learning rate, over the tokens."""
     from matplotlib.figure import Figure
     rows = list(read_log(log_path))
     figure = Figure(figsize=(7, 4), dpi=120, layout='tight')
     axes = figure.subplots()
-    curves = (('loss', 'training', {'alpha': 0.5, 'linewidth': 1}),
-              ('val_loss', 'validation', {'marker': 'o', 'markersize': 4}))
-    for key, label, style in curves:
+    right = axes.twinx()
+    curves = ((right, 'lr', 'learning rate', {'color': 'gray', 'linestyle': ':', 'linewidth': 1}),
+              (axes, 'loss', 'training, {:.3f}', {'alpha': 0.5, 'linewidth': 1}),
+              (axes, 'val_loss', 'validation, {:.3f}', {'marker': 'o', 'markersize': 4}))
+    for axis, key, label, style in curves:
         tokens = [row['tokens'] / 1e6 for row in rows if key in row]
-        losses = [row[key] for row in rows if key in row]
-        if losses:
-            axes.plot(tokens, losses, label=f'{label}, {losses[-1]:.3f}', **style)
+        values = [row[key] for row in rows if key in row]
+        if values:
+            axis.plot(tokens, values, label=label.format(values[-1]), **style)
     axes.set(xlabel='million tokens', ylabel='loss (nats per token)', title=title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(handles=[*axes.lines, *right.lines])
+    right.set(ylabel='learning rate', ylim=(0, None))
     with replacing(picture) as temporary:
         figure.savefig(temporary)

@@ -414,8 +414,8 @@ def compare_tokenizers():
     write_json(os.path.join(folder, 'tokenizers.json'), {'rows': rows, 'config': config})
     cells = []
     for row in rows:
-        cells.append([str(row['tokenizer']), *(report.format_value(row[key], key) for key in list(row)[1:])])
-    text = report.as_markdown([report.table('Tokenizers', list(rows[0]), cells, TOKENIZER_NOTE)])
+        cells.append({key: report.format_value(value, key) for key, value in row.items()})
+    text = report.as_markdown([report.table('Tokenizers', cells, TOKENIZER_NOTE)])
     write_text(os.path.join(folder, 'tokenizers.md'), text)
     report.draw_tokenizers(rows, os.path.join(folder, 'tokenizers.png'))
     print(f'{text}\nThe table and a plot are in {folder}.')

@@ -134,8 +134,7 @@ def list_grades(row):
 
 def format_row(row):
     """{column: text} of a row."""
-    cells = {'width': str(row['n_embd']), 'layers': str(row['n_layer'])}
-    cells['parameters'] = report.format_size(row['n_params'])
+    cells = {'width': str(row['n_embd']), 'layers': str(row['n_layer']), 'parameters': f'{row["n_params"]:,}'}
     for key in ('val_loss', 'perplexity', 'bits_per_byte'):
         cells[key] = f'{row[key]:.3f}' if key in row else ''
     cells['ended'] = report.format_value(row['text']['ended'], 'ended')
@@ -146,14 +145,7 @@ def format_row(row):
 
 
 def make_table(rows):
-    lines = [format_row(row) for row in rows]
-    columns = {}
-    for line in lines:
-        columns |= line
-    cells = []
-    for line in lines:
-        cells.append([line.get(column, '') for column in columns])
-    return report.as_markdown([report.table('Settings', list(columns), cells)])
+    return report.as_markdown([report.table('Settings', [format_row(row) for row in rows])])
 
 
 def draw(rows, path):

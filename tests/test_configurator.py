@@ -215,7 +215,7 @@ def test_code_of_the_working_directory_is_never_executed(project):
 def test_a_template_of_the_working_directory_is_not_used(tmp_path, monkeypatch):
     (tmp_path / 'report_template.html').write_text('<script>stolen({{data}})</script>')
     monkeypatch.chdir(tmp_path)
-    report.write_page([], '', {}, 'page.html')
+    report.write_page({}, 'page.html')
     assert 'stolen' not in (tmp_path / 'page.html').read_text(encoding='utf-8')
 
 

@@ -1,5 +1,6 @@
 """evaluate.py: a judge on loopback, statistics against scipy, measures against naive ones, the page in a browser."""
 
+import base64
 import csv
 import itertools
 import json
@@ -488,11 +489,14 @@ def test_the_loss_of_a_checkpoint_and_copies_of_training_stories(prepared):
     stories = [row['text'] for row in prepared.jsonl('data/tiny/stories.jsonl')[:5]]
     write(prepared, 'out/judged/samples.jsonl', [{'story': story, 'ended': 'eos'} for story in stories])
     save_checkpoint(str(out / 'best.pt'), {
-        'model_args': vars(config), 'model': model.state_dict(), 'config': {'dataset': 'tiny'},
+        'model_args': vars(config), 'model': model.state_dict(), 'config': {'dataset': 'tiny', 'learning_rate': 0.125},
         'tokenizer': tokenizer.load(str(data / 'tokenizer.json')).state()})
+    (out / 'loss.png').write_bytes(b'a picture')
     train_stories = '--train_stories=data/tiny/stories.jsonl'
     prepared.run('evaluate.py', f'--samples={out}/samples.jsonl', train_stories, '--loss_tokens=0')
     row = prepared.json('out/judged/results.json')['models']['judged']
+    page = (out / 'report.html').read_text(encoding='utf-8')
+    assert base64.b64encode(b'a picture').decode() in page and '"learning_rate", "0.125"' in page
     shutil.copytree(data, prepared.path / 'data/unknown')
     meta_path = prepared.path / 'data/unknown/meta.json'
     for share in (0.0005, 0.48):
@@ -607,12 +611,21 @@ def test_the_page_in_a_browser(project, judge, browser):
     rows[2]['story'] = f'{rows[2]["prompt"]} कोहिनूर'
     write(project, 's.jsonl', rows)
     write(project, 'b.jsonl', some_samples(2, prompts=5))
-    project.run('evaluate.py', 'config/evaluate_lecarnet.py', '--samples=s.jsonl,<i>b<i>=b.jsonl', '--out_dir=out',
-                judge(criteria=['grammar', 'creativity', 'coherence', 'logic']))
+    project.run('evaluate.py', 'config/evaluate_stories.py', '--samples=s.jsonl,<i>b<i>=b.jsonl', '--out_dir=out',
+                '--references=b.jsonl', '--train_stories=b.jsonl', judge())
     grammar = [row['scores']['grammar'] for row in project.jsonl('out/grades.jsonl') if row['samples'] == 's']
+    project.run('evaluate.py', '--samples=b.jsonl', '--out_dir=one')
 
     def find(selector):
         return browser.find_elements('css selector', selector)
+
+    def open_page(name, width, height=900):
+        screen = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': width < 500}
+        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
+        browser.get((project.path / name / 'report.html').as_uri())
+        assert browser.execute_script('return document.documentElement.scrollWidth <= innerWidth')
+        assert browser.execute_script(
+            'return performance.getEntriesByType("resource").every(r => r.name.startsWith("data:"))')
 
     def count(**fields):
         """Fill in the form -> the number of stories that it shows."""
@@ -622,23 +635,31 @@ def test_the_page_in_a_browser(project, judge, browser):
                                       input.dispatchEvent(new Event('input', {bubbles: true}))""", name, value)
         return int(find('#count')[0].text.split()[0])
 
-    for width, height in ((1280, 900), (390, 844)):
-        screen = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': width < 500}
-        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
-        browser.get((project.path / 'out/report.html').as_uri())
-        assert count() == 3015 and browser.title == 'Stories and their grades'
-        assert browser.execute_script('return document.documentElement.scrollWidth <= innerWidth')
-        assert browser.execute_script(
-            'return performance.getEntriesByType("resource").every(r => r.name.startsWith("data:"))')
+    for width in (1200, 360):
+        open_page('out', width)
+        assert count() == 3030 and browser.title == 'Stories by s, <i>b<i>'
         assert find('main img')[0].get_property('naturalWidth') > 300 and len(find('table')) >= 3
-        assert evil in find('article .story')[1].text
+        assert evil in find('article > .story')[1].text
         n_shown = len(find('article'))
         browser.execute_script('scrollTo(0, document.body.scrollHeight)')
         WebDriverWait(browser, 60).until(lambda _, n=n_shown: len(find('article')) > n)
-        assert count(search='कोहिनूर') == 1 and count(search='') == 3015
+        assert count(search='कोहिनूर') == 1 and count(search='') == 3030
         assert count(model='<i>b<i>') == 15 and count(model='s') == 3000
         assert count(field='grammar', **{'from': '7', 'to': '8'}) == sum(7 <= grade <= 8 for grade in grammar)
         assert count(to='', order='-1', **{'from': ''}) == 3000
-        assert f'grammar{max(grammar):g}' in find('article header')[0].text
+        assert f'grammar {max(grammar):g}' in find('article header')[0].text
         assert count(field='words', **{'from': '1000000'}) == 0 and not find('article')
+        # every column is in view, unless the screen is small, and every interval is on one line
+        assert width < 500 or browser.execute_script(
+            "return [...document.querySelectorAll('.wide')].every(node => node.scrollWidth <= node.clientWidth)")
+        assert browser.execute_script(
+            "return [...document.querySelectorAll('.interval')].every(node => node.getClientRects().length < 2)")
+
+        open_page('one', width)  # without grades or a second model there is nothing to choose from
+        assert browser.title == 'Stories by b' and not find('main img')
+        assert not find('select[name=model]')[0].is_displayed()
+        assert find('select[name=field] option')[0].text == 'words'
+        assert count() == 15 and count(field='ended', **{'from': '100'}) == 11  # in percent
+        meaning, = [name.get_attribute('title') for name in find('td abbr') if name.text == 'repetition ↓']
+        assert meaning.startswith('runs of 4 words')
     assert browser.get_log('browser') == []

@@ -617,12 +617,23 @@ def test_an_array_larger_than_a_block(tmp_path):
 @pytest.mark.parametrize('row', [
     {'loss': 1.0}, {'step': 'x', 'tokens': 1, 'seconds': 1.0}, {'step': 1, 'tokens': 1, 'seconds': None}, [1], 'x', 5,
     {'step': 1, 'tokens': 10**400, 'seconds': 1}, {'step': 1, 'tokens': float('nan'), 'seconds': 1},
+    {'step': 1, 'tokens': 1, 'seconds': 1, 'lr': 'x'},
     {'step': 1, 'tokens': 1, 'seconds': 1, 'loss': 'x'}, {'step': 1, 'tokens': 1, 'seconds': 1, 'val_loss': [1]}])
 def test_a_log_row_without_its_numbers_is_one_line(path, row):
     append(path, {'step': 1, 'tokens': 2, 'seconds': 0.5, 'loss': 1.0}, row)
     for read_it in (lambda: files.open_log(path, 9), lambda: files.draw_loss(path, '', f'{path}.png')):
         with pytest.raises(SystemExit, match=r'row 2: not a row of train\.py'):
             read_it()
+
+
+def test_the_loss_curve_shows_the_learning_rate(tmp_path):
+    pictures = set()
+    for lr in (0.001, 0.002, 0.003):
+        path = str(tmp_path / f'{lr}.jsonl')
+        append(path, *({'step': i, 'tokens': i, 'seconds': i, 'loss': 2.0, 'lr': lr * i} for i in range(3)))
+        files.draw_loss(path, '', f'{path}.png')
+        pictures.add((tmp_path / f'{lr}.jsonl.png').read_bytes())
+    assert len(pictures) == 3
 
 
 # -----------------------------------------------------------------------------
