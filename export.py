@@ -5,6 +5,7 @@ Export a model for other programs: out_dir -> out, a folder with the weights, th
     python export.py --out_dir=out/hindi --format=gguf --dtype=float16   # for llama.cpp and Ollama
     python export.py --out_dir=out/hindi --format=llama2c                # for run.c of llama2.c
     python export.py --out_dir=out/hindi --format=page                   # story.html generates stories in a browser
+    python export.py --out_dir=out/gpt2 --format=peft                    # LoRA adapters, for peft
     python export.py --out_dir=out/hindi --push=user/kahani-hindi        # upload it; run hf auth login first
 
 The model becomes a Llama, a Qwen3 (qk_norm) or a GPT-2 (learned positions), which those programs can already run.
@@ -17,7 +18,7 @@ import os
 # input and output
 out_dir = 'out/hindi'  # a folder of train.py, nanoGPT's or llama2.c's model, a Hugging Face folder or name[@revision]
 tokenizer = ''  # for nanoGPT's and llama2.c's models: a name as for prepare.py; empty = the model's own, or beside it
-format = 'hf'  # 'hf', 'llama2c', 'gguf' or 'page'
+format = 'hf'  # 'hf', 'llama2c', 'gguf', 'page' or 'peft'
 out = ''  # the folder to write; empty = out_dir/<format>
 dtype = 'float32'  # of the weights in hf and gguf: 'float32', 'bfloat16' or 'float16'
 push = ''  # user/name: upload the folder to this model on the Hugging Face hub
@@ -51,7 +52,8 @@ from files import (ISO_CODES, VERSION, check, check_push, check_writable, fail, 
 from model import GPT, export_problems, generate
 from tokenizer import WORDS, byte_characters, read_json, word_pattern
 
-MAIN_FILES = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf', 'page': 'story.html'}
+MAIN_FILES = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf', 'page': 'story.html',
+              'peft': 'adapter_model.safetensors'}
 PREFIXES = {'llama': 'model.', 'qwen3': 'model.', 'gpt2': 'transformer.'}
 CLASSES = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM', 'gpt2': 'GPT2LMHeadModel', 'gpt': 'GPT'}
 INTENDED_USE = (
@@ -66,10 +68,13 @@ LIMITATIONS = (
 
 
 def model_type():
-    """'llama', 'qwen3', 'gpt2' or, for the page, 'gpt'. Fails when the format cannot hold the model."""
+    """'llama', 'qwen3', 'gpt2', for the page 'gpt', or a class of Transformers. Fails if the format cannot hold it."""
+    if not isinstance(model, GPT):
+        check(format in ('hf', 'peft'), f'{out_dir} is not a Llama, Qwen3 or GPT-2, which the format {format} needs')
+        return type(model.inner).__name__
     if format == 'page':
         return 'gpt'
-    problem = export_problems(gpt)[format]
+    problem = export_problems(gpt).get(format)
     if problem:
         fail(f'{problem}, which the format {format} needs')
     if gpt.position == 'learned':
@@ -86,10 +91,10 @@ def named_weights(interleaved=False):
     state = model.state_dict()
     if gpt.tie_weights:
         del state['head.weight']
-    if kind == 'gpt2' and not gpt.bias:  # GPT-2 has biases in all layers
-        for name, weight in list(state.items()):
-            if name.startswith(('blocks.', 'norm.')):
-                state[name.replace('.weight', '.bias')] = torch.zeros(len(weight))
+    for name, weight in list(state.items()):
+        # GPT-2 has biases in all layers, and Llama in all parts of the attention or in none
+        if kind == 'gpt2' and name.startswith(('blocks.', 'norm.')) or gpt.bias and 'attn.qkv' in name:
+            state.setdefault(name.replace('.weight', '.bias'), torch.zeros(len(weight)))
     n_rows = [n * gpt.head_size for n in (gpt.n_head, gpt.n_kv_head, gpt.n_kv_head)]  # of queries, keys, values
     weights = {}
     for name, weight in state.items():
@@ -128,16 +133,12 @@ def read_bpe():
 
 def write_hf(folder):
     """Write config.json, generation_config.json, model.safetensors and the tokenizer, for Transformers 4 and 5."""
-    from safetensors.torch import save_file
-    settings = {'architectures': [CLASSES[kind]], 'model_type': kind}
-    for key, name in hub.KEYS[kind].items():
-        settings[key] = getattr(gpt, name)
-    if kind != 'gpt2':
-        activation = 'relu' if gpt.mlp == 'relu2' else 'silu'
-        settings |= {'head_dim': gpt.head_size, 'hidden_act': activation}
-        settings |= {'attention_bias': gpt.bias, 'mlp_bias': gpt.bias}
     ids = {'bos_token_id': tok.bos, 'eos_token_id': tok.ends if len(tok.ends) > 1 else tok.ends[0]}
-    write_json(os.path.join(folder, 'config.json'), settings | {'torch_dtype': dtype} | ids)
+    if isinstance(model, GPT):
+        write_gpt(folder, ids)
+    else:
+        model.inner.config.update(ids)
+        model.inner.to(getattr(torch, dtype)).save_pretrained(folder)
     # Fine-tuning ignores padding, so with eos as padding it would not learn where a story ends.
     pads = [tok.backend.token_to_id('<pad>'), tok.unk, tok.bos]
     pad = next((i for i in pads if i not in (None, tok.eos)), tok.eos)
@@ -145,13 +146,6 @@ def write_hf(folder):
     # Here bos must not be padding: generate() without attention_mask would not read it. Only ended stories are padded.
     generation = ids | {'pad_token_id': tok.eos if pad == tok.bos else pad, 'do_sample': temperature > 0}
     write_json(os.path.join(folder, 'generation_config.json'), generation)
-
-    weights = named_weights()
-    for name, weight in weights.items():
-        if kind == 'gpt2' and '.h.' in name and weight.dim() == 2:  # (in, out) there
-            weight = weight.t().contiguous()
-        weights[name] = weight.to(getattr(torch, dtype))
-    save_file(weights, os.path.join(folder, main_file), {'format': 'pt'})
 
     tok.save(folder)
     path = os.path.join(folder, 'tokenizer_config.json')
@@ -162,6 +156,31 @@ def write_hf(folder):
     write_json(path, tokenizer_settings | {
         'pad_token': tok.backend.id_to_token(pad), 'padding_side': 'left', 'model_max_length': gpt.block_size,
         'model_input_names': ['input_ids', 'attention_mask'], 'clean_up_tokenization_spaces': False})
+    return ''
+
+
+def write_gpt(folder, ids):
+    """Write config.json, with the ids of bos and eos, and model.safetensors."""
+    from safetensors.torch import save_file
+    settings = {'architectures': [CLASSES[kind]], 'model_type': kind}
+    for key, name in hub.KEYS[kind].items():
+        settings[key] = getattr(gpt, name)
+    if kind != 'gpt2':
+        activation = 'relu' if gpt.mlp == 'relu2' else 'silu'
+        settings |= {'head_dim': gpt.head_size, 'hidden_act': activation}
+        settings |= {'attention_bias': gpt.bias, 'mlp_bias': gpt.bias}
+    write_json(os.path.join(folder, 'config.json'), settings | {'torch_dtype': dtype} | ids)
+    weights = named_weights()
+    for name, weight in weights.items():
+        if kind == 'gpt2' and '.h.' in name and weight.dim() == 2:  # (in, out) there
+            weight = weight.t().contiguous()
+        weights[name] = weight.to(getattr(torch, dtype))
+    save_file(weights, os.path.join(folder, main_file), {'format': 'pt'})
+
+
+def write_peft(folder):
+    """Write adapter_config.json and adapter_model.safetensors. The tokenizer is that of the base model."""
+    hub.write_adapters(checkpoint, out_dir, folder)
     return ''
 
 
@@ -504,7 +523,7 @@ def facts():
         'Evaluation': {name.replace('_', ' '): f'{value:.4f}' for name, value in measures.items()}}
     for rows in sections.values():
         for name, value in list(rows.items()):
-            if value is None:
+            if value is None or isinstance(value, dict):  # a dict: the settings of a class of Transformers
                 del rows[name]
             else:
                 rows[name] = f'{value:,}' if type(value) is int else f'{value!s:.200}'
@@ -574,7 +593,7 @@ def card(notes):
 ---
 # {quote_markdown(title)}
 
-A {CLASSES[kind]} with {model.n_params():,} parameters that writes short stories{trained_on}.
+A {CLASSES.get(kind, kind)} with {model.n_params():,} parameters that writes short stories{trained_on}.
 
 {usage()}
 
@@ -609,7 +628,7 @@ The first {examples}, at temperature {temperature}, with seeds from {seed}.
 
 def write_folder():
     """Write all files into a temporary folder, then move them to `out` -> (their names, what the user should know)."""
-    writers = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf, 'page': write_page}
+    writers = {'hf': write_hf, 'llama2c': write_llama2c, 'gguf': write_gguf, 'page': write_page, 'peft': write_peft}
     path = os.path.abspath(out)
     folder = tempfile.mkdtemp(dir=os.path.dirname(path), prefix=f'{os.path.basename(path)}.tmp')
     try:
@@ -638,7 +657,7 @@ def upload(names):
     print(f'uploaded to {api.endpoint}/{push}')
 
 
-check(format in MAIN_FILES, f"format is {format!r}; use 'hf', 'llama2c', 'gguf' or 'page'")
+check(format in MAIN_FILES, f"format is {format!r}; use 'hf', 'llama2c', 'gguf', 'page' or 'peft'")
 check(dtype in ('float32', 'bfloat16', 'float16'), f"dtype is {dtype!r}; use 'float32', 'bfloat16' or 'float16'")
 check(format in ('hf', 'gguf') or dtype == 'float32', 'dtype is for hf and gguf; llama2c has float32, page int8')
 check(0 <= examples <= 1000, f'examples is {examples}; it must be from 0 to 1000')
@@ -662,8 +681,6 @@ is_export = os.path.exists(os.path.join(out, main_file))
 check(is_export or not os.path.isdir(out) or not os.listdir(out), f'{out} contains other files; name a new folder')
 
 model, tok, checkpoint = hub.load(out_dir, tokenizer=tokenizer)
-if not isinstance(model, GPT):
-    fail(f'{out_dir} is not a Llama, Qwen3 or GPT-2; Transformers can use it as it is')
 gpt = model.config
 kind = model_type()
 spec = json.loads(tok.to_str())  # tokenizer.json
@@ -683,6 +700,6 @@ try:
     names, notes = write_folder()
 except (OSError, SafetensorError) as e:
     fail(f'{out} could not be written: {e}')
-print(f'{out}: a {CLASSES[kind]} with {model.n_params():,} parameters; {", ".join(names)}\n{notes}'.strip())
+print(f'{out}: a {CLASSES.get(kind, kind)} with {model.n_params():,} parameters; {", ".join(names)}\n{notes}'.strip())
 if push:
     upload(names)

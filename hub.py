@@ -1,11 +1,12 @@
 """
-Models of other programs: Hugging Face folders and names, nanoGPT's and llama2.c's checkpoints, LoRA.
+Models of other programs: Hugging Face folders and names, checkpoints of nanoGPT, llama2.c and TinyNews, LoRA.
 
     model, tokenizer, checkpoint = load('MaxLSB/LeCarnet-3M')
 
 Notable choices:
 - The weights of a Llama, Qwen3 or GPT-2 are copied into our GPT.
-- Any other causal language model stays in Transformers' own class. A wrapper lets it generate and compute a loss.
+- Any other causal language model stays in Transformers' own class. A wrapper lets it generate and be trained.
+- LoRA adapters are read and written as peft does.
 - No code from a file or from the hub runs: weights are loaded as tensors only, and trust_remote_code is False.
 - A damaged or unsuitable file ends the program with one line.
 """
@@ -13,12 +14,11 @@ Notable choices:
 import contextlib
 import dataclasses
 import inspect
-import itertools
 import json
+import math
 import os
 import re
 import sys
-import types
 import warnings
 
 import numpy as np
@@ -34,19 +34,24 @@ from tokenizer import find_beside, from_checkpoint, hub_problem, read_json
 from tokenizer import load as load_tokenizer
 
 
-def load(name, device='cpu', tokenizer=''):
+def load(name, device='cpu', tokenizer='', data_tokenizer=''):
     """Load any trained model -> (model in eval mode, Tokenizer, checkpoint: a dict, empty if the model has none).
 
-    name: a checkpoint of train.py, nanoGPT or llama2.c (.pt); llama2.c's model.bin; a folder with one of them; a
-    Hugging Face folder; or a name on the Hugging Face hub: user/model, user/repository/file.pt or file.bin. @revision
-    at its end pins a version.
-    tokenizer: name of a tokenizer to use instead of the model's own. A model of nanoGPT or llama2.c contains none.
-    Without a name, the tokenizer beside it is used.
+    name: a checkpoint of train.py, nanoGPT or llama2.c (.pt); llama2.c's model.bin; a folder with one of them, of
+    Hugging Face, peft or TinyNews; or a name on the Hugging Face hub: user/model, user/repository/file.pt or file.bin.
+    @revision at its end pins a version.
+    tokenizer: name of a tokenizer to use instead of the model's own. A model of nanoGPT, llama2.c or TinyNews contains
+    none. Without a name, the tokenizer beside it is used, or else data_tokenizer, the one of the training data.
     """
     path = find_model(name)
     checkpoint = {}
+    own = ''  # the folder with the model's own tokenizer
+    beside = path  # a file in the folder where the tokenizer is otherwise
     if os.path.isdir(path):
         model = load_hf(path)
+        beside = os.path.join(path, 'config.json')
+        has_tokenizer = any(file.startswith(('tokenizer', 'spiece')) for file in os.listdir(path))
+        own = path if has_tokenizer else base_folder(path)
     elif path.endswith('.bin'):
         model = load_llama2c(path)
     elif path.endswith('.pt'):
@@ -54,13 +59,13 @@ def load(name, device='cpu', tokenizer=''):
         model = restore(checkpoint, path, merge=True)
     else:
         fail(f'{path} is neither a .pt file, nor a model.bin of llama2.c, nor the folder of a Hugging Face model')
-    has_own = os.path.isdir(path) or 'tokenizer' in checkpoint
+    has_own = own or 'tokenizer' in checkpoint
     is_llama2c = path.endswith('.bin') or 'dim' in checkpoint.get('model_args', ())
     n_tokens = model.config.vocab_size
-    if tokenizer or 'tokenizer' not in checkpoint:
-        tok = load_tokenizer(tokenizer or (path if has_own else find_beside(path, n_tokens)))
-    else:
+    if 'tokenizer' in checkpoint and not tokenizer:
         tok = from_checkpoint(checkpoint, path)
+    else:
+        tok = load_tokenizer(tokenizer or own or find_tokenizer(beside, n_tokens, data_tokenizer))
     if is_llama2c:
         tok.ends = [tok.eos, tok.bos]  # run.c ends a story at bos
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
@@ -71,6 +76,16 @@ def load(name, device='cpu', tokenizer=''):
     if tok.eos not in tok.ends:
         print(f'{name} ends a story at the ids {tok.ends}, by its settings, not at {tok.eos_token}', file=sys.stderr)
     return model.to(device).eval(), tok, checkpoint
+
+
+def find_tokenizer(path, n_tokens, data_tokenizer):
+    """The tokenizer beside a model's file, or else data_tokenizer, unless that is '' or a new one."""
+    try:
+        return find_beside(path, n_tokens)
+    except SystemExit:
+        if data_tokenizer in ('', 'train'):
+            raise
+        return data_tokenizer
 
 
 def find_model(name):
@@ -103,6 +118,13 @@ def download(name):
         fail(f'{name}: {hub_problem(e)}')
 
 
+def quantize_int8(model):
+    """Replace the weights of the linear layers of a model on a GPU, except the head, by 8-bit ones, in place."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    head = model.head
+    quantize_(model, Int8WeightOnlyConfig(), lambda module, name: isinstance(module, nn.Linear) and module is not head)
+
+
 def one_line(error):
     """The beginning of an error's message, without line breaks."""
     text = ' '.join(str(error).split())
@@ -114,26 +136,25 @@ def one_line(error):
 
 
 def restore(checkpoint, path, merge=False):
-    """The GPT of a checkpoint of train.py, nanoGPT or llama2.c, on the CPU.
+    """The model of a checkpoint of train.py, nanoGPT or llama2.c, on the CPU.
 
     A LoRA checkpoint contains only adapters, and the name of their base model. merge=True adds them to its weights.
     """
     args, weights = parts_of(checkpoint, path)
     if 'lora' in checkpoint:
-        return restore_lora(checkpoint['lora'], gpt_config(args, path), weights, path, merge)
+        return restore_lora(checkpoint, path, merge)
+    if 'settings' in args:
+        return new_transformers(args, weights, path)
     if 'tok_embeddings.weight' in weights:
         return restore_llama2c(args, weights, path)
-    is_nanogpt = 'transformer.wte.weight' in weights
-    if is_nanogpt:
-        args = args | {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu'}
+    if 'transformer.wte.weight' in weights:  # of nanoGPT
+        return gpt_of(args | {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu'}, weights, path)
     model = new_gpt(args, weights, path)
-    if is_nanogpt:
-        load_hf_weights(model, weights, path)
-    else:
-        load_weights(model, weights, path)
+    load_weights(model, weights, path)
     return model
 
 
+@torch.no_grad()
 def restore_llama2c(args, weights, path):
     """The GPT of a checkpoint of llama2.c."""
     values = renamed(args, META_KEYS)
@@ -141,50 +162,8 @@ def restore_llama2c(args, weights, path):
     values['n_inner'] = next(iter(up.shape), 0)
     head = weights.get('output.weight')
     values['tie_weights'] = head is None or torch.equal(head, weights['tok_embeddings.weight'])
-    model = new_gpt(values, weights, path)
-    load_hf_weights(model, weights, path, META_LAYERS)
-    return rotate_halves(model)
-
-
-@torch.no_grad()
-def load_llama2c(path):
-    """The GPT of a model.bin of llama2.c, as run.c reads it: seven int32, then the weights in float32."""
-    header = np.fromfile(path, '<i4', 7).tolist()
-    if header[:1] == [0x616b3432]:
-        fail(f'{path} is in a format for runq.c; export it again with --version 0 of llama2.c')
-    n_weights = float('inf')
-    if len(header) == 7 and all(header):
-        n_embd, n_inner, n_layer, n_head, n_kv_head, vocab_size, block_size = header
-        is_tied = vocab_size > 0
-        vocab_size = abs(vocab_size)
-        head_size = n_embd // n_head
-        n_layer_weights = n_embd * (2 * n_embd + 2 * n_kv_head * head_size + 3 * n_inner + 2)
-        n_weights = n_layer * n_layer_weights + n_embd * (vocab_size * (2 - is_tied) + 1) + block_size * head_size
-    if os.path.getsize(path) != 28 + 4 * n_weights:
-        fail(f'{path} is damaged, or not a model.bin of llama2.c')
-    model = GPT(gpt_config({
-        'n_embd': n_embd, 'n_inner': n_inner, 'n_layer': n_layer, 'n_head': n_head, 'n_kv_head': n_kv_head,
-        'vocab_size': vocab_size, 'block_size': block_size, 'tie_weights': is_tied}, path))
-
-    layers = []
-    for block in model.blocks:
-        q, k, v = block.attn.qkv.weight.split([n * head_size for n in (n_head, n_kv_head, n_kv_head)])
-        layers.append([block.norm1.weight, q, k, v, block.attn.proj.weight,
-                       block.norm2.weight, block.mlp.gate.weight, block.mlp.down.weight, block.mlp.up.weight])
-    # first norm1 of all layers, then q of all layers, and so on
-    tensors = [model.wte.weight, *itertools.chain(*zip(*layers)), model.norm.weight]
-    tensors.append(torch.empty(block_size, head_size))  # the angles of the positions
-    if not is_tied:
-        tensors.append(model.head.weight)
-    floats = torch.from_numpy(np.fromfile(path, '<f4', offset=28))
-    for tensor, part in zip(tensors, floats.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(part.view(tensor.shape))
-    return rotate_halves(model)
-
-
-@torch.no_grad()
-def rotate_halves(model):
-    """Reorder queries and keys that rotate neighbours, as in Meta's Llama, so that they rotate the halves of a head."""
+    model = gpt_of(values, weights, path, META_LAYERS)
+    # Reorder queries and keys: Meta's Llama rotates neighbours, our GPT rotates the halves of a head.
     config = model.config
     for block in model.blocks:
         qk = block.attn.qkv.weight[:(config.n_head + config.n_kv_head) * config.head_size]
@@ -193,42 +172,154 @@ def rotate_halves(model):
     return model
 
 
+def load_llama2c(path):
+    """The GPT of a model.bin of llama2.c, as run.c reads it: seven int32, then the weights in float32."""
+    header = np.fromfile(path, '<i4', 7).tolist()
+    if header[:1] == [0x616b3432]:
+        fail(f'{path} is in a format for runq.c; export it again with --version 0 of llama2.c')
+    shapes = {}
+    if len(header) == 7 and min(header[:5]) > 0 and header[2] <= 1000:
+        dim, n_inner, n_layers, n_heads, n_kv_heads, vocab_size, max_seq_len = header
+        head_size = dim // n_heads
+        shapes['tok_embeddings.weight'] = (abs(vocab_size), dim)
+        parts = {  # first the first one of all layers, then the second one of all layers, and so on
+            'attention_norm': (dim,), 'attention.wq': (dim, dim), 'attention.wk': (n_kv_heads * head_size, dim),
+            'attention.wv': (n_kv_heads * head_size, dim), 'attention.wo': (dim, dim), 'ffn_norm': (dim,),
+            'feed_forward.w1': (n_inner, dim), 'feed_forward.w2': (dim, n_inner), 'feed_forward.w3': (n_inner, dim)}
+        for part, shape in parts.items():
+            for i in range(n_layers):
+                shapes[f'layers.{i}.{part}.weight'] = shape
+        shapes['norm.weight'] = (dim,)
+        shapes['angles'] = (abs(max_seq_len), head_size)  # of the positions; not needed here
+        if vocab_size < 0:
+            shapes['output.weight'] = (-vocab_size, dim)
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    if not shapes or os.path.getsize(path) != 28 + 4 * sum(sizes):
+        fail(f'{path} is damaged, or not a model.bin of llama2.c')
+    floats = torch.from_numpy(np.fromfile(path, '<f4', offset=28))
+    weights = {}
+    for (name, shape), part in zip(shapes.items(), floats.split(sizes)):
+        weights[name] = part.view(shape)
+    args = {'dim': dim, 'n_layers': n_layers, 'n_heads': n_heads, 'n_kv_heads': n_kv_heads,
+            'vocab_size': abs(vocab_size), 'max_seq_len': max_seq_len}
+    return restore_llama2c(args, weights, path)
+
+
 # -----------------------------------------------------------------------------
-# fine-tuning, with LoRA: low-rank adapters (Hu et al. 2021)
+# fine-tuning, and training that goes on
 
 
-def load_for_training(name, tokenizer, vocab_size, block_size, dropout):
-    """Load a model to fine-tune, as a GPT with this block_size and dropout.
+def load_for_training(name, tokenizer, data_tokenizer, config):
+    """Load a model to train -> (model, settings of its LoRA adapters or None, state of its training or None).
 
-    tokenizer: the tokenizers.Tokenizer of the training data. vocab_size: the one in its meta.json.
+    tokenizer: the tokenizers.Tokenizer of the training data. It may be the model's, trimmed: then only the rows of its
+    tokens stay in embedding and head. data_tokenizer: the name that prepare.py got. config: the keys of train.py.
+    A checkpoint without an optimizer has no state. The state has 'step' and 'optimizer', as in train.py's checkpoints.
     """
-    model, own_tokenizer, _ = load(name)
-    if not isinstance(model, GPT):
-        fail(f'{name} can generate here but not be trained: it is not a plain Llama, Qwen3 or GPT-2')
-    if own_tokenizer.backend.get_vocab() != tokenizer.get_vocab() or vocab_size > model.config.vocab_size:
-        fail(f'{name} has another tokenizer than the data; prepare the data with --tokenizer={name} --trim=False')
+    block_size, dropout = config['block_size'], config['dropout']
+    model, own_tokenizer, checkpoint = load(name, data_tokenizer=data_tokenizer)
     if block_size > model.config.block_size:
         fail(f'{name} reads at most {model.config.block_size} tokens and block_size is {block_size}')
-    return resized(model, block_size, dropout)
+    rows = rows_of(own_tokenizer, tokenizer.get_vocab())
+    if rows is None:
+        fail(f'{name} has another tokenizer than the data; prepare the data with --tokenizer={name}')
+    model = resized(model, block_size, dropout, rows)
+    if config['lora_rank']:
+        lora = {'base': name, 'tokenizer': data_tokenizer, 'rank': config['lora_rank'], 'alpha': config['lora_alpha'],
+                'dropout': config['lora_dropout']}
+        add_lora(model, lora['rank'], lora['alpha'], lora['dropout'])
+        return model, lora, None
+    begins_anew = config['fresh_optimizer'] or config['eval_only'] or config['plan']
+    if begins_anew or 'optimizer' not in checkpoint or 'lora' in checkpoint:
+        return model, None, None
+    step = checkpoint.get('step', checkpoint.get('iter_num'))  # the latter is nanoGPT's and llama2.c's
+    if not isinstance(step, int) or not 0 <= step < config['max_iters']:
+        fail(f'{name} is at step {step} and max_iters is {config["max_iters"]}; raise max_iters to go on, or start at '
+             'step 0 with --fresh_optimizer=True')
+    if 'step' in checkpoint:
+        return model, None, checkpoint
+    # AdamW's moments have the names and shapes of the weights, so they are converted like them
+    moments = {}
+    for key in ('exp_avg', 'exp_avg_sq'):
+        values = moments_of(checkpoint, key, name)
+        moments[key] = resized(restore(checkpoint | {'model': values}, name), block_size, dropout, rows).state_dict()
+    [adamw] = model.configure_optimizers('adamw', 0.0, 0.0, 0.0, (0.9, 0.95), 0.0, 0)
+    for parameter_name, parameter in model.named_parameters():
+        state = {key: values[parameter_name] for key, values in moments.items()}
+        adamw.state[parameter] = state | {'step': torch.tensor(float(step))}
+    return model, None, {'step': step, 'optimizer': [adamw.state_dict()]}
 
 
-def resized(model, block_size, dropout):
-    """A copy of a GPT with another dropout and another block_size, which must not be larger."""
+def moments_of(checkpoint, key, path):
+    """One of AdamW's moments in a checkpoint of nanoGPT or llama2.c, by the names of the weights.
+
+    key: 'exp_avg' or 'exp_avg_sq'. Both programs number first the matrices, then the vectors.
+    """
+    weights = parts_of(checkpoint, path)[1]
+    embedding = weights.get('transformer.wte.weight', weights.get('tok_embeddings.weight'))
+    names = []
+    for name, weight in weights.items():
+        is_tied = name in ('lm_head.weight', 'output.weight') and torch.equal(weight, embedding)
+        if weight.dim() < 4 and not is_tied:  # the masks of older versions have four dimensions
+            names.append(name)
+    names.sort(key=lambda name: weights[name].dim() < 2)
+    try:
+        states = checkpoint['optimizer']['state']
+        if len(states) != len(names):
+            raise ValueError
+        return {name: states[i][key] for i, name in enumerate(names)}
+    except (KeyError, TypeError, ValueError):
+        fail(f'{path}: the state of its optimizer does not fit its weights; --fresh_optimizer=True leaves it out')
+
+
+def rows_of(own_tokenizer, vocab):
+    """The ids in a model's own Tokenizer of the tokens of another vocabulary, {token: id}; None if it lacks one.
+
+    [] if the vocabularies are the same.
+    """
+    own_vocab = own_tokenizer.backend.get_vocab()
+    if own_vocab == vocab:
+        return []
+    if not vocab.keys() <= own_vocab.keys():
+        return None
+    return [own_vocab[token] for token in sorted(vocab, key=vocab.get)]
+
+
+def resized(model, block_size, dropout, rows=()):
+    """A copy of a model with another dropout and another block_size, which must not be larger.
+
+    rows: the rows that stay in embedding and head, in their new order; empty = all.
+    """
     weights = model.state_dict()
+    config = dataclasses.replace(model.config, block_size=block_size, dropout=dropout)
+    if rows:
+        config.vocab_size = len(rows)
+        ends = [*model.wte.parameters(), *model.head.parameters()]
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if any(parameter is end for end in ends):
+                weights[name] = weights[name][rows]
+    if isinstance(model, TransformersModel):
+        return new_transformers(vars(config), weights, 'the model')
     if 'wpe.weight' in weights:
         weights['wpe.weight'] = weights['wpe.weight'][:block_size]
-    model = GPT(dataclasses.replace(model.config, block_size=block_size, dropout=dropout))
+    model = GPT(config)
     model.load_state_dict(weights)
     return model
 
 
+# -----------------------------------------------------------------------------
+# LoRA: low-rank adapters (Hu et al. 2021)
+
+
 def add_lora(model, rank, alpha, dropout):
-    """Add LoRA adapters to the linear layers of a GPT's blocks -> peft's LoraModel, which wraps the GPT.
+    """Add LoRA adapters to the linear layers, except the head -> peft's LoraModel, which wraps the model.
 
     Only the adapters stay trainable.
     """
     import peft
     layers = ['qkv', 'proj', 'gate', 'up', 'down']
+    if isinstance(model, TransformersModel):
+        model, layers = model.inner, 'all-linear'
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=layers)
     return peft.LoraModel(model, config, 'default')
 
@@ -236,13 +327,14 @@ def add_lora(model, rank, alpha, dropout):
 loading_lora = []  # the LoRA checkpoints whose base model is being loaded
 
 
-def restore_lora(lora, config, adapters, path, merge):
-    """The base model of a LoRA checkpoint, with its adapters. lora: {'base', 'rank', 'alpha', 'dropout'}."""
+def restore_lora(checkpoint, path, merge):
+    """The base model of a LoRA checkpoint, with its adapters. checkpoint['lora']: {'base', 'rank', 'alpha', …}"""
+    args, adapters = parts_of(checkpoint, path)
+    lora = checkpoint['lora']
     kinds = {'base': str, 'rank': int, 'alpha': (int, float), 'dropout': (int, float)}
-    if not isinstance(lora, dict) or not all(isinstance(lora.get(key), kind) for key, kind in kinds.items()):
+    is_complete = isinstance(lora, dict) and all(isinstance(lora.get(key), kind) for key, kind in kinds.items())
+    if not is_complete or 'tokenizer' not in checkpoint:
         fail(f'{path}: its LoRA settings are incomplete')
-    if not 1 <= lora['rank'] <= config.n_embd or not 0 <= lora['dropout'] < 1:
-        fail(f'{path}: a LoRA rank of {lora["rank"]} or a dropout of {lora["dropout"]} is impossible')
     base = lora['base']
     try:
         base_path = find_model(base)
@@ -252,16 +344,22 @@ def restore_lora(lora, config, adapters, path, merge):
     loading_lora.append(os.path.realpath(path))
     if os.path.realpath(base_path) in loading_lora:
         fail(f'{path} is a LoRA checkpoint that names itself as its base model, or as the base of its base')
-    model = load(base)[0]
+    model, tok, _ = load(base, data_tokenizer=str(lora.get('tokenizer', '')))
     loading_lora.pop()
-    if not isinstance(model, GPT) or config.block_size > model.config.block_size:
-        fail(f'{path}: its adapters do not fit {base}')
-    model = resized(model, config.block_size, config.dropout)
-    lora_model = add_lora(model, lora['rank'], lora['alpha'], lora['dropout'])
-    missing, unexpected = load_weights(model, adapters, path, strict=False)
-    if unexpected or any('.lora_' in name for name in missing):
-        fail(f'{path}: its adapters do not fit {base}')
-    return lora_model.merge_and_unload() if merge else model
+    rows = rows_of(tok, from_checkpoint(checkpoint, path).backend.get_vocab())
+    try:
+        if rows is None or lora['rank'] > model.config.n_embd or args['block_size'] > model.config.block_size:
+            raise ValueError
+        model = resized(model, args['block_size'], args['dropout'], rows)
+        lora_model = add_lora(model, lora['rank'], lora['alpha'], lora['dropout'])
+        missing, unexpected = load_weights(model, adapters, path, strict=False)
+        if unexpected or any('.lora_' in name for name in missing):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        fail(f'{path}: its LoRA adapters do not fit {base}')
+    if merge:
+        lora_model.merge_and_unload()
+    return model
 
 
 def merge_lora(path):
@@ -270,6 +368,48 @@ def merge_lora(path):
     checkpoint['model'] = restore(checkpoint, path, merge=True).state_dict()
     del checkpoint['lora']
     save_checkpoint(path, checkpoint)
+
+
+def write_adapters(checkpoint, path, folder):
+    """Write the LoRA adapters of a checkpoint as peft.PeftModel.from_pretrained(base_model, folder) reads them."""
+    import peft
+    from safetensors.torch import save_file
+    if 'lora' not in checkpoint:
+        fail(f'{path} has no LoRA adapters; export it with --format=hf')
+    args, adapters = parts_of(checkpoint, path)
+    lora = checkpoint['lora']
+    settings_path = os.path.join(find_model(lora['base']), 'config.json')
+    kind = read_json(settings_path).get('model_type') if os.path.exists(settings_path) else None
+    if not kind:
+        fail(f'{path}: its base model {lora["base"]} is not a Hugging Face folder, which peft needs; export that model '
+             'and train the adapters for the export, or use --format=hf, which merges them')
+    config = None if 'settings' in args else gpt_config(args, path)
+    weights = {}
+    for name, weight in adapters.items():
+        layer, side = name.removesuffix('.default.weight').split('.lora_')  # side: 'A' or 'B'
+        layers, parts = [layer.removeprefix('inner.')], [weight]
+        if config:
+            prefix = 'transformer.' if kind == 'gpt2' else 'model.'
+            layers = [prefix + hf_name.removesuffix('.weight') for hf_name in hf_names(f'{layer}.weight', config)]
+        if len(layers) == 3:  # of queries, keys and values
+            n_rows = [n * config.head_size for n in (config.n_head, config.n_kv_head, config.n_kv_head)]
+            parts = weight.split(n_rows) if side == 'B' else [weight] * 3
+        for hf_layer, part in zip(layers, parts):
+            weights[f'base_model.model.{hf_layer}.lora_{side}.weight'] = part.clone()
+    target_modules = sorted({name.split('.')[-3] for name in weights})  # such as c_attn
+    peft.LoraConfig(r=lora['rank'], lora_alpha=lora['alpha'], lora_dropout=lora['dropout'], inference_mode=True,
+                    target_modules=target_modules, fan_in_fan_out=kind == 'gpt2', task_type='CAUSAL_LM',
+                    base_model_name_or_path=lora['base']).save_pretrained(folder)
+    save_file(weights, os.path.join(folder, 'adapter_model.safetensors'), {'format': 'pt'})
+
+
+def merge_adapters(model, folder):
+    """Merge the adapters in a folder of peft into a model of Transformers, in place."""
+    import peft
+    if not any(file.startswith('adapter_model') for file in os.listdir(folder)):  # peft would look for it on the hub
+        fail(f'{folder} contains no adapter_model.safetensors')
+    with transformers_errors(folder, sum(file.stat().st_size for file in os.scandir(folder))):
+        peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
 # -----------------------------------------------------------------------------
@@ -291,6 +431,10 @@ META_KEYS = {  # of llama2.c's checkpoints
     'vocab_size': 'vocab_size', 'max_seq_len': 'block_size', 'n_layers': 'n_layer', 'n_heads': 'n_head',
     'n_kv_heads': 'n_kv_head', 'dim': 'n_embd', 'norm_eps': 'norm_eps',
 }
+TINYNEWS_KEYS = {
+    'vocab_size': 'vocab_size', 'context_length': 'block_size', 'd_embedding': 'n_embd', 'd_intermediate': 'n_inner',
+    'n_heads': 'n_head', 'n_layers': 'n_layer', 'qkv_bias': 'qkv_bias',
+}
 KEYS = {'gpt2': GPT2_KEYS, 'llama': LLAMA_KEYS, 'qwen3': LLAMA_KEYS}
 # Fields that each class implies, and defaults for keys that config.json may omit.
 DEFAULTS = {
@@ -308,33 +452,75 @@ SUPPORTED = {
 
 
 def load_hf(folder):
-    """The model of a Hugging Face folder: a GPT if it is a plain Llama, Qwen3 or GPT-2, else a TransformersModel."""
+    """The model of a folder of Hugging Face, peft or TinyNews.
+
+    It is a GPT if it is a plain Llama, Qwen3 or GPT-2, or TinyNews' model, else a TransformersModel.
+    """
+    adapters = ''  # the folder of peft
+    if base_folder(folder):
+        adapters, folder = folder, base_folder(folder)
+        stay_inside(adapters)
     path = os.path.join(folder, 'config.json')
     if not os.path.exists(path):
         fail(f'{folder} contains neither best.pt, ckpt.pt nor a Hugging Face config.json')
     stay_inside(folder)
     settings = read_json(path)
+    if isinstance(settings.get('model'), dict) and not adapters:
+        return load_tinynews(folder, settings['model'])
+    config = plain_config(settings, path)
+    has_safetensors = any(file.endswith('.safetensors') for file in os.listdir(folder))
+    if config and has_safetensors and not adapters:
+        weights = read_weights(folder)
+    else:
+        import transformers
+        model = from_pretrained(transformers.AutoModelForCausalLM, folder, dtype=torch.float32,
+                                output_loading_info=True)
+        if adapters:
+            merge_adapters(model, adapters)
+        if not config:
+            return TransformersModel(model)
+        weights = model.state_dict()
+    if config.position == 'learned':
+        for name, weight in weights.items():
+            if '.c_' in name and weight.dim() == 2:  # (in, out) there, (out, in) in nn.Linear
+                weights[name] = weight.t()
+    return gpt_of(vars(config), weights, folder)
+
+
+def base_folder(folder):
+    """The folder of the base model of adapters that peft wrote; '' if the folder contains a model of its own."""
+    path = os.path.join(folder, 'adapter_config.json')
+    if not os.path.exists(path) or os.path.exists(os.path.join(folder, 'config.json')):
+        return ''
+    return find_model(str(read_json(path).get('base_model_name_or_path')))
+
+
+def plain_config(settings, path):
+    """The GPTConfig for the settings of a config.json, or None if a GPT cannot compute that model."""
     rope = settings.get('rope_parameters') or settings.get('rope_scaling')
     if isinstance(rope, dict):
         settings |= rope
     kind = settings.get('model_type')
     for key, values in SUPPORTED.items():
         if settings.get(key) not in (None, *values):
-            kind = None
+            return None
     if not isinstance(kind, str) or kind not in KEYS:
-        return TransformersModel(folder)
-
+        return None
     config = gpt_config(DEFAULTS[kind] | renamed(settings, KEYS[kind]), path)
     if settings.get('head_dim') not in (None, config.head_size):
-        return TransformersModel(folder)
-    weights = read_weights(folder)
-    if kind == 'gpt2':
-        for name, weight in weights.items():
-            if '.c_' in name and weight.dim() == 2:  # (in, out) there, (out, in) in nn.Linear
-                weights[name] = weight.t()
-    model = new_gpt(vars(config), weights, folder)
-    load_hf_weights(model, weights, folder)
-    return model
+        return None
+    return config
+
+
+def load_tinynews(folder, settings):
+    """The GPT of a folder of TinyNews: its config.json, of which settings is the part 'model', and safetensors."""
+    weights = {}
+    for name, weight in read_weights(folder).items():
+        for theirs, ours in (('trf_blocks.', 'h.'), ('.scale', '.weight'), ('.shift', '.bias')):
+            name = name.replace(theirs, ours)
+        weights[name] = weight
+    values = {'norm': 'layernorm', 'position': 'learned', 'mlp': 'gelu', 'bias': True, 'tie_weights': False}
+    return gpt_of(values | renamed(settings, TINYNEWS_KEYS), weights, folder, TINYNEWS_LAYERS)
 
 
 def renamed(settings, names):
@@ -344,36 +530,41 @@ def renamed(settings, names):
 
 def stay_inside(folder):
     """Fail when a Hugging Face folder names weights in other folders, or a kernel on the hub, which is code."""
-    for file in os.listdir(folder):
+    files = os.listdir(folder)
+    for file in files:
         path = os.path.join(folder, file)
-        if file == 'adapter_config.json':
+        if file == 'adapter_config.json' and 'config.json' in files:
             fail(f'{path} names another model; merge the adapter into its model first')
         if file == 'config.json':
-            text = json.dumps(read_json(path))
-            if re.search(r'_implementation": (\{[^}]*|"[^"]*)/', text):  # "attn_implementation": "user/kernel"
-                fail(f'{path} names a kernel on the hub, which is code')
-            for name, n in re.findall(r'"(\w*(?:layer|expert)s?)": (\d+)', text):
-                if len(n) > 4 or int(n) > 1000:
-                    fail(f'{path}: a {name} of {n:.20} fits in no memory')
+            check_settings(read_json(path), path)
         if file.endswith('.index.json'):
             names = read_json(path).get('weight_map', {})
             if not isinstance(names, dict) or any(os.path.basename(str(name)) != name for name in names.values()):
                 fail(f'{path} names weights outside of the folder')
-        if file.startswith('pytorch_model') and file.endswith('.bin'):
+        if file.startswith(('pytorch_model', 'adapter_model')) and file.endswith('.bin'):
             try:
                 verify_file(path)
             except Exception as e:  # of many kinds
                 fail(f'{path}: its weights contain something other than tensors, or are damaged ({one_line(e)})')
 
 
+def check_settings(settings, path):
+    """Fail when the settings of a config.json name a kernel on the hub, or need more memory than there is."""
+    text = json.dumps(settings)
+    if re.search(r'_implementation": (\{[^}]*|"[^"]*)/', text):  # "attn_implementation": "user/kernel"
+        fail(f'{path} names a kernel on the hub, which is code')
+    for name, n in re.findall(r'"(\w*(?:layer|expert)s?)": (\d+)', text):
+        if len(n) > 4 or int(n) > 1000:
+            fail(f'{path}: a {name} of {n:.20} fits in no memory')
+
+
 def read_weights(folder):
-    """The tensors of a folder by name, in float32."""
+    """The tensors of a folder's safetensors by name, in float32."""
     import safetensors.torch
-    files = [file for file in sorted(os.listdir(folder)) if file.endswith('.safetensors')]
-    if not files:  # pytorch_model.bin
-        return TransformersModel(folder).inner.state_dict()
     weights = {}
-    for file in files:
+    for file in sorted(os.listdir(folder)):
+        if not file.endswith('.safetensors'):
+            continue
         path = os.path.join(folder, file)
         try:
             weights |= safetensors.torch.load_file(path)
@@ -403,6 +594,11 @@ META_LAYERS = {  # in llama2.c
     'attn.qkv': ['attention.wq', 'attention.wk', 'attention.wv'], 'attn.proj': ['attention.wo'],
     'mlp.gate': ['feed_forward.w1'], 'mlp.up': ['feed_forward.w3'], 'mlp.down': ['feed_forward.w2'],
 }
+TINYNEWS_LAYERS = {
+    'wte': ['tok_emb'], 'wpe': ['pos_emb'], 'norm': ['final_norm'], 'head': ['out_head'],
+    'norm1': ['norm1'], 'norm2': ['norm2'], 'attn.qkv': ['att.qkv'], 'attn.proj': ['att.proj'],
+    'mlp.up': ['ff.layers.0'], 'mlp.down': ['ff.layers.2'],
+}
 
 
 def hf_names(name, config, layers=None):
@@ -421,8 +617,9 @@ def hf_names(name, config, layers=None):
     return [f'{prefix}{hf_layer}.{kind}' for hf_layer in layers[layer]]
 
 
-def load_hf_weights(model, weights, path, layers=None):
-    """Load weights with Hugging Face's or nanoGPT's names, or those in `layers`, into a GPT."""
+def gpt_of(values, weights, path, layers=None):
+    """The GPT with these settings, a dict, and weights with Hugging Face's or nanoGPT's names, or those in `layers`."""
+    model = new_gpt(values, weights, path)
     weights = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in weights.items()}
     state = {}
     for name in model.state_dict():
@@ -436,6 +633,7 @@ def load_hf_weights(model, weights, path, layers=None):
         except RuntimeError as e:  # other shapes
             fail(f'{path}: the weights {names[0]} do not fit the model: {one_line(e)}')
     load_weights(model, state, path)
+    return model
 
 
 # -----------------------------------------------------------------------------
@@ -446,18 +644,8 @@ def from_pretrained(auto_class, folder, **options):
 
     With output_loading_info=True, a model whose files lack weights is refused: they would be filled at random.
     """
-    import transformers
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), memory_limit(4 * sum(file.stat().st_size for file in os.scandir(folder))):
-            warnings.simplefilter('ignore')
-            loaded = auto_class.from_pretrained(folder, trust_remote_code=False, **options)
-    except Exception as e:  # of many kinds, for folders that are damaged, incomplete or need code of their own
-        reason = one_line(e)
-        if 'weights_only' in str(e):  # torch's advice to load the file in an unsafe way
-            reason = 'its weights contain something other than tensors'
-        fail(f'{folder}: Transformers cannot open it: {reason}')
+    with transformers_errors(folder, sum(file.stat().st_size for file in os.scandir(folder))):
+        loaded = auto_class.from_pretrained(folder, trust_remote_code=False, **options)
     if not options.get('output_loading_info'):
         return loaded
     model, info = loaded
@@ -466,52 +654,107 @@ def from_pretrained(auto_class, folder, **options):
     return model
 
 
+def new_transformers(args, weights, path):
+    """The TransformersModel of a checkpoint. args: the fields of a TransformersConfig.
+
+    All its dropouts are set to args['dropout']. No token is padding, so that all are trained.
+    """
+    import transformers
+    with transformers_errors(path, sum(weight.nbytes for weight in weights.values())):
+        check_settings(args['settings'], path)
+        if not 1 <= args['block_size'] <= 2**20 or not 0 <= args['dropout'] < 1:
+            raise ValueError('an impossible block_size or dropout')
+        config = transformers.AutoConfig.for_model(**args['settings'])
+        text_config = config.get_text_config()
+        text_config.vocab_size = args['vocab_size']
+        text_config.pad_token_id = None
+        for name, value in list(vars(text_config).items()):
+            if isinstance(value, float) and ('dropout' in name or 'pdrop' in name):
+                setattr(text_config, name, args['dropout'])
+        inner = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False)
+        model = TransformersModel(inner, args['block_size'], args['dropout'])
+    load_weights(model, weights, path)
+    return model
+
+
 @contextlib.contextmanager
-def memory_limit(n_bytes):
-    """In this block, an allocation of more than n_bytes and 2 GB fails. Only Linux can do that."""
-    if sys.platform != 'linux':
-        yield
-        return
-    import resource
-    with open('/proc/self/status', encoding='ascii') as f:
-        used = int(re.search(r'VmData:\s*(\d+) kB', f.read())[1]) * 1024
-    limits = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = used + n_bytes + 2 * 2**30
-    if limits[1] != resource.RLIM_INFINITY:
-        limit = min(limit, limits[1])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limits[1]))
+def transformers_errors(path, n_bytes):
+    """In this block, an error of Transformers or peft, or too much memory, ends the program with one line.
+
+    n_bytes: the size of the weights. Only Linux can limit memory: to four times that, and 2 GB.
+    """
+    import transformers
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    limits = None
+    if sys.platform == 'linux':
+        import resource
+        with open('/proc/self/status', encoding='ascii') as f:
+            used = int(re.search(r'VmData:\s*(\d+) kB', f.read())[1]) * 1024
+        limits = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = used + 4 * n_bytes + 2 * 2**30
+        if limits[1] != resource.RLIM_INFINITY:
+            limit = min(limit, limits[1])
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limits[1]))
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            warnings.filterwarnings('error', 'Found missing adapter keys')  # peft would leave them out
+            yield
+    except Exception as e:  # of many kinds, for files that are damaged, incomplete or need code of their own
+        reason = one_line(e)
+        if 'weights_only' in str(e):  # torch's advice to load the file in an unsafe way
+            reason = 'its weights contain something other than tensors'
+        fail(f'{path}: Transformers cannot open it: {reason}')
     finally:
-        resource.setrlimit(resource.RLIMIT_DATA, limits)
+        if limits:
+            resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+@dataclasses.dataclass
+class TransformersConfig:
+    settings: dict  # as in config.json
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_embd: int
+    dropout: float
 
 
 class TransformersModel(nn.Module):
-    """A causal language model in Transformers' own class, with what generation and a loss need of GPT's interface."""
+    """A causal language model in Transformers' own class, with GPT's interface for generation and training."""
 
     n_params = GPT.n_params
+    flops_per_token = GPT.flops_per_token  # too many for an embedding that is not tied
+    configure_optimizers = GPT.configure_optimizers
 
-    def __init__(self, folder):
-        import transformers
+    def __init__(self, inner, block_size=0, dropout=0.0):
         super().__init__()
-        self.inner = from_pretrained(transformers.AutoModelForCausalLM, folder, dtype=torch.float32,
-                                     output_loading_info=True)
-        config = self.inner.config.get_text_config()
-        block_size = getattr(config, 'max_position_embeddings', 2048)
-        self.config = types.SimpleNamespace(vocab_size=config.vocab_size, block_size=block_size,
-                                            n_layer=config.num_hidden_layers, n_embd=config.hidden_size)
+        self.inner = inner
+        config = inner.config.get_text_config()
+        settings = json.loads(inner.config.to_json_string(use_diff=False))
+        block_size = block_size or getattr(config, 'max_position_embeddings', 2048)
+        self.config = TransformersConfig(settings, config.vocab_size, block_size, config.num_hidden_layers,
+                                         config.hidden_size, dropout)
+
+    @property
+    def wte(self):
+        return self.inner.get_input_embeddings()
+
+    @property
+    def head(self):
+        return self.inner.get_output_embeddings()
 
     def forward(self, ids, targets=None):
         """ids: (B, T) int64 -> logits (B, T, vocab_size); with targets (B, T), the mean loss in nats."""
         if targets is None:
             return self.inner(ids, use_cache=False).logits
-        # one part of the columns after the other, so that at most 2**28 logits (1 GB) are in memory
-        n_columns = max(1, 2**28 // (len(ids) * self.config.vocab_size))
-        loss, cache = 0.0, None
-        for part, target in zip(ids.split(n_columns, 1), targets.split(n_columns, 1)):
-            output = self.inner(part, past_key_values=cache, use_cache=n_columns < ids.size(1))
-            cache = output.past_key_values
-            loss += F.cross_entropy(output.logits.flatten(0, 1).float(), target.flatten(), reduction='sum')
+        loss = 0.0
+        n_rows = max(1, 2**28 // (ids.size(1) * self.config.vocab_size))  # whose logits take 1 GB
+        for rows, target in zip(ids.split(n_rows), targets.split(n_rows)):
+            logits = self(rows).flatten(0, 1).float()
+            loss = loss + F.cross_entropy(logits, target.flatten(), reduction='sum')
         return loss / targets.numel()
 
     def new_cache(self, n_slots, length):

@@ -81,6 +81,7 @@ class GPTConfig:
     position: str = 'rope'  # 'rope' or 'learned'
     mlp: str = 'swiglu'  # a key of ACTIVATIONS
     bias: bool = False  # biases in linear layers and LayerNorm
+    qkv_bias: bool = True  # with bias: also for queries, keys and values
     tie_weights: bool = True  # one matrix for embedding and head
     qk_norm: bool = False
     dropout: float = 0.0
@@ -185,7 +186,7 @@ class Attention(nn.Module):
         self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]  # of queries, keys and values
         self.head_size = config.head_size
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * self.head_size, bias=config.bias)
+        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * self.head_size, bias=config.bias and config.qkv_bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.q_norm = make_norm(config, self.head_size) if config.qk_norm else None
         self.k_norm = make_norm(config, self.head_size) if config.qk_norm else None
@@ -802,7 +803,7 @@ def learning_rate_at(step, peak, config):
         return peak * (step + 1) / (warmup + 1)
     if config['cooldown']:
         remaining = max(0, 1 - step / end)  # fraction of the steps
-        factor = min(1, remaining / config['cooldown'])
+        factor = min(1, remaining / max(1e-9, min(config['cooldown'], 1 - warmup / end)))
     else:
         progress = min(1, (step - warmup) / max(1, end - warmup))
         factor = 0.5 * (1 + math.cos(math.pi * progress))
@@ -967,10 +968,10 @@ def checkpoint_path(folder):
 
 def model_from(checkpoint, path=''):
     """The GPT of a checkpoint of train.py, on the CPU in eval mode. LoRA adapters are not merged."""
-    if 'lora' in checkpoint:
+    args, weights = parts_of(checkpoint, path)
+    if 'lora' in checkpoint or 'settings' in args:
         import hub
         return hub.restore(checkpoint, path)
-    args, weights = parts_of(checkpoint, path)
     model = new_gpt(args, weights, path)
     load_weights(model, weights, path)
     return model.eval()
@@ -1047,8 +1048,8 @@ def load_training_state(path, checkpoint, optimizers, scaler, guard):
         guard.n_skipped, guard.skipped_in_a_row, guard.n_spikes, guard.spikes_in_a_row = counts[:4]
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as e:
         reason = ' '.join(str(e).split())
-        fail(f'{path}: its state of the training is damaged, or of an older train.py ({reason:.100}); use its weights '
-             f'with --init_from={path} and another --out_dir')
+        fail(f'{path}: its state of the training is damaged, or of another optimizer ({reason:.100}); use its weights '
+             f'with --init_from={path} --fresh_optimizer=True and another --out_dir')
 
 
 def check_resume(path, checkpoint, config, meta, vocab):

@@ -10,7 +10,7 @@ On two nodes, run this on both, with --node_rank=0 on the first (10.0.0.1) and 1
     torchrun --nnodes=2 --node_rank=0 --nproc_per_node=8 --master_addr=10.0.0.1 --master_port=29500 train.py …
 
 Ctrl-C, SIGTERM and max_minutes save a checkpoint and exit with status 0. --init_from=resume continues as if the run
-had not stopped, on any number of processes.
+had not stopped, on any number of processes. Any other checkpoint that contains an optimizer goes on at its step.
 """
 
 import os
@@ -25,6 +25,8 @@ eval_iters = 0  # batches of an evaluation; 0 = all of val.bin
 eval_only = False  # evaluate once and exit
 log_interval = 10  # steps between lines of log.jsonl
 always_save_checkpoint = True  # save ckpt.pt after every evaluation, not only after an improvement
+save_per_epoch = False  # keep the weights after each epoch, as epoch_1.pt, epoch_2.pt …
+fresh_optimizer = False  # with init_from=file.pt: start at step 0, even if the file contains an optimizer
 wandb_log = False  # log to Weights & Biases too; a resumed run continues its wandb run
 wandb_project = 'nanokahani'
 wandb_run_name = 'gpt'
@@ -43,6 +45,8 @@ norm = 'rmsnorm'  # 'rmsnorm' or 'layernorm'
 position = 'rope'  # 'rope' or 'learned'
 mlp = 'swiglu'  # 'swiglu', 'relu2', 'gelu' or 'gelu_new'
 bias = False  # biases in linear layers and LayerNorm
+qkv_bias = True  # with bias: also for queries, keys and values
+vocab_size = 0  # number of tokens that the data must have; 0 = any
 tie_weights = True  # one matrix for embedding and head
 qk_norm = False  # RMSNorm on queries and keys, as in Qwen3
 rope_theta = 10000.0
@@ -111,9 +115,9 @@ for key, value in config.items():
     check(isinstance(value, str | None) or 0 <= value < math.inf, f'{key} is {value}; it must be at least 0')
 for key in ('batch_size', 'gradient_accumulation_steps', 'block_size', 'eval_interval', 'log_interval', 'max_iters'):
     check(config[key] >= 1, f'{key} is 0; it must be at least 1')
-for key in ('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum', 'cooldown'):
+for key in ('dropout', 'lora_dropout', 'beta1', 'beta2', 'muon_momentum'):
     check(config[key] < 1, f'{key} is {config[key]}; it must be below 1')
-check(out_dir and seed < 2**62, 'out_dir must name a folder, and seed must be below 2**62')
+check(out_dir and seed < 2**62 and cooldown <= 1, 'out_dir must name a folder, seed be below 2**62, cooldown at most 1')
 check(compile in (True, False, None), f'compile is {compile!r}; use True, False or None')
 
 # ------ processes: one, or those that torchrun started
@@ -131,6 +135,8 @@ amp = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float
 data_dir = find(os.path.join('data', dataset))  # in the working directory, else beside this script
 meta, tokenizer_json, train_tokens, val_tokens = load_dataset(data_dir)
 val_prefix = prefix_mask(data_dir, val_tokens, meta)  # tokens that do not count in the validation loss
+check(vocab_size in (0, meta['vocab_size']), f'vocab_size is {vocab_size:,}, and {data_dir} has {meta["vocab_size"]:,} '
+      'tokens; prepare it with a tokenizer of that size, or train with --vocab_size=0')
 tokenizer = Tokenizer.from_str(tokenizer_json)
 stream = TokenStream(train_tokens, meta['bos'], meta['eos'], seed)  # endless, each epoch in a new order; len = an epoch
 step_sequences = batch_size * gradient_accumulation_steps
@@ -148,20 +154,16 @@ warmup_iters = round(warmup_ratio * max_iters) if warmup_ratio else warmup_iters
 lr_decay_iters = lr_decay_iters or max_iters
 config.update(max_iters=max_iters, warmup_iters=warmup_iters, lr_decay_iters=lr_decay_iters)
 
-def inputs_and_targets(tokens, n):
-    """Split n * T + 1 consecutive tokens into inputs and targets, (n, T) each, on the device."""
-    tokens = torch.from_numpy(tokens.astype('int64'))
-    x, y = tokens[:-1].view(n, -1), tokens[1:].view(n, -1)
-    if device_type == 'cuda':  # pinned memory is copied while the GPU computes
-        x, y = x.pin_memory(), y.pin_memory()
-    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-
 def get_batch(i):
-    """Micro-batch i of this process, counted from step 0."""
+    """Inputs and targets of micro-batch i of this process, counted from step 0: (micro_batch_size, block_size) each."""
     step_of_batch, micro_step = divmod(i, micro_steps)
     k = step_of_batch * step_sequences + rank * rank_sequences + micro_step * micro_batch_size  # its first sequence
     tokens = stream.read(k * block_size, (k + micro_batch_size) * block_size + 1)
-    return inputs_and_targets(tokens, micro_batch_size)
+    tokens = torch.from_numpy(tokens.astype('int64'))
+    x, y = tokens[:-1].view(-1, block_size), tokens[1:].view(-1, block_size)
+    if device_type == 'cuda':  # pinned memory is copied while the GPU computes
+        x, y = x.pin_memory(), y.pin_memory()
+    return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 # ------ model: new, from a checkpoint of this run, or from another model
 ckpt_path = os.path.join(out_dir, 'ckpt.pt')
@@ -169,8 +171,7 @@ model_args = {field.name: config[field.name] for field in fields(GPTConfig) if f
 step, best_val_loss, wandb_id = 0, math.inf, None
 minutes = 0.0  # in the training loop, those before a resume included
 stop_reason = ''  # why the run ends before max_iters
-lora = None  # the settings of the adapters, if the model has some
-saved = None  # the checkpoint of a resumed run
+lora, saved = None, None  # the settings of adapters; the checkpoint that a training continues
 if is_master and training:
     lock(ckpt_path)  # fails if another run uses this out_dir
 if os.path.exists(ckpt_path) and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
@@ -181,7 +182,7 @@ if os.path.exists(ckpt_path) and init_from != 'resume' and training:
 if init_from == 'scratch':
     check(not lora_rank and not eval_only, 'lora_rank and eval_only need a model, such as --init_from=resume')
     check(not bigram_steps or not tie_weights, 'bigram_steps needs tie_weights=False')
-    model = GPT(GPTConfig(vocab_size=meta['vocab_size'], **model_args)).to(device)
+    model = GPT(GPTConfig(**model_args | {'vocab_size': meta['vocab_size']})).to(device)
     if bigram_steps and is_master and training:  # DistributedDataParallel copies the weights to the other processes
         learn_bigrams(model, train_tokens[:2**24], bigram_steps, seed, amp)  # 16 M tokens contain enough pairs
 elif init_from == 'resume':
@@ -194,12 +195,12 @@ elif init_from == 'resume':
 else:  # another model, cut to block_size, with adapters if lora_rank > 0
     import hub
     check(not bigram_steps, 'bigram_steps would overwrite the embedding of another model; use --bigram_steps=0')
-    check(not lora_rank or not embedding_lr, 'lora_rank does not train the embedding; use --embedding_lr=0.0')
-    model = hub.load_for_training(init_from, tokenizer, meta['vocab_size'], block_size, dropout)
-    if lora_rank:
-        hub.add_lora(model, lora_rank, lora_alpha, lora_dropout)
-        lora = {'base': init_from, 'rank': lora_rank, 'alpha': lora_alpha, 'dropout': lora_dropout}
+    model, lora, saved = hub.load_for_training(init_from, tokenizer, meta.get('tokenizer', ''), config)
+    step = saved['step'] if saved else 0
 model.to(device).train()
+is_gpt = isinstance(model, GPT)  # else a model in a class of Transformers
+check(is_gpt or optimizer == 'adamw' and not plan, f'{init_from} is no Llama, Qwen3 or GPT-2; use adamw and no plan')
+check(not embedding_lr or is_gpt and not lora_rank, 'embedding_lr is for a whole GPT only; use --embedding_lr=0.0')
 trainable = [p for p in model.parameters() if p.requires_grad]
 
 # ------ optimizer
@@ -208,7 +209,7 @@ optimizers = model.configure_optimizers(
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 guard = LossGuard()  # finds NaN, infinity and spikes of the loss
 if saved:
-    load_training_state(ckpt_path, saved, optimizers, scaler, guard)
+    load_training_state(ckpt_path if init_from == 'resume' else init_from, saved, optimizers, scaler, guard)
     saved = None  # its memory is free again
 compile = device_type == 'cuda' if compile is None else compile
 batch = get_batch(step * micro_steps)
@@ -220,9 +221,7 @@ if ddp:
 # ------ evaluation and checkpoints
 def evaluate():
     """Evaluate on val.bin -> the dict of loss_measures(). Every evaluation uses the same sequences."""
-    n = math.inf
-    if eval_iters:
-        n = eval_iters * batch_size
+    n = eval_iters * batch_size or math.inf
     forward = net.module if ddp else net  # not DDP, which needs equally many batches in each process
     model.eval()
     total, count = validation_loss(
@@ -247,8 +246,8 @@ def sample_story():
 def minutes_in_loop():
     return first_minutes + (time.time() - first_time) / 60
 
-def save(improved):
-    """Write best.pt after an improvement, and ckpt.pt, which also has the state of the optimizers."""
+def save(improved=False, epoch=0):
+    """Write best.pt after an improvement, and ckpt.pt, which contains the optimizers too; or only epoch_<epoch>.pt."""
     weights = model.state_dict()
     if lora:  # the other weights stay in the base model
         weights = {name: weight for name, weight in weights.items() if '.lora_' in name}
@@ -259,6 +258,8 @@ def save(improved):
                   'minutes': minutes_in_loop()}
     if lora:
         checkpoint['lora'] = lora
+    if epoch:
+        return save_checkpoint(os.path.join(out_dir, f'epoch_{epoch}.pt'), checkpoint)
     if improved:
         save_checkpoint(os.path.join(out_dir, 'best.pt'), checkpoint)
     if improved or always_save_checkpoint or stop_reason or step == max_iters:
@@ -278,8 +279,8 @@ if is_master:
     n_trainable = sum(p.numel() for p in trainable)
     epochs = max_iters * step_tokens / len(stream)
     print(f'{n_trainable:,} trainable parameters on {world_size} × {device}, {dtype}; {max_iters:,} steps of '
-          f'{step_tokens:,} tokens, {epochs:.2f} epochs')
-    for export_format, problem in export_problems(model.config).items():
+          f'{step_tokens:,} tokens, {epochs:.2f} epochs; begins at step {step:,}')
+    for export_format, problem in export_problems(model.config).items() if is_gpt else []:
         if problem:
             print(f'export.py cannot write this model in the format {export_format}: {problem}')
 bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not (is_master and training), smoothing=0.05,
@@ -287,8 +288,8 @@ bar = tqdm(total=max_iters, initial=step, unit=' steps', disable=not (is_master 
 peak_flops = 0.0  # measured at the first log row
 first_time, first_step, first_minutes = time.time(), step, minutes  # of this loop
 last_time, last_step = first_time, step  # of the last log row
-if minutes >= budget_minutes > 0:
-    stop_reason = 'budget_minutes'  # nothing is left of it after a resume
+if minutes >= budget_minutes > 0:  # nothing is left of it after a resume
+    stop_reason = 'budget_minutes'
 while training and step < max_iters and not stop_reason:
     # 1) set the learning rate
     position = step  # in the schedule
@@ -338,7 +339,7 @@ while training and step < max_iters and not stop_reason:
     if problem:
         stop_reason = f'{problem} at step {step}'
         if is_master and all(p.isfinite().all() for p in trainable):
-            save(improved=False)
+            save()
         fail(f'{stop_reason}; the checkpoints in {out_dir} are good. Lower learning_rate and continue with '
              '--init_from=resume, or start anew from best.pt, or skip NaN and infinity with --skip_nan=True')
     if is_master and guard.spikes_in_a_row == 1:
@@ -351,6 +352,9 @@ while training and step < max_iters and not stop_reason:
         stop_reason = stop_request.name or 'a signal to another process'
     step += 1
     bar.update()
+    epoch, tokens_of_epoch = divmod(step * step_tokens, len(stream))
+    if is_master and save_per_epoch and tokens_of_epoch < step_tokens:
+        save(epoch=epoch)
     if is_master and device == 'cpu' and step == first_step + 10:
         hours = (max_iters - step) * (time.time() - first_time) / 10 / 3600
         if min(hours, budget_minutes / 60 or hours) > 6:
@@ -371,7 +375,7 @@ while training and step < max_iters and not stop_reason:
     improved = False
     if evaluating:
         if is_master and stop_reason:
-            save(improved=False)  # the evaluation can take long, and the process may be killed meanwhile
+            save()  # the evaluation can take long, and the process may be killed meanwhile
         row.update(evaluate())
         improved = row['val_loss'] < best_val_loss
         best_val_loss = min(row['val_loss'], best_val_loss)

@@ -5,8 +5,11 @@
 #     python train.py config/finetune_gpt2.py --dataset=mine
 #     python train.py config/finetune_gpt2.py --dataset=mine --init_from=gpt2-xl --batch_size=2 \
 #         --gradient_accumulation_steps=16
+#     python train.py config/finetune_gpt2.py --dataset=pile --init_from=EleutherAI/pythia-70m --out_dir=out/pythia
+#         # or any other causal model, on data that are prepared with its tokenizer
 #     python train.py config/finetune_gpt2.py --dataset=mine --lora_rank=0 --learning_rate=5e-5  # train all weights
 #     python sample.py --out_dir=out/gpt2 --start="Once upon a time" --temperature=1.25 --top_k=250
+#     python export.py --out_dir=out/gpt2 --format=peft  # the adapters, for peft
 
 dataset = 'english'
 out_dir = 'out/gpt2'

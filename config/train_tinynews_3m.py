@@ -4,14 +4,20 @@
 #     python train.py config/train_tinynews_3m.py
 #     python train.py results/trained_models/11M/config.json --out_dir=out/tinynews_11m  # TinyNews' own file
 # From its config.json and train.py: all sizes, AdamW, a cosine decay to a tenth, gradients clipped at 1, batches of 8
-# bulletins of up to 128 tokens. Different here: a batch is 8 × 128 consecutive tokens, and queries, keys and values
-# have biases.
+# bulletins of up to 128 tokens. Different here: a batch is 8 × 128 consecutive tokens.
+# Its own file also sets vocab_size: the data must have so many tokens, as with --tokenizer=tinynewstokenizer8192.model
+# --trim=False.
 
-_json = globals().get('_json') or {
-    'model': {'vocab_size': 8192, 'context_length': 128, 'd_embedding': 128, 'd_intermediate': 512, 'n_heads': 4, 'n_layers': 4, 'qkv_bias': False},
+_default = {
+    'model': {'vocab_size': 0, 'context_length': 128, 'd_embedding': 128, 'd_intermediate': 512, 'n_heads': 4,
+              'n_layers': 4, 'qkv_bias': False},
     'train': {'peak_lr': 0.001, 'warmup_ratio': 0.01, 'n_epochs': 2, 'batch_size': 8, 'weight_decay': 0.1},
 }
+_json = globals().get('_json', _default)
 _model, _train = _json['model'], _json['train']
+_unknown = {*_model, *_train} - {*_default['model'], *_default['train']}
+if _unknown:
+    raise ValueError(f'no key here does what {sorted(_unknown)} does')
 
 dataset = 'news'
 out_dir = 'out/tinynews'
@@ -25,6 +31,8 @@ norm = 'layernorm'
 position = 'learned'
 mlp = 'gelu'
 bias = True
+qkv_bias = _model.get('qkv_bias', False)
+vocab_size = _model.get('vocab_size', 0)
 tie_weights = False
 
 batch_size = _train['batch_size']

@@ -1,15 +1,20 @@
 """
-The part of the Hugging Face hub that an upload needs, on loopback. It prints its port and keeps what is uploaded.
+The part of the Hugging Face hub that an upload and the download of a file need, on loopback. It prints its port.
 
-GET / returns the repositories and the files: the text of a small file, the number of bytes of a large one (LFS).
+It keeps what is uploaded. GET / returns the repositories and the files: the text of a small file, the number of bytes
+of a large one (LFS). The option `folder` names a folder whose user/repository/file can be downloaded.
 """
 
 import base64
 import hashlib
 import http.server
 import json
+import re
+import sys
+from pathlib import Path
 
 TOKEN = 'hf_test'
+FOLDER = json.loads(sys.argv[1]).get('folder', '')
 files, repos = {}, []
 sizes = {}  # of uploaded bytes by their SHA-256, until a commit names their file
 
@@ -27,8 +32,21 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def body(self):
         return self.rfile.read(int(self.headers.get('Content-Length', 0)))
 
+    def do_HEAD(self):
+        """Answer a request for a file without its content."""
+        path = Path(FOLDER, re.sub(r'/resolve/\w+/', '/', self.path).lstrip('/'))
+        self.send_response(200 if FOLDER and path.is_file() else 404)
+        if FOLDER and path.is_file():
+            self.send_header('Content-Length', str(path.stat().st_size))
+            self.send_header('ETag', '"1"')
+            self.send_header('X-Repo-Commit', '1' * 40)
+        self.end_headers()
+        return path
+
     def do_GET(self):
-        if self.path == '/':
+        if '/resolve/' in self.path:
+            self.wfile.write(self.do_HEAD().read_bytes())
+        elif self.path == '/':
             self.answer(200, {'files': files, 'repos': repos})
         else:
             self.answer(401, {'error': 'Invalid username or password.'})

@@ -1,6 +1,7 @@
 """Models and configs of other projects: nanoGPT's checkpoints, other Transformers classes, the published configs."""
 
 import io
+import itertools
 import json
 import math
 import pickle
@@ -83,7 +84,7 @@ def test_a_story_ends_where_the_files_of_its_model_say(home, tok, file, tmp_path
     assert home.json('kept/generation_config.json')['eos_token_id'] == [tok.vocab_size - 1, ids[12]]
 
 
-def test_a_model_of_any_other_class_generates_and_is_evaluated_but_not_trained(home, tok):
+def test_a_model_of_any_other_class_generates_and_is_evaluated(home, tok):
     config = transformers.GPTNeoConfig(
         vocab_size=tok.vocab_size, bos_token_id=tok.bos, eos_token_id=tok.eos,
         hidden_size=32, num_layers=2, num_heads=2, max_position_embeddings=64,
@@ -96,7 +97,6 @@ def test_a_model_of_any_other_class_generates_and_is_evaluated_but_not_trained(h
              '--out_dir=out/neo')
     loss = home.json('out/neo/results.json')['models']['neo']['loss']
     assert loss['val_loss'] == pytest.approx(math.log(1024), abs=0.3)  # its weights are random
-    assert 'Llama' in home.refuses(*TRAIN, '--init_from=neo', '--out_dir=out/other')
 
 
 def nanogpt(n_tokens):
@@ -107,6 +107,107 @@ def nanogpt(n_tokens):
         weights[name] = p.t().contiguous() if '.h.' in name and p.dim() == 2 else p
     args = {'n_layer': 1, 'n_head': 2, 'n_embd': 16, 'block_size': 32, 'bias': True, 'vocab_size': n_tokens}
     return {'model': weights, 'model_args': args, 'iter_num': 9}
+
+
+def with_optimizer(checkpoint, n_steps):
+    """A checkpoint of nanoGPT with the state of its AdamW: exp_avg is twice, exp_avg_sq the square of each weight."""
+    weights = {name: weight for name, weight in checkpoint['model'].items() if name != 'lm_head.weight'}
+    names = sorted(weights, key=lambda name: weights[name].dim() < 2)  # first the matrices, as nanoGPT numbers them
+    state = {}
+    for i, name in enumerate(names):
+        state[i] = {'step': torch.tensor(9.0), 'exp_avg': 2 * weights[name], 'exp_avg_sq': weights[name] ** 2}
+    return checkpoint | {'iter_num': n_steps, 'optimizer': {'state': state, 'param_groups': []}}
+
+
+def larger(tok, n_tokens):
+    """The text of a tokenizer.json: a BPE with so many tokens, of which the first ones are those of tok."""
+    spec = json.loads(tok.to_str())
+    vocab, merges = spec['model']['vocab'], spec['model']['merges']
+    tokens = [token for token in vocab if token not in ('<s>', '</s>')]
+    for left, right in itertools.product(reversed(tokens), tokens):
+        if len(vocab) == n_tokens:
+            return json.dumps(spec)
+        if left + right not in vocab:
+            vocab[left + right] = len(vocab)
+            merges.append([left, right])
+
+
+@pytest.mark.parametrize('n_tokens', [68_096, 256_064])
+def test_a_checkpoint_of_regional_tinystories_from_the_hub(home, tok, server, tmp_path, n_tokens):
+    """As many tokens as sarvam-1 and SUTRA have. A .pt alone, whose tokenizer has another name."""
+    checkpoint = with_optimizer(nanogpt(n_tokens), 3)
+    (tmp_path / 'Regional/hindi').mkdir(parents=True)
+    path = tmp_path / 'Regional/hindi/hindi_5M.pt'
+    torch.save(checkpoint, path)
+    (home.path / 'large.json').write_text(larger(tok, n_tokens), encoding='utf-8')
+    tokenizer_option = '--tokenizer=large.json'
+    assert home.run(*SAMPLE, f'--init_from={path}', tokenizer_option).startswith('एक दिन')
+    home.run('export.py', f'--out_dir={path}', tokenizer_option, '--out=large', '--examples=0')
+    ids = torch.randint(n_tokens, (2, 32))
+    with torch.no_grad():
+        logits = hub.load(str(path), tokenizer=str(home.path / 'large.json'))[0](ids)
+        assert torch.allclose(hub.load(str(home.path / 'large'))[0](ids), logits, atol=1e-4)
+
+    # the training goes on, with the tokens that the data need, and with the state of the optimizer
+    home.run('prepare.py', '--source=data/tiny/stories.jsonl', '--dataset=regional', tokenizer_option)
+    env = {'HF_ENDPOINT': server('hub_server.py', folder=str(tmp_path)).url, 'HF_HUB_OFFLINE': '0',
+           'HF_HOME': str(tmp_path / 'cache')}
+    command = [*TRAIN, '--dataset=regional', '--init_from=Regional/hindi/hindi_5M.pt', '--block_size=32',
+               '--max_iters=5', '--log_interval=1', '--learning_rate=0.0', '--beta1=0.0', '--beta2=0.0']
+    out = home.run(*command, f'--out_dir=out/{n_tokens}', **env)
+    assert 'begins at step 3' in out
+    assert [row['step'] for row in home.jsonl(f'out/{n_tokens}/log.jsonl')] == [4, 5]
+    if n_tokens < 100_000:
+        assert 'raise max_iters' in home.refuses(*command, '--out_dir=out/fresh', '--max_iters=3', **env)
+        out = home.run(*command, '--out_dir=out/fresh', '--max_iters=1', '--fresh_optimizer=True', **env)
+        assert 'begins at step 0' in out
+
+    trimmed = tokenizer.load(str(home.path / 'data/regional'))
+    assert trimmed.vocab_size < 2000
+    rows = [json.loads(larger(tok, n_tokens))['model']['vocab'][trimmed.backend.id_to_token(i)] for i in (0, 500, 999)]
+    weights = torch.load(home.path / f'out/{n_tokens}/ckpt.pt', weights_only=True)['model']
+    expected = checkpoint['model']['transformer.wte.weight'][rows]
+    assert torch.equal(weights['wte.weight'][[0, 500, 999]], expected)
+
+
+def test_the_state_of_an_optimizer_is_that_of_its_weights(home, tok, tmp_path):
+    """Of nanoGPT and, with its queries and keys in another order, of llama2.c."""
+    config = {'block_size': 32, 'dropout': 0.0, 'lora_rank': 0, 'max_iters': 10, 'fresh_optimizer': False,
+              'eval_only': False, 'plan': False}
+    args = {'dim': 16, 'n_layers': 2, 'n_heads': 2, 'n_kv_heads': 1, 'vocab_size': 1024, 'max_seq_len': 32}
+    shapes = {'tok_embeddings': (1024, 16)}
+    for i in range(2):
+        shapes |= {f'layers.{i}.attention.wq': (16, 16), f'layers.{i}.attention.wk': (8, 16),
+                   f'layers.{i}.attention.wv': (8, 16), f'layers.{i}.attention.wo': (16, 16),
+                   f'layers.{i}.feed_forward.w1': (32, 16), f'layers.{i}.feed_forward.w2': (16, 32),
+                   f'layers.{i}.feed_forward.w3': (32, 16), f'layers.{i}.attention_norm': (16,),
+                   f'layers.{i}.ffn_norm': (16,)}
+    weights = {f'{name}.weight': torch.randn(shape) for name, shape in (shapes | {'norm': (16,)}).items()}
+    tok.save(str(tmp_path))
+    for checkpoint in (nanogpt(1024), {'model': weights, 'model_args': args}):
+        torch.save(with_optimizer(checkpoint, 7), tmp_path / 'ckpt.pt')
+        model, _, saved = hub.load_for_training(str(tmp_path), tok.backend, 'train', config)
+        [adamw] = model.configure_optimizers('adamw', 0.0, 0.0, 0.0, (0.9, 0.95), 0.0, 0)
+        adamw.load_state_dict(saved['optimizer'][0])
+        assert saved['step'] == 7 and len(adamw.state) == len(list(model.parameters()))
+        for parameter, state in adamw.state.items():
+            assert torch.equal(state['exp_avg'], 2 * parameter) and torch.equal(state['exp_avg_sq'], parameter ** 2)
+    torch.save(checkpoint | {'optimizer': {'state': {}}, 'iter_num': 7}, tmp_path / 'ckpt.pt')
+    with pytest.raises(SystemExit, match='does not fit its weights'):
+        hub.load_for_training(str(tmp_path), tok.backend, 'train', config)
+
+
+def test_a_checkpoint_of_train_goes_on_elsewhere(home, stopped):
+    """As from the hub: in another out_dir, it repeats what a resumed run does."""
+    small = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--max_iters=4', '--log_interval=1', '--lr_decay_iters=4']
+    shutil.copytree(stopped, home.path / 'out/here')
+    home.run(*TRAIN, *small, '--init_from=resume', '--out_dir=out/here')
+    home.run(*TRAIN, *small, f'--init_from={stopped}/ckpt.pt', '--out_dir=out/elsewhere')
+    rows = home.jsonl('out/elsewhere/log.jsonl')
+    assert [row['step'] for row in rows] == [3, 4]
+    assert [row['loss'] for row in rows] == [row['loss'] for row in home.jsonl('out/here/log.jsonl')[-2:]]
+    line = home.refuses(*TRAIN, *small, f'--init_from={stopped}/ckpt.pt', '--out_dir=out/m', '--optimizer=muon')
+    assert '--fresh_optimizer=True' in line
 
 
 def header(*numbers, rest=b''):
@@ -154,7 +255,7 @@ def test_the_tokenizer_of_another_model_is_refused(home, tmp_path):
 
 def test_a_config_of_tinynews_trains_as_it_says(home):
     model = {'vocab_size': 1024, 'context_length': 64, 'd_embedding': 32, 'd_intermediate': 64, 'n_heads': 2,
-             'n_layers': 1}
+             'n_layers': 1, 'qkv_bias': False}
     training = {'peak_lr': 0.01, 'warmup_ratio': 0.1, 'n_epochs': 2, 'batch_size': 64, 'weight_decay': 0.1}
     (home.path / 'tinynews.json').write_text(json.dumps({'model': model, 'train': training}))
     home.run('train.py', 'tinynews.json', '--dataset=tiny', '--out_dir=out/news', '--eval_iters=1', '--log_interval=1',
@@ -165,8 +266,95 @@ def test_a_config_of_tinynews_trains_as_it_says(home):
     assert (steps - 1) * 64 * 64 < 2 * tokens <= steps * 64 * 64
     highest = max(log, key=lambda row: row['lr'])
     assert highest['step'] == 1 + round(0.1 * steps) and log[-1]['lr'] < 0.0015
-    args = torch.load(home.path / 'out/news/best.pt', weights_only=True)['model_args']
+    checkpoint = torch.load(home.path / 'out/news/best.pt', weights_only=True)
+    args, weights = checkpoint['model_args'], checkpoint['model']
     assert (args['n_embd'], args['n_inner'], args['position'], args['mlp']) == (32, 64, 'learned', 'gelu')
+    assert 'blocks.0.attn.qkv.bias' not in weights and 'blocks.0.attn.proj.bias' in weights
+    home.run('export.py', '--out_dir=out/news', '--examples=0')
+    hf = transformers.AutoModelForCausalLM.from_pretrained(home.path / 'out/news/hf').eval()
+    ids = torch.randint(1024, (1, 64))
+    with torch.no_grad():
+        assert torch.allclose(hf(ids).logits, hub.load(str(home.path / 'out/news'))[0](ids), atol=1e-4)
+    for key, value, message in (('vocab_size', 8192, 'vocab_size is 8,192'), ('drop_rate', 0.1, 'drop_rate')):
+        (home.path / 'tinynews.json').write_text(json.dumps({'model': model | {key: value}, 'train': training}))
+        assert message in home.refuses('train.py', 'tinynews.json', '--dataset=tiny', '--out_dir=out/other')
+
+
+def tinynews_logits(weights, ids, n_heads):
+    """What TinyNews' model computes, by its names. ids: (T,) -> (T, vocab_size)"""
+    def norm(x, name):
+        variance = ((x - x.mean(-1, keepdim=True)) ** 2).mean(-1, keepdim=True)
+        normed = (x - x.mean(-1, keepdim=True)) / (variance + 1e-5).sqrt()
+        return normed * weights[f'{name}.scale'] + weights[f'{name}.shift']
+
+    def linear(x, name):
+        return x @ weights[f'{name}.weight'].T + weights.get(f'{name}.bias', 0)
+
+    T = len(ids)
+    x = weights['tok_emb.weight'][ids] + weights['pos_emb.weight'][:T]
+    future = torch.ones(T, T).triu(1).bool()
+    i = 0
+    while f'trf_blocks.{i}.norm1.scale' in weights:
+        block = f'trf_blocks.{i}'
+        qkv = linear(norm(x, f'{block}.norm1'), f'{block}.att.qkv')
+        q, k, v = (part.view(T, n_heads, -1).transpose(0, 1) for part in qkv.chunk(3, -1))  # (heads, T, d)
+        scores = (q @ k.transpose(1, 2) / q.size(-1) ** 0.5).masked_fill(future, -torch.inf)
+        x = x + linear((scores.softmax(-1) @ v).transpose(0, 1).reshape(T, -1), f'{block}.att.proj')
+        inner = linear(norm(x, f'{block}.norm2'), f'{block}.ff.layers.0')
+        inner = inner * (1 + torch.erf(inner / 2 ** 0.5)) / 2  # GELU
+        x = x + linear(inner, f'{block}.ff.layers.2')
+        i += 1
+    return linear(norm(x, 'final_norm'), 'out_head')
+
+
+@pytest.mark.parametrize('qkv_bias', [False, True])
+def test_a_published_checkpoint_of_tinynews(home, tmp_path, qkv_bias):
+    """With the names and shapes of its repository, and random weights; its SentencePiece model lies beside it."""
+    import sentencepiece
+    from safetensors.torch import save_file
+    V, T, C, inner = 400, 64, 32, 48
+    shapes = {'tok_emb.weight': (V, C), 'pos_emb.weight': (T, C), 'final_norm.scale': (C,), 'final_norm.shift': (C,),
+              'out_head.weight': (V, C)}
+    for i in range(2):
+        for name, shape in {
+                'att.qkv.weight': (3 * C, C), 'att.qkv.bias': (3 * C,), 'att.proj.weight': (C, C),
+                'att.proj.bias': (C,), 'ff.layers.0.weight': (inner, C), 'ff.layers.0.bias': (inner,),
+                'ff.layers.2.weight': (C, inner), 'ff.layers.2.bias': (C,), 'norm1.scale': (C,), 'norm1.shift': (C,),
+                'norm2.scale': (C,), 'norm2.shift': (C,)}.items():
+            if qkv_bias or name != 'att.qkv.bias':
+                shapes[f'trf_blocks.{i}.{name}'] = shape
+    torch.manual_seed(0)
+    weights = {name: 0.3 * torch.randn(shape) for name, shape in shapes.items()}
+    folder = tmp_path / 'small'
+    folder.mkdir()
+    save_file(weights, folder / 'model.safetensors')
+    settings = {'vocab_size': V, 'context_length': T, 'd_embedding': C, 'd_intermediate': inner, 'n_heads': 4,
+                'n_layers': 2, 'qkv_bias': qkv_bias}
+    (folder / 'config.json').write_text(json.dumps({'model': settings, 'train': {}}))
+    assert 'contains no tokenizer' in home.refuses(*SAMPLE, f'--init_from={folder}')
+    texts = [row['text'] for row in home.jsonl('data/tiny/stories.jsonl')]
+    with open(folder / 'tinynewstokenizer400.model', 'wb') as f:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=f, vocab_size=V, model_type='bpe', byte_fallback=True,
+            user_defined_symbols=['</h>'], minloglevel=2)
+
+    model, tok, _ = hub.load(str(folder))
+    ids = torch.randint(V, (T,))
+    with torch.no_grad():
+        assert torch.allclose(model(ids[None])[0], tinynews_logits(weights, ids, 4), atol=1e-4)
+    assert (tok.bos, tok.eos) == (1, 2)
+    start = [*SAMPLE, '--max_new_tokens=9', f'--init_from={folder}']
+    story = home.run(*start)
+    if qkv_bias:
+        return
+    assert home.run(*start, f'--tokenizer={folder}/tinynewstokenizer400.model') == story
+    home.run('export.py', f'--out_dir={folder}', '--out=news_hf', '--examples=0')
+    hf = transformers.AutoModelForCausalLM.from_pretrained(home.path / 'news_hf').eval()
+    with torch.no_grad():
+        assert torch.allclose(hf(ids[None]).logits[0], tinynews_logits(weights, ids, 4), atol=1e-4)
+    home.run('evaluate.py', '--exam=True', '--language=hindi', f'--checkpoints={folder}', '--out_dir=out/exam')
+    [score] = home.json('out/exam/results.json')['exam'].values()
+    assert 0.3 < score['hindi']['all']['mean'] < 0.7
 
 
 @pytest.mark.parametrize('name, vocab_size, millions', [
@@ -300,6 +488,11 @@ def nested(depth):
     ({'tokenizer': {'spec': 5, 'bos': '<s>', 'eos': '</s>'}}, 'tokenizer'),
     ({'tokenizer': {'spec': '[' * 10**6, 'bos': '<s>', 'eos': '</s>'}}, 'tokenizer'),
     ({'more': torch.zeros(1).expand(10**12)}, 'than are stored'), ({'more': {1: {2, 3}}}, 'could run code'),
+    ({'model_args': {'settings': {'model_type': 'gpt_neo', 'num_layers': 10**6}}}, 'fits in no memory'),
+    ({'model_args': {'settings': {'model_type': 'gpt_neo', 'attn_implementation': 'evil/kernel'}}}, 'a kernel on'),
+    ({'model_args': {'settings': {'model_type': 'gpt_neo', 'x': torch.zeros(3)}}}, 'cannot open it'),
+    ({'model_args': {'settings': {'model_type': 'gpt_neo'}, 'block_size': 'x'}}, 'cannot open it'),
+    ({'model_args': {'settings': {'model_type': 'gpt_neo', 'hidden_size': 2**20}}}, 'cannot open it'),
     ({'more': bytearray(9)}, 'could run code'), ({'more': torch.zeros(9).to_sparse()}, 'could run code')])
 def test_a_hostile_checkpoint(load, checkpoint, change, message, capfd):
     if change.get('model_args'):

@@ -287,7 +287,7 @@ def test_the_loss_of_a_foreign_model_in_parts_is_that_of_the_whole(tmp_path):
     torch.manual_seed(0)
     config = transformers.GPTNeoConfig(**NEO_SIZES)
     transformers.GPTNeoForCausalLM(config).save_pretrained(tmp_path)
-    model = hub.TransformersModel(str(tmp_path)).eval()
+    model = hub.load_hf(str(tmp_path)).eval()
     ids = torch.randint(300, (2, 50))
     with torch.no_grad():
         whole = model(ids, ids.roll(-1, 1))

@@ -11,8 +11,8 @@ SMALL = {'n_embd': 16, 'n_layer': 2, 'n_head': 2}
 LARGE = {'n_embd': 32, 'n_layer': 1, 'n_head': 2}
 
 
-def command(settings, train_options=TRAIN, loss_tokens=4000):
-    evaluate_options = {'train_stories': 'data/tiny/stories.jsonl', 'loss_tokens': loss_tokens}
+def command(settings, train_options=TRAIN, loss_tokens=4000, **evaluate_options):
+    evaluate_options |= {'train_stories': 'data/tiny/stories.jsonl', 'loss_tokens': loss_tokens}
     return [
         'sweep.py', '--out_dir=out/sweep', '--train_config=', '--start=रवि', '--num_samples=3', '--evaluate_config=',
         f'--settings={settings}', f'--train_options={train_options}', "--sample_options={'max_new_tokens': 30}",
@@ -74,6 +74,26 @@ def test_it_continues_after_a_stop(swept):
     assert text.count(': train.py') == text.count(': sample.py') == 1 and '1 of 1 settings' in text
     steps = [row['step'] for row in swept.jsonl(log) if 'val_loss' in row]
     assert steps == sorted(set(steps)) and steps[-1] == 60
+
+
+@pytest.mark.slow
+def test_tokenizers_and_the_exam(swept):
+    """The data are prepared once for each tokenizer. Losses are compared per byte."""
+    known = {'tokenizer': 'data/tiny/tokenizer.json'}
+    settings = [SMALL | {'tokenizer': 'train'}, LARGE | {'tokenizer': 'train'}, SMALL | known]
+    options = {'source': 'data/tiny/stories.jsonl', 'dataset': 'swept', 'vocab_size': 500}
+    line = [*command(settings, exam=True, language='hindi'), f'--prepare_options={options}']
+    assert swept.run(*line).count(': prepare.py') == 2
+    assert swept.json('data/swept_train/meta.json')['vocab_size'] == 500
+    assert (swept.path / 'data/swept_data-tiny-tokenizer.json/train.bin').exists()
+    rows = swept.json('out/sweep/results.json')['rows']
+    assert [row['setting']['tokenizer'] for row in rows] == ['train', 'data/tiny/tokenizer.json', 'train']
+    for row in rows:
+        assert 0.3 < row['exam']['exam (hindi)']['mean'] < 0.7
+    head, _, *lines = (swept.path / 'out/sweep/results.md').read_text(encoding='utf-8').split('| width')[1].splitlines()
+    assert 'tokenizer' in head and 'bits_per_byte' in head and 'exam (hindi)' in head
+    assert all(' %' in line for line in lines[:3])
+    assert ': ' not in swept.run(*line).split('| width')[0]  # nothing runs again
 
 
 def test_no_settings(project):
