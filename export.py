@@ -25,7 +25,7 @@ push = ''  # user/name: upload the folder to this model on the Hugging Face hub
 # model card
 license = ''  # license of the weights, by its name on the hub, such as mit; empty = the card names none
 language = ''  # language code of the stories, such as hi; empty = by the name of the dataset
-dataset = ''  # data set of the training on the hub, such as user/kahani; empty = the source of the training data
+hub_dataset = ''  # data set of the training on the hub, such as user/kahani; empty = the source of the training data
 examples = 3  # sample stories in the card
 start = ''  # how the sample stories begin
 seed = 1337  # sample story i uses seed + i
@@ -562,7 +562,7 @@ def hub_metadata():
     from huggingface_hub import EvalResult, ModelCardData
     data, measures = data_and_measures()
     source = re.match(r'hf:([\w-][\w.-]*/[\w.-]+)', str(data.get('source')))
-    on_the_hub = dataset or (source[1] if source else None)
+    on_the_hub = hub_dataset or (source[1] if source else None)
     name = on_the_hub or run_dataset or 'stories'
     results = []
     for measure, value in measures.items():

@@ -187,7 +187,7 @@ def test_the_card_has_the_figures_of_the_run(trained):
                'exam': {'llama': {'hindi': {'all': {'mean': 0.61}}}}}
     (trained.path / 'out/llama/results.json').write_text(json.dumps(results), encoding='utf-8')  # of evaluate.py
     trained.run('export.py', '--out_dir=out/llama', '--examples=2', '--start=रवि', '--license=cc-by-4.0',
-                '--language=hi', '--dataset=me/stories', '--out=out/card')
+                '--language=hi', '--hub_dataset=me/stories', '--out=out/card')
     card = huggingface_hub.ModelCard.load(trained.path / 'out/card/README.md')
     meta, log = trained.json('data/tiny/meta.json'), trained.jsonl('out/llama/log.jsonl')[-1]
     front = card.data.to_dict()
