@@ -25,7 +25,7 @@ INSTALLS = ('git', 'cd', 'make', 'pip', 'uv', '.', '.venv/bin/python', 'python3'
 NEEDS = re.compile(  # the network, several GPUs, or another command that is not run
     r'hf:|--push|translate|gpt2|--batch=True|news|torchrun')
 SMALL = {  # settings with which a command takes seconds
-    'generate_data.py': ['--total=400'],
+    'generate_data.py': ['--total=2000'],
     'train.py': [
         '--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=64', '--batch_size=4', '--max_iters=4',
         '--gradient_accumulation_steps=1', '--eval_interval=2', '--eval_iters=2', '--bigram_steps=0', '--device=cpu'],
