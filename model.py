@@ -103,7 +103,7 @@ class GPTConfig:
         for name, limit in LARGEST.items():
             size = getattr(self, name)
             check(size >= 1, f'{name} is {size}; it must be at least 1')
-            check(size <= limit, f'{name} is {size:,}; more than {limit:,} fit in no memory')
+            check(size <= limit, f'{name} is {size:,}; it must be at most {limit:,}')
         check(self.n_embd % self.n_head == 0, f'n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})')
         check(self.n_head % self.n_kv_head == 0, f'n_head must be a multiple of n_kv_head ({self.n_kv_head})')
         check(self.position == 'learned' or self.head_size % 2 == 0, 'rotary positions need an even n_embd / n_head')

@@ -83,7 +83,7 @@ REFUSED = [  # command, files, part of the line on stderr
      STORY | {'t.json': pipeline(type='WordLevel', vocab={'a': 2**32 - 2, 'b': 0}, unk_token='b')}, 't.json'),
 
     ([*SMALL, '--n_kv_head=-1'], {}, 'n_kv_head'),
-    ([*SMALL, '--n_layer=1000000000'], {}, 'layers'),
+    ([*SMALL, '--n_layer=1000000000'], {}, 'n_layer is 1,000,000,000; it must be at most 1,000'),
     ([*SMALL, '--n_embd=0'], {}, 'n_embd'),
     ([*SMALL, '--learning_rate=1e999'], {}, 'learning_rate'),
     ([*SMALL, '--dropout=1.0'], {}, 'dropout'),
