@@ -1,4 +1,4 @@
-# The 512 × 6 model of the Regional TinyStories paper (https://arxiv.org/abs/2504.07989) on Hindi stories: 20 M
+# The 512 × 6 model of the Regional TinyStories paper (https://arxiv.org/abs/2504.07989) on Hindi stories: 19 M
 # parameters plus the embedding. For one GPU (a T4 is enough), or for 2, 4, 8 … GPUs with torchrun, with the same
 # result.
 

@@ -153,7 +153,7 @@ def test_pasted_scripts_and_the_other_scripts_too(project, chat_server):
 
 NOTEBOOK = nbformat.read(PROJECT / 'quickstart.ipynb', 4)
 CODE = {cell.id: cell.source for cell in NOTEBOOK.cells if cell.cell_type == 'code'}
-TINY = {'TOTAL': 300, 'VOCAB_SIZE': 512, 'N_PROMPTS': 4, 'NAME': 'tiny'}
+TINY = {'TOTAL': 1000, 'VOCAB_SIZE': 512, 'N_PROMPTS': 4, 'NAME': 'tiny'}
 MODEL = ['config/train_demo.py', '--n_layer=2', '--n_embd=48', '--block_size=64', '--max_iters=12']
 TORCH = '''
 __version__ = '2.9.0+cpu'
