@@ -93,7 +93,10 @@ def named_weights(interleaved=False):
         del state['head.weight']
     for name, weight in list(state.items()):
         # GPT-2 has biases in all layers, and Llama in all parts of the attention or in none
-        if kind == 'gpt2' and name.startswith(('blocks.', 'norm.')) or gpt.bias and 'attn.qkv' in name:
+        needs_bias = gpt.bias and 'attn.qkv' in name
+        if kind == 'gpt2' and name.startswith(('blocks.', 'norm.')):
+            needs_bias = True
+        if needs_bias:
             state.setdefault(name.replace('.weight', '.bias'), torch.zeros(len(weight)))
     n_rows = [n * gpt.head_size for n in (gpt.n_head, gpt.n_kv_head, gpt.n_kv_head)]  # of queries, keys, values
     weights = {}
@@ -141,7 +144,8 @@ def write_hf(folder):
         model.inner.to(getattr(torch, dtype)).save_pretrained(folder)
     # Fine-tuning ignores padding, so with eos as padding it would not learn where a story ends.
     pads = [tok.backend.token_to_id('<pad>'), tok.unk, tok.bos]
-    pad = next((i for i in pads if i not in (None, tok.eos)), tok.eos)
+    pads = [i for i in pads if i is not None and i != tok.eos and i < model.config.vocab_size]
+    pad = pads[0] if pads else tok.eos
     # Nothing else: Transformers warns of a temperature with do_sample=False, and of a max_length with max_new_tokens.
     # Here bos must not be padding: generate() without attention_mask would not read it. Only ended stories are padded.
     generation = ids | {'pad_token_id': tok.eos if pad == tok.bos else pad, 'do_sample': temperature > 0}
@@ -469,6 +473,8 @@ def sample_stories():
 def without_words(story):
     """A generated story without the words that a story_template puts in front, if it begins with some."""
     first, *literals = re.split(r'\{\w+\}', template_of(checkpoint).removesuffix('{text}'))
+    if not story.startswith(first):
+        return story
     rest = story.removeprefix(first)
     for literal in literals:
         word, _, rest = rest.partition(literal or '\n')

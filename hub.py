@@ -71,8 +71,11 @@ def load(name, device='cpu', tokenizer='', data_tokenizer=''):
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
     n_needed = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
     padding = 0 if is_llama2c else 63  # nanoGPT pads the vocabulary to a multiple of 64
-    if n_needed > n_tokens or not has_own and tok.vocab_size < n_tokens - padding:
-        fail(f'{name} has {n_tokens:,} tokens, but {tokenizer or "its tokenizer"} {n_needed:,}')
+    too_many = n_needed > n_tokens
+    too_few = not has_own and tok.vocab_size < n_tokens - padding
+    if too_many or too_few:
+        n = n_needed if too_many else tok.vocab_size
+        fail(f'{name} has {n_tokens:,} tokens, but {tokenizer or "its tokenizer"} has {n:,}')
     if tok.eos not in tok.ends:
         print(f'{name} ends a story at the ids {tok.ends}, by its settings, not at {tok.eos_token}', file=sys.stderr)
     return model.to(device).eval(), tok, checkpoint
@@ -111,7 +114,7 @@ def download(name):
             return huggingface_hub.hf_hub_download(f'{user}/{repository}', file, revision=revision)
         folder = huggingface_hub.snapshot_download(model_name, revision=revision, allow_patterns=patterns)
         if not any(path.endswith('.safetensors') for path in os.listdir(folder)):
-            patterns.append('pytorch_model*.bin')
+            patterns += ['pytorch_model*.bin', 'adapter_model*.bin']
             folder = huggingface_hub.snapshot_download(model_name, revision=revision, allow_patterns=patterns)
         return folder
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
@@ -222,7 +225,7 @@ def load_for_training(name, tokenizer, data_tokenizer, config):
         fail(f'{name} reads at most {model.config.block_size} tokens and block_size is {block_size}')
     rows = rows_of(own_tokenizer, tokenizer.get_vocab())
     if rows is None:
-        fail(f'{name} has another tokenizer than the data; prepare the data with --tokenizer={name}')
+        fail(f'{name} has another tokenizer than the data; prepare the data with --tokenizer={name} --trim=False')
     model = resized(model, block_size, dropout, rows)
     if config['lora_rank']:
         lora = {'base': name, 'tokenizer': data_tokenizer, 'rank': config['lora_rank'], 'alpha': config['lora_alpha'],
@@ -237,6 +240,10 @@ def load_for_training(name, tokenizer, data_tokenizer, config):
         fail(f'{name} is at step {step} and max_iters is {config["max_iters"]}; raise max_iters to go on, or start at '
              'step 0 with --fresh_optimizer=True')
     if 'step' in checkpoint:
+        weights = model.state_dict()
+        if any(weights[key].shape != weight.shape for key, weight in checkpoint['model'].items() if key in weights):
+            fail(f'{name}: its embeddings are cut for these data, its optimizer is not; --fresh_optimizer=True starts '
+                 'at step 0 without it')
         return model, None, checkpoint
     # AdamW's moments have the names and shapes of the weights, so they are converted like them
     moments = {}
@@ -342,10 +349,12 @@ def restore_lora(checkpoint, path, merge):
         fail(f'{path} has LoRA adapters for {base}, which is no longer there; move that model back to this path, '
              'from the working directory, or for a name on the hub check the connection')
     loading_lora.append(os.path.realpath(path))
-    if os.path.realpath(base_path) in loading_lora:
-        fail(f'{path} is a LoRA checkpoint that names itself as its base model, or as the base of its base')
-    model, tok, _ = load(base, data_tokenizer=str(lora.get('tokenizer', '')))
-    loading_lora.pop()
+    try:
+        if os.path.realpath(base_path) in loading_lora:
+            fail(f'{path} is a LoRA checkpoint that names itself as its base model, or as the base of its base')
+        model, tok, _ = load(base, data_tokenizer=str(lora.get('tokenizer', '')))
+    finally:
+        loading_lora.pop()
     rows = rows_of(tok, from_checkpoint(checkpoint, path).backend.get_vocab())
     try:
         if rows is None or lora['rank'] > model.config.n_embd or args['block_size'] > model.config.block_size:
@@ -397,9 +406,12 @@ def write_adapters(checkpoint, path, folder):
         for hf_layer, part in zip(layers, parts):
             weights[f'base_model.model.{hf_layer}.lora_{side}.weight'] = part.clone()
     target_modules = sorted({name.split('.')[-3] for name in weights})  # such as c_attn
+    base, revision = lora['base'], None
+    if not os.path.exists(base):
+        base, revision = on_hub(base)
     peft.LoraConfig(r=lora['rank'], lora_alpha=lora['alpha'], lora_dropout=lora['dropout'], inference_mode=True,
                     target_modules=target_modules, fan_in_fan_out=kind == 'gpt2', task_type='CAUSAL_LM',
-                    base_model_name_or_path=lora['base']).save_pretrained(folder)
+                    base_model_name_or_path=base, revision=revision).save_pretrained(folder)
     save_file(weights, os.path.join(folder, 'adapter_model.safetensors'), {'format': 'pt'})
 
 
@@ -447,7 +459,7 @@ SUPPORTED = {
     'activation_function': ('gelu_new', 'gelu'), 'hidden_act': ('silu',),
     'rope_type': ('default',), 'type': ('default',), 'use_sliding_window': (False,),
     'scale_attn_weights': (True,), 'scale_attn_by_inverse_layer_idx': (False,),
-    'attention_bias': (False,), 'mlp_bias': (False,),
+    'attention_bias': (False,), 'mlp_bias': (False,), 'quantization_config': (),
 }
 
 

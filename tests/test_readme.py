@@ -27,7 +27,8 @@ NEEDS = re.compile(  # the network, several GPUs, or another command that is not
 SMALL = {  # settings with which a command takes seconds
     'generate_data.py': ['--total=2000'],
     'train.py': [
-        '--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=64', '--batch_size=4', '--max_iters=4', '--max_epochs=0',
+        '--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=64', '--batch_size=4', '--max_iters=4',
+        '--max_epochs=0',
         '--gradient_accumulation_steps=1', '--eval_interval=2', '--eval_iters=2', '--bigram_steps=0', '--device=cpu'],
     'sample.py': ['--max_new_tokens=20'],
     'export.py': ['--examples=1', '--max_new_tokens=20'],
