@@ -158,23 +158,23 @@ def test_any_causal_model_is_fine_tuned_by_lora_and_read_by_peft(here, name):
 def test_a_whole_model_in_its_own_class_resumes_and_is_exported(here):
     make_model(here.path / 'own', 'pythia', load_tokenizer('data/tiny'))
     command = [*FINETUNE, '--init_from=own', *WHOLE, '--save_per_epoch=True', '--batch_size=64']
-    here.run(*command, '--out_dir=out/straight')
-    here.run(*command, '--out_dir=out/stopped', '--max_iters=4')
-    here.run(*command, '--out_dir=out/stopped', '--init_from=resume')
-    straight, stopped = (torch.load(f'out/{name}/ckpt.pt', weights_only=True) for name in ('straight', 'stopped'))
+    here.run(*command, '--out_dir=out/whole_straight')
+    here.run(*command, '--out_dir=out/whole_stopped', '--max_iters=4')
+    here.run(*command, '--out_dir=out/whole_stopped', '--init_from=resume')
+    straight, stopped = (torch.load(f'out/whole_{name}/ckpt.pt', weights_only=True) for name in ('straight', 'stopped'))
     assert all(torch.equal(weight, stopped['model'][name]) for name, weight in straight['model'].items())
-    rows = here.jsonl('out/straight/log.jsonl')
-    assert [row['loss'] for row in rows] == [row['loss'] for row in here.jsonl('out/stopped/log.jsonl')]
+    rows = here.jsonl('out/whole_straight/log.jsonl')
+    assert [row['loss'] for row in rows] == [row['loss'] for row in here.jsonl('out/whole_stopped/log.jsonl')]
     assert rows[-1]['val_loss'] < rows[0]['loss'] - 0.3
-    assert 'use adamw' in here.refuses(*command, '--out_dir=out/other', '--optimizer=muon')
+    assert 'use adamw' in here.refuses(*command, '--out_dir=out/whole_other', '--optimizer=muon')
 
-    here.run('export.py', '--out_dir=out/straight', '--examples=1')
-    assert 'GPTNeoXForCausalLM' in (here.path / 'out/straight/hf/README.md').read_text(encoding='utf-8')
+    here.run('export.py', '--out_dir=out/whole_straight', '--examples=1')
+    assert 'GPTNeoXForCausalLM' in (here.path / 'out/whole_straight/hf/README.md').read_text(encoding='utf-8')
     ids = torch.randint(300, (3, 32))
     with torch.no_grad():
-        exported = transformers.AutoModelForCausalLM.from_pretrained('out/straight/hf')
-        assert torch.allclose(logits_of(exported, ids), logits_of(hub.load('out/straight')[0], ids), atol=1e-4)
-    assert 'no LoRA adapters' in here.refuses('export.py', '--out_dir=out/straight', '--format=peft')
+        exported = transformers.AutoModelForCausalLM.from_pretrained('out/whole_straight/hf')
+        assert torch.allclose(logits_of(exported, ids), logits_of(hub.load('out/whole_straight')[0], ids), atol=1e-4)
+    assert 'no LoRA adapters' in here.refuses('export.py', '--out_dir=out/whole_straight', '--format=peft')
 
 
 def test_each_epoch_is_kept(here):
