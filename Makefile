@@ -85,7 +85,7 @@ option = $(if $2,--$1=$(call quote,$2))
 demo: env
 	$(PY) generate_data.py config/generate_demo.py
 	[ -f data/demo/meta.json ] || $(PY) prepare.py --source=data/demo/stories.jsonl --dataset=demo --vocab_size=2048 --val_fraction=0.01 \
-	  --story_template='{noun}, {verb}, {adjective}\n{text}' --plain_fraction=0.2
+	  --story_template='{noun}, {verb}, {adjective}\n{text}' --plain_fraction=0.1
 	$(PY) train.py config/train_demo.py $$([ ! -f out/demo/ckpt.pt ] || echo --init_from=resume)
 	@echo; echo 'A story (the loss curve is out/demo/loss.png):'; echo
 	@$(PY) sample.py config/sample_demo.py

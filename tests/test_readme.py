@@ -20,7 +20,6 @@ OF_OTHERS = {  # options of torchrun, uv and tests/chaos.py
     'nproc_per_node', 'nnodes', 'node_rank', 'master_addr', 'master_port', 'standalone', 'max', 'kills', 'help',
     'version', 'key'}
 EXAMPLES = {'config/generate_tamil.py'}  # files that a reader is asked to write
-ADDED_LATER = {'docs/story.html', 'docs/story.png', 'docs/report.png'}
 INSTALLS = ('git', 'cd', 'make', 'pip', 'uv', '.', '.venv/bin/python', 'python3', 'export', 'cat')  # not run here
 NEEDS = re.compile(  # the network, several GPUs, or another command that is not run
     r'hf:|--push|translate|gpt2|--batch=True|news|torchrun')
@@ -91,7 +90,7 @@ def test_links_and_files_exist(page):
             continue
         name, _, anchor = target.partition('#')
         path = os.path.normpath(os.path.join(os.path.dirname(page), name)) if name else page
-        assert path in ADDED_LATER or (PROJECT / path).is_file(), (page, target)
+        assert (PROJECT / path).is_file(), (page, target)
         if anchor:
             headings = re.findall(r'^#+ (.*)', PAGES[path], flags=re.M)
             slugs = [re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings]
