@@ -17,8 +17,8 @@ PAGES = {
     for path in sorted([*PROJECT.glob('*.md'), *PROJECT.glob('docs/*.md')])}
 WITH_COMMANDS = [page for page in PAGES if page != 'docs/RESULTS.md']  # a log: it has commands of earlier versions, too
 OF_OTHERS = {  # options of torchrun, uv, pip and tests/chaos.py
-    'nproc_per_node', 'nnodes', 'node_rank', 'master_addr', 'master_port', 'standalone', 'max', 'kills', 'force', 'extra', 'help',
-    'version', 'key'}
+    'nproc_per_node', 'nnodes', 'node_rank', 'master_addr', 'master_port', 'standalone', 'max', 'kills', 'force',
+    'extra', 'help', 'version', 'key'}
 EXAMPLES = {'config/generate_tamil.py'}  # files that a reader is asked to write
 INSTALLS = ('git', 'cd', 'make', 'pip', 'uv', '.', '.venv/bin/python', 'python3', 'export', 'cat')  # not run here
 NEEDS = re.compile(  # the network, several GPUs, or another command that is not run
