@@ -50,7 +50,7 @@ def home(prepared, tok):
     model_args = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'block_size': 64, 'bias': True, 'dropout': 0.0,
                   'vocab_size': tok.vocab_size}
     checkpoint = {'model': weights, 'model_args': model_args, 'iter_num': 9, 'config': {'dataset': 'x'}}
-    (prepared.path / 'nano').mkdir()
+    (prepared.path / 'nano').mkdir(exist_ok=True)  # pytest can set a fixture of a module up twice
     torch.save(checkpoint, prepared.path / 'nano/ckpt.pt')
     return prepared
 
