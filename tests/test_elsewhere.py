@@ -25,12 +25,12 @@ TRAIN = ['train.py', '--dataset=tiny', '--block_size=64', '--batch_size=4', '--m
          '--device=cpu']
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def tok(prepared):
     return tokenizer.load(str(prepared.path / 'data/tiny'))
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def home(prepared, tok):
     """The prepared project with a GPT-2: as a Hugging Face folder in gpt2/, as nanoGPT saves it in nano/ckpt.pt."""
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def home(prepared, tok):
     model_args = {'n_layer': 2, 'n_head': 2, 'n_embd': 32, 'block_size': 64, 'bias': True, 'dropout': 0.0,
                   'vocab_size': tok.vocab_size}
     checkpoint = {'model': weights, 'model_args': model_args, 'iter_num': 9, 'config': {'dataset': 'x'}}
-    (prepared.path / 'nano').mkdir(exist_ok=True)  # pytest can set a fixture of a module up twice
+    (prepared.path / 'nano').mkdir()
     torch.save(checkpoint, prepared.path / 'nano/ckpt.pt')
     return prepared
 

@@ -23,7 +23,7 @@ FINETUNE = ['train.py', 'config/finetune_gpt2.py', '--dataset=tiny', '--init_fro
             '--dtype=float32', '--device=cpu']
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def home(prepared):
     """The prepared project with a random GPT-2 in base, LoRA adapters for it in out/gpt2, merged ones in out/merged."""
     torch.manual_seed(0)

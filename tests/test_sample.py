@@ -10,7 +10,7 @@ from files import normalize, read_texts
 from model import generate, load_checkpoint, save_checkpoint
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def trained(prepared):
     """The prepared project with a model that has seen a few stories, in out/sample."""
     prepared.run('train.py', '--dataset=tiny', '--out_dir=out/sample', '--n_layer=2', '--n_head=2', '--n_embd=64',
