@@ -47,8 +47,8 @@ import torch
 from safetensors import SafetensorError
 
 import hub
-from files import (ISO_CODES, VERSION, check, check_push, check_writable, fail, hide_folders, lock, loss_measures,
-                   quote_markdown, template_of, write_json, write_text)
+from files import (VERSION, check, check_push, check_writable, fail, hide_folders, language_code, lock,
+                   loss_measures, quote_markdown, template_of, write_json, write_text)
 from model import GPT, export_problems, generate
 from tokenizer import WORDS, byte_characters, read_json, word_pattern
 
@@ -60,8 +60,8 @@ INTENDED_USE = (
     'To generate short stories from an opening, to show in class how a language model works, and for experiments with '
     'small models. It is not for facts, advice, or anything that somebody relies on.')
 LIMITATIONS = (
-    'A model this small knows little beyond its stories. It loses the thread and repeats itself, nothing in a story is '
-    'reliable, and it is not tuned to be safe: read a story before you read it to a child.')
+    'A model this small knows little beyond its stories. It forgets what happened earlier in a story, repeats itself '
+    'and invents facts. It is not tuned to be safe: read a story before you read it to a child.')
 
 # -----------------------------------------------------------------------------
 # the model, as other programs see it
@@ -143,12 +143,13 @@ def write_hf(folder):
         model.inner.config.update(ids)
         model.inner.to(getattr(torch, dtype)).save_pretrained(folder)
     # Fine-tuning ignores padding, so with eos as padding it would not learn where a story ends.
-    pads = [tok.backend.token_to_id('<pad>'), tok.unk, tok.bos]
+    # In generation, bos must not be padding: generate() without attention_mask would not read the bos of a prompt.
+    pads = [tok.backend.token_to_id('<pad>'), tok.unk]
     pads = [i for i in pads if i is not None and i != tok.eos and i < model.config.vocab_size]
-    pad = pads[0] if pads else tok.eos
+    training_pad = pads[0] if pads else tok.bos
+    generation_pad = pads[0] if pads and pads[0] != tok.bos else tok.eos
     # Nothing else: Transformers warns of a temperature with do_sample=False, and of a max_length with max_new_tokens.
-    # Here bos must not be padding: generate() without attention_mask would not read it. Only ended stories are padded.
-    generation = ids | {'pad_token_id': tok.eos if pad == tok.bos else pad, 'do_sample': temperature > 0}
+    generation = ids | {'pad_token_id': generation_pad, 'do_sample': temperature > 0}
     write_json(os.path.join(folder, 'generation_config.json'), generation)
 
     tok.save(folder)
@@ -158,7 +159,7 @@ def write_hf(folder):
     # Without model_input_names, generate() would get token types, which these classes do not take.
     # Without the last setting, older versions remove spaces before punctuation.
     write_json(path, tokenizer_settings | {
-        'pad_token': tok.backend.id_to_token(pad), 'padding_side': 'left', 'model_max_length': gpt.block_size,
+        'pad_token': tok.backend.id_to_token(training_pad), 'padding_side': 'left', 'model_max_length': gpt.block_size,
         'model_input_names': ['input_ids', 'attention_mask'], 'clean_up_tokenization_spaces': False})
     return ''
 
@@ -375,9 +376,15 @@ PAGE_STEPS = {
     'normalizer': {'Sequence', 'NFC', 'NFD', 'NFKC', 'NFKD', 'Prepend', 'Replace', 'Strip', 'Precompiled'},
     'pre_tokenizer': {'Sequence', 'Split', 'Digits', 'ByteLevel', 'Metaspace'},
     'decoder': {'Sequence', 'Replace', 'ByteFallback', 'Fuse', 'Strip', 'ByteLevel', 'Metaspace'}}
-ESCAPE = r'\\[pP]\{\w+\}|\\x\{\w+\}|\\[sSdrnt]'
-PAGE_REGEX = (fr'(?:{ESCAPE}|\[\^?(?:{ESCAPE}|[^][\\&+*?])+\]|\(\?i:[a-z\'|]*\)|\(\?[:!=]|\((?!\?)|[+*?]\+?|'
-              r'\{[\d,]+\}(?!\+)|[^][\\{}()+*?]|\))*')
+ESCAPE = r'\\[pP]\{\w+\} | \\x\{\w+\} | \\[sSdrnt]'  # such as \p{L}, \x{200d}, \s
+PAGE_REGEX = re.compile(fr'''(?:
+    {ESCAPE}
+    | \[\^? (?: {ESCAPE} | [^][\\&+*?] )+ \]  # a class of characters
+    | \(\?i: [a-z'|]* \)  # alternatives without regard to case
+    | \(\?[:!=] | \((?!\?) | \)  # groups and lookahead
+    | [+*?]\+? | \{{[\d,]+\}}(?!\+)  # quantifiers
+    | [^][\\{{}}()+*?]  # a character that stands for itself
+    )*''', re.VERBOSE)
 
 
 def write_page(folder):
@@ -392,7 +399,7 @@ def write_page(folder):
     weights, tensors = quantized_weights()
     strips_space = adds_space and tok.decode(tok.encode('a')) == 'a'
     data = {
-        'title': title, 'language': language_code, 'n_params': f'{model.n_params():,}', 'start': start,
+        'title': title, 'language': language, 'n_params': f'{model.n_params():,}', 'start': start,
         'examples': openings(), 'template': template_of(checkpoint).removesuffix('{text}'), 'temperature': temperature,
         'max_new_tokens': max_new_tokens, 'seed': seed, 'about': [INTENDED_USE, LIMITATIONS], 'tables': facts(),
         'tokenizer': spec, 'bos': tok.bos, 'ends': tok.ends, 'is_byte_level': is_byte_level,
@@ -412,7 +419,7 @@ def check_page_tokenizer():
         unknown |= set(re.findall(r'"type": "(\w+)"', steps)) - known_types
         unknown |= set(re.findall(r'"behavior": "(?!Isolated)\w+"|"invert": true', steps))
         for pattern in re.findall(r'"Regex": ("(?:[^"\\]|\\.)*")', steps):
-            if not re.fullmatch(PAGE_REGEX, json.loads(pattern)):
+            if not PAGE_REGEX.fullmatch(json.loads(pattern)):
                 unknown.add(pattern)
     for key in ('dropout', 'continuing_subword_prefix', 'end_of_word_suffix'):
         if spec['model'].get(key):
@@ -577,7 +584,7 @@ def hub_metadata():
             task_type='text-generation', dataset_type=name, dataset_name=name, dataset_split=split,
             metric_type=measure, metric_name=measure.replace('_', ' '), metric_value=round(value, 4)))
     return ModelCardData(
-        language=language_code or None, license=license or None, tags=['nanokahani', format],
+        language=language or None, license=license or None, tags=['nanokahani', format],
         library_name='transformers' if format == 'hf' else None, pipeline_tag='text-generation',
         datasets=[on_the_hub] if on_the_hub else None,
         model_name=title if results else None, eval_results=results or None,
@@ -697,7 +704,7 @@ title = push.split('/')[-1] or os.path.basename(os.path.abspath(run_dir))
 run_config = checkpoint.get('config')
 run_config = hide_folders(run_config) if isinstance(run_config, dict) else {}  # it may be another program's
 run_dataset = str(run_config.get('dataset', ''))
-language_code = language or next((code for name, code in ISO_CODES.items() if name in run_dataset), '')
+language = language or language_code(run_dataset)
 stored_dtype = 'int8' if format == 'page' else dtype
 check_writable(out, named_folder)
 lock(os.path.abspath(out))

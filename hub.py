@@ -45,13 +45,13 @@ def load(name, device='cpu', tokenizer='', data_tokenizer=''):
     """
     path = find_model(name)
     checkpoint = {}
-    own = ''  # the folder with the model's own tokenizer
-    beside = path  # a file in the folder where the tokenizer is otherwise
+    tokenizer_folder = ''  # the folder of a model that contains its tokenizer
+    model_file = path  # otherwise the tokenizer is searched for beside this file
     if os.path.isdir(path):
         model = load_hf(path)
-        beside = os.path.join(path, 'config.json')
-        has_tokenizer = any(file.startswith(('tokenizer', 'spiece')) for file in os.listdir(path))
-        own = path if has_tokenizer else base_folder(path)
+        model_file = os.path.join(path, 'config.json')
+        contains_tokenizer = any(file.startswith(('tokenizer', 'spiece')) for file in os.listdir(path))
+        tokenizer_folder = path if contains_tokenizer else base_folder(path)
     elif path.endswith('.bin'):
         model = load_llama2c(path)
     elif path.endswith('.pt'):
@@ -59,20 +59,20 @@ def load(name, device='cpu', tokenizer='', data_tokenizer=''):
         model = restore(checkpoint, path, merge=True)
     else:
         fail(f'{path} is neither a .pt file, nor a model.bin of llama2.c, nor the folder of a Hugging Face model')
-    has_own = own or 'tokenizer' in checkpoint
+    has_tokenizer = tokenizer_folder or 'tokenizer' in checkpoint
     is_llama2c = path.endswith('.bin') or 'dim' in checkpoint.get('model_args', ())
     n_tokens = model.config.vocab_size
     if 'tokenizer' in checkpoint and not tokenizer:
         tok = from_checkpoint(checkpoint, path)
     else:
-        tok = load_tokenizer(tokenizer or own or find_tokenizer(beside, n_tokens, data_tokenizer))
+        tok = load_tokenizer(tokenizer or tokenizer_folder or find_tokenizer(model_file, n_tokens, data_tokenizer))
     if is_llama2c:
         tok.ends = [tok.eos, tok.bos]  # run.c ends a story at bos
     # Added tokens such as padding may have ids that the model lacks. They never come out of text.
     n_needed = max(tok.backend.get_vocab_size(with_added_tokens=False), tok.bos + 1, tok.eos + 1)
     padding = 0 if is_llama2c else 63  # nanoGPT pads the vocabulary to a multiple of 64
     too_many = n_needed > n_tokens
-    too_few = not has_own and tok.vocab_size < n_tokens - padding
+    too_few = not has_tokenizer and tok.vocab_size < n_tokens - padding
     if too_many or too_few:
         n = n_needed if too_many else tok.vocab_size
         fail(f'{name} has {n_tokens:,} tokens, but {tokenizer or "its tokenizer"} has {n:,}')
@@ -161,8 +161,8 @@ def restore(checkpoint, path, merge=False):
 def restore_llama2c(args, weights, path):
     """The GPT of a checkpoint of llama2.c."""
     values = renamed(args, META_KEYS)
-    up = weights.get('layers.0.feed_forward.w1.weight', torch.empty(0))
-    values['n_inner'] = next(iter(up.shape), 0)
+    gate = weights.get('layers.0.feed_forward.w1.weight', torch.empty(0, 0))
+    values['n_inner'] = len(gate) if gate.dim() else 0
     head = weights.get('output.weight')
     values['tie_weights'] = head is None or torch.equal(head, weights['tok_embeddings.weight'])
     model = gpt_of(values, weights, path, META_LAYERS)
@@ -209,7 +209,7 @@ def load_llama2c(path):
 
 
 # -----------------------------------------------------------------------------
-# fine-tuning, and training that goes on
+# fine-tuning and resuming
 
 
 def load_for_training(name, tokenizer, data_tokenizer, config):
@@ -220,10 +220,10 @@ def load_for_training(name, tokenizer, data_tokenizer, config):
     A checkpoint without an optimizer has no state. The state has 'step' and 'optimizer', as in train.py's checkpoints.
     """
     block_size, dropout = config['block_size'], config['dropout']
-    model, own_tokenizer, checkpoint = load(name, data_tokenizer=data_tokenizer)
+    model, model_tokenizer, checkpoint = load(name, data_tokenizer=data_tokenizer)
     if block_size > model.config.block_size:
         fail(f'{name} reads at most {model.config.block_size} tokens and block_size is {block_size}')
-    rows = rows_of(own_tokenizer, tokenizer.get_vocab())
+    rows = embedding_rows(model_tokenizer, tokenizer.get_vocab())
     if rows is None:
         fail(f'{name} has another tokenizer than the data; prepare the data with --tokenizer={name} --trim=False')
     model = resized(model, block_size, dropout, rows)
@@ -232,8 +232,8 @@ def load_for_training(name, tokenizer, data_tokenizer, config):
                 'dropout': config['lora_dropout']}
         add_lora(model, lora['rank'], lora['alpha'], lora['dropout'])
         return model, lora, None
-    begins_anew = config['fresh_optimizer'] or config['eval_only'] or config['plan']
-    if begins_anew or 'optimizer' not in checkpoint or 'lora' in checkpoint:
+    starts_fresh = config['fresh_optimizer'] or config['eval_only'] or config['plan']
+    if starts_fresh or 'optimizer' not in checkpoint or 'lora' in checkpoint:
         return model, None, None
     step = checkpoint.get('step', checkpoint.get('iter_num'))  # the latter is nanoGPT's and llama2.c's
     if not isinstance(step, int) or not 0 <= step < config['max_iters']:
@@ -248,9 +248,10 @@ def load_for_training(name, tokenizer, data_tokenizer, config):
     # AdamW's moments have the names and shapes of the weights, so they are converted like them
     moments = {}
     for key in ('exp_avg', 'exp_avg_sq'):
-        values = moments_of(checkpoint, key, name)
-        moments[key] = resized(restore(checkpoint | {'model': values}, name), block_size, dropout, rows).state_dict()
-    [adamw] = model.configure_optimizers('adamw', 0.0, 0.0, 0.0, (0.9, 0.95), 0.0, 0)
+        converted = restore(checkpoint | {'model': moments_of(checkpoint, key, name)}, name)
+        moments[key] = resized(converted, block_size, dropout, rows).state_dict()
+    [adamw] = model.configure_optimizers(  # only its state is used
+        'adamw', learning_rate=0.0, embedding_lr=0.0, weight_decay=0.0, betas=(0.9, 0.95), momentum=0.0, ns_steps=0)
     for parameter_name, parameter in model.named_parameters():
         state = {key: values[parameter_name] for key, values in moments.items()}
         adamw.state[parameter] = state | {'step': torch.tensor(float(step))}
@@ -279,17 +280,17 @@ def moments_of(checkpoint, key, path):
         fail(f'{path}: the state of its optimizer does not fit its weights; --fresh_optimizer=True leaves it out')
 
 
-def rows_of(own_tokenizer, vocab):
-    """The ids in a model's own Tokenizer of the tokens of another vocabulary, {token: id}; None if it lacks one.
+def embedding_rows(model_tokenizer, vocab):
+    """The rows of a model's embedding for the tokens of a vocabulary, {token: id}, in the order of its ids.
 
-    [] if the vocabularies are the same.
+    model_tokenizer: the Tokenizer of the model. [] = all rows, in the same order. None if a token has no row.
     """
-    own_vocab = own_tokenizer.backend.get_vocab()
-    if own_vocab == vocab:
+    model_vocab = model_tokenizer.backend.get_vocab()
+    if model_vocab == vocab:
         return []
-    if not vocab.keys() <= own_vocab.keys():
+    if any(token not in model_vocab for token in vocab):
         return None
-    return [own_vocab[token] for token in sorted(vocab, key=vocab.get)]
+    return [model_vocab[token] for token in sorted(vocab, key=vocab.get)]
 
 
 def resized(model, block_size, dropout, rows=()):
@@ -301,9 +302,9 @@ def resized(model, block_size, dropout, rows=()):
     config = dataclasses.replace(model.config, block_size=block_size, dropout=dropout)
     if rows:
         config.vocab_size = len(rows)
-        ends = [*model.wte.parameters(), *model.head.parameters()]
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if any(parameter is end for end in ends):
+        embedding_and_head = {id(parameter) for parameter in (*model.wte.parameters(), *model.head.parameters())}
+        for name, parameter in model.named_parameters(remove_duplicate=False):  # tied weights have two names
+            if id(parameter) in embedding_and_head:
                 weights[name] = weights[name][rows]
     if isinstance(model, TransformersModel):
         return new_transformers(vars(config), weights, 'the model')
@@ -355,7 +356,7 @@ def restore_lora(checkpoint, path, merge):
         model, tok, _ = load(base, data_tokenizer=str(lora.get('tokenizer', '')))
     finally:
         loading_lora.pop()
-    rows = rows_of(tok, from_checkpoint(checkpoint, path).backend.get_vocab())
+    rows = embedding_rows(tok, from_checkpoint(checkpoint, path).backend.get_vocab())
     try:
         if rows is None or lora['rank'] > model.config.n_embd or args['block_size'] > model.config.block_size:
             raise ValueError
@@ -396,13 +397,17 @@ def write_adapters(checkpoint, path, folder):
     weights = {}
     for name, weight in adapters.items():
         layer, side = name.removesuffix('.default.weight').split('.lora_')  # side: 'A' or 'B'
-        layers, parts = [layer.removeprefix('inner.')], [weight]
         if config:
             prefix = 'transformer.' if kind == 'gpt2' else 'model.'
             layers = [prefix + hf_name.removesuffix('.weight') for hf_name in hf_names(f'{layer}.weight', config)]
-        if len(layers) == 3:  # of queries, keys and values
-            n_rows = [n * config.head_size for n in (config.n_head, config.n_kv_head, config.n_kv_head)]
-            parts = weight.split(n_rows) if side == 'B' else [weight] * 3
+        else:  # a class of Transformers: the names are its own
+            layers = [layer.removeprefix('inner.')]
+        if len(layers) == 1:
+            parts = [weight]
+        elif side == 'A':  # queries, keys and values share A
+            parts = [weight] * 3
+        else:
+            parts = weight.split([n * config.head_size for n in (config.n_head, config.n_kv_head, config.n_kv_head)])
         for hf_layer, part in zip(layers, parts):
             weights[f'base_model.model.{hf_layer}.lora_{side}.weight'] = part.clone()
     target_modules = sorted({name.split('.')[-3] for name in weights})  # such as c_attn
@@ -635,10 +640,13 @@ def gpt_of(values, weights, path, layers=None):
     weights = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in weights.items()}
     state = {}
     for name in model.state_dict():
-        is_tied = name == 'head.weight' and model.config.tie_weights
-        names = hf_names('wte.weight' if is_tied else name, model.config, layers)
-        if not weights.keys() >= set(names):
-            fail(f'{path}: the weights lack {", ".join(names)}')
+        if name == 'head.weight' and model.config.tie_weights:
+            names = hf_names('wte.weight', model.config, layers)
+        else:
+            names = hf_names(name, model.config, layers)
+        missing = [hf_name for hf_name in names if hf_name not in weights]
+        if missing:
+            fail(f'{path}: the weights lack {", ".join(missing)}')
         parts = [weights[hf_name] for hf_name in names]
         try:
             state[name] = torch.cat(parts)
@@ -714,7 +722,7 @@ def transformers_errors(path, n_bytes):
             warnings.simplefilter('ignore')
             warnings.filterwarnings('error', 'Found missing adapter keys')  # peft would leave them out
             yield
-    except Exception as e:  # of many kinds, for files that are damaged, incomplete or need code of their own
+    except Exception as e:  # of many kinds, for files that are damaged, incomplete or contain code
         reason = one_line(e)
         if 'weights_only' in str(e):  # torch's advice to load the file in an unsafe way
             reason = 'its weights contain something other than tensors'
@@ -777,7 +785,7 @@ class TransformersModel(nn.Module):
 class TransformersCache:
     """The interface of model.KVCache on Transformers' own cache.
 
-    Sequences are padded on the left, so that all end in the same column. So they start together: prefill() begins anew.
+    Sequences are padded on the left, so that all end in the same column. prefill() starts a new cache.
     """
 
     refill = False  # a finished slot stays free until all are finished

@@ -210,12 +210,12 @@ def load_model():
         if re.fullmatch('[a-z]{2,3}_[A-Z][A-Za-z]+', token):
             codes[token] = tokenizer.convert_tokens_to_ids(token)
     if codes:  # a model without them knows two languages only, or goes by `prefix`
-        tokenizer.src_lang = language_code(source_language, codes)
-        options['forced_bos_token_id'] = codes[language_code(target_language, codes)]
+        tokenizer.src_lang = model_code(source_language, codes)
+        options['forced_bos_token_id'] = codes[model_code(target_language, codes)]
     return tokenizer, translator.to(best_device).eval(), options
 
 
-def language_code(language, codes):
+def model_code(language, codes):
     """The model's code for a language, which is given by its name or by that code."""
     for code in LANGUAGE_CODES.get(language, language).split():
         if code in codes:

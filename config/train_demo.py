@@ -1,4 +1,4 @@
-# A model that generates Hindi stories after about four minutes of training on two CPU cores.
+# A model that generates Hindi stories after four to five minutes of training on two CPU cores.
 
 dataset = 'demo'
 out_dir = 'out/demo'

@@ -563,7 +563,7 @@ RESUME = {
     'unknown moment': state_of('more', torch.zeros(3)), 'lora': with_value('lora', value=5)}
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def stopped(home):
     """The content of a ckpt.pt after two steps."""
     home.run(*TRAIN, '--out_dir=out/stopped', '--n_layer=1', '--n_head=2', '--n_embd=32')
