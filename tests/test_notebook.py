@@ -302,8 +302,8 @@ def test_it_clones_the_project_and_saves_in_another_folder(folder, project):
     (_, error), *results = results[1:]
     assert error.startswith('stopped: file:///nowhere could not be cloned; set REPOSITORY')
     assert [error for _, error in results if error] == []
-    assert (drive / 'data/tiny/stories.jsonl').read_bytes().count(b'\n') == 300
-    assert '300/300' in results[-1][0] and ' 0/300' not in results[-1][0]
+    assert (drive / 'data/tiny/stories.jsonl').read_bytes().count(b'\n') == TINY['TOTAL']
+    assert '1000/1000' in results[-1][0] and ' 0/1000' not in results[-1][0]
 
 
 # -----------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def index(path):
     (NEO, {'adapter_config.json': {'base_model_name_or_path': '../secret'}}, 'another model'),
     (NEO | {'attn_implementation': 'evil/kernel'}, {}, 'a kernel on the hub'),
     (NEO | {'more': [{'_attn_implementation': {'x': 'eager', '': 'evil/kernel'}}]}, {}, 'a kernel on the hub'),
-    (LLAMA | {'num_hidden_layers': 10**9}, {}, 'memory'), (LLAMA | {'vocab_size': 10**15}, {}, 'memory'),
+    (LLAMA | {'num_hidden_layers': 10**9}, {}, 'memory'), (LLAMA | {'vocab_size': 10**15}, {}, 'at most'),
     (LLAMA | {'max_position_embeddings': -1}, {}, 'at least 1')])
 def test_a_folder_that_leads_out_of_itself(home, config, files, message):
     torch.save({}, home.path / 'secret.safetensors')
