@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -334,6 +335,7 @@ def save_outputs():
         folder.mkdir()
         Project(folder)
         shutil.copy(PROJECT / 'requirements.txt', folder)
+        del os.environ['OMP_NUM_THREADS']  # conftest.py limits tests to one thread
         execute(NOTEBOOK, folder)
     for cell in NOTEBOOK.cells:
         cell.metadata.pop('execution', None)  # times
