@@ -58,7 +58,7 @@ import torch
 
 import report
 from files import check, fail, read_jsonl, read_texts, replacing, write_text
-from model import GPT, GPTConfig, checkpoint_path, choose_device, generate, load_checkpoint, model_from
+from model import GPT, GPTConfig, checkpoint_path, choose_device, generate, load_checkpoint, model_from, synchronize
 
 run_dir = f'{out_dir}/run'  # the model
 data_dir = 'data/bench'
@@ -66,7 +66,7 @@ nanogpt = f'{peers}/nanoGPT'
 llama2c = f'{peers}/llama2.c'
 shape = {'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'block_size': block_size}
 FIRST_TOKEN = 1  # of every story; which one does not matter for the speed
-rows = []  # of the table: stage, here, others
+rows = []  # of the table
 
 # -----------------------------------------------------------------------------
 # measuring
@@ -94,18 +94,17 @@ def seconds(function, *arguments, **options):
     """Seconds that a call takes."""
     started = time.perf_counter()
     function(*arguments, **options)
-    if device.startswith('cuda'):
-        torch.cuda.synchronize()
+    synchronize(device)
     return time.perf_counter() - started
 
 
-def measure(stage, unit, variants, others=None):
+def measure(stage, unit, variants, others):
     """Measure rates, print them and add them to the table as a row.
 
     variants of this project and other programs: {name: function that returns a rate}. The fastest variant is compared
     with all the rest.
     """
-    functions = variants | (others or {})
+    functions = variants | others
     best = dict.fromkeys(functions, 0.0)
     for _ in range(repetitions):
         for name, function in functions.items():
@@ -113,12 +112,12 @@ def measure(stage, unit, variants, others=None):
     fastest = max(variants, key=best.get)
     rate = best.pop(fastest)
     slower = [f'{name} {other:,.0f} ({rate / other:.1f} ×)' for name, other in best.items()]
-    rows.append([stage, f'{rate:,.0f} {unit} ({fastest})', ', '.join(slower)])
-    print(*rows[-1], sep=' | ', flush=True)
+    rows.append({'stage': stage, 'here': f'{rate:,.0f} {unit} ({fastest})', 'others': ', '.join(slower)})
+    print(*rows[-1].values(), sep=' | ', flush=True)
 
 
-def write_table(name, head, lines):
-    text = report.as_markdown([report.table('Speed', [dict(zip(head, line)) for line in lines])])
+def write_table(name, rows):
+    text = report.as_markdown([report.table('Speed', rows)])
     write_text(f'{out_dir}/{name}', text)
     print(text)
 
@@ -182,7 +181,7 @@ def bench_train():
         others = {'nanoGPT': lambda: train_nanogpt(False), 'nanoGPT, compiled': lambda: train_nanogpt(True)}
     measure('train', 'tokens/s', {'train.py': lambda: train(run_dir)['tokens_per_s']}, others)
     *_, last = read_jsonl(f'{run_dir}/log.jsonl')
-    rows[-1][1] += f', {last["utilization"]:.0%} of the measured rate of matrix products in the last run'
+    rows[-1]['here'] += f', {last["utilization"]:.0%} of the measured rate of matrix products in the last run'
 
 
 # -----------------------------------------------------------------------------
@@ -191,8 +190,7 @@ def bench_train():
 
 def generate_batch(model, n):
     """Tokens per second of a batch of n stories."""
-    prompts = [[FIRST_TOKEN]] * n
-    steps = generate(model, prompts, new_tokens, seeds=range(n), temperature=0.8)
+    steps = generate(model, [[FIRST_TOKEN]] * n, new_tokens, seeds=range(n), temperature=0.8)
     return n * new_tokens / seconds(list, steps)
 
 
@@ -275,7 +273,7 @@ def bench_many():
     for processes in (1, n_processors):
         for kind in ('float32', dtype):
             variants[f'{kind}, processes: {processes}'] = functools.partial(rate, kind, processes)
-    measure(f'generate {3 * len(prompts):,} stories', 'tokens/s', variants)
+    measure(f'generate {3 * len(prompts):,} stories', 'tokens/s', variants, {})
 
 
 # -----------------------------------------------------------------------------
@@ -294,7 +292,8 @@ def grow_training(key, rate_axis, memory_axis):
         last = train(f'{out_dir}/grown', **changed)
         rates.append(last['tokens_per_s'])
         memory.append(last['memory'] / 1e9)
-        lines.append([f'{key} = {value}', f'{rates[-1]:,}', f'{last["utilization"]:.0%}', f'{memory[-1]:.2f}'])
+        lines.append({'of this model': f'{key} = {value}', 'tokens/s': f'{rates[-1]:,}',
+                      'of the matrix products': f'{last["utilization"]:.0%}', 'peak memory, GB': f'{memory[-1]:.2f}'})
     rate_axis.loglog(sizes[key], rates, marker='o')
     memory_axis.semilogx(sizes[key], memory, marker='o')
     memory_axis.set(xlabel=key, ylim=(0, None))
@@ -313,7 +312,7 @@ def grow_generation(n, axis):
         rates.append(100 * n / seconds(list, itertools.islice(steps, 100)))
     axis.loglog(range(100, 1001, 100), rates, marker='o', label=f'batch of {n}')
     name = f'generation, batch of {n}, the first and the tenth 100 tokens'
-    return [name, f'{rates[0]:,.0f} and {rates[-1]:,.0f}', '', '']
+    return {'of this model': name, 'tokens/s': f'{rates[0]:,.0f} and {rates[-1]:,.0f}'}
 
 
 def bench_grow():
@@ -334,8 +333,7 @@ def bench_grow():
     axes[0][1].set(ylabel='peak memory, GB')
     with replacing(f'{out_dir}/growth.png') as temporary:
         figure.savefig(temporary)
-    head = ['of this model', 'tokens/s in training', 'of the matrix products', 'peak memory, GB']
-    write_table('growth.md', head, lines)
+    write_table('growth.md', lines)
 
 
 # -----------------------------------------------------------------------------
@@ -356,4 +354,4 @@ if 'generate' in stages or 'many' in stages and not model_dir:
 for stage in stages:
     STAGES[stage]()
 if rows:
-    write_table('bench.md', ['stage', 'here', 'others'], rows)
+    write_table('bench.md', rows)

@@ -49,9 +49,11 @@ from dataclasses import dataclass
 samples = ''  # files of sample.py, separated by commas: one per model, named by its folder or as in name=path
 references = ''  # stories to compare with, such as data/hindi/stories.jsonl; the judge grades them, too
 n_references = 300  # number of stories per source of references, picked by a hash; 0 = all
-opening = r'.+?[.!?।॥…]+["\'”’»)]*(?=\s)'  # regular expression: the opening of a reference without prompt
+opening = r'.+?([.!?।॥…۔؟]+["\'”’»)]*(?=\s)|[。！？]+["”’」』]*)'  # of a reference without prompt: a regular expression
 train_stories = ''  # training stories of the models, separated by commas, to look for copies in
 # each of them can be what prepare.py's source can be: a .jsonl or .csv file, a folder, hf:user/dataset:split, …
+text_column = ''  # column with the story in references and train_stories; '' = found by its name
+separator = ''  # what stands between two stories in their .txt files, as in prepare.py
 max_row = 1_000_000  # characters of the longest row or story that is read
 out_dir = ''  # folder of all results; '' = the folder of the first samples
 
@@ -99,8 +101,8 @@ import numpy as np
 from tqdm import tqdm
 
 import metrics
-from files import (check, fail, find, hide_folders, load_dataset, loss_measures, normalize, open_append, prefix_mask,
-                   printable, read_jsonl, read_rows, read_texts, write_json)
+from files import (check, fail, find, hide_folders, load_dataset, loss_measures, normalize, open_append, open_text,
+                   prefix_mask, printable, read_jsonl, read_rows, read_texts, write_json)
 
 use_judge = bool(provider or base_url)
 
@@ -165,18 +167,24 @@ def named_paths(text):
 
 
 def default_name(path):
-    """out/a/samples.jsonl or out/a -> 'a', data/hindi/stories.jsonl -> 'hindi stories', x/b.jsonl -> 'b'"""
-    folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
-    stem = os.path.basename(path).split('.')[0]
+    """out/a/samples.jsonl or out/a -> 'a', data/hindi/stories.jsonl -> 'hindi stories', x/b.0.1.jsonl -> 'b.0.1'"""
+    folder, name = os.path.split(os.path.abspath(path))
+    folder = os.path.basename(folder)
+    stem = re.sub(r'\.(jsonl?|csv|tsv|txt|parquet|pt|bin|safetensors)(\.[gx]z)?$', '', name)
     if stem in ('samples', 'ckpt', 'best', 'model'):
         return folder
     return f'{folder} stories' if stem == 'stories' else stem
 
 
+def check_names(names):
+    check(len(set(names)) == len(names), f'two files have the same name: {", ".join(names)}; set one with name=path')
+
+
 def read_stories(path, is_reference):
     """The stories of a source; of references, n_references of them."""
     stories = []
-    for number, (row, text) in enumerate(read_rows(path)):
+    rows = read_rows(path, text_column, separator) if is_reference else read_rows(path)
+    for number, (row, text) in enumerate(rows):
         prompt = row.get('prompt') or ''
         if not isinstance(prompt, str):
             fail(f'{path}, row {number + 1}: the prompt is not text but {prompt!r:.40}')
@@ -224,8 +232,7 @@ def split_opening(story, is_reference):
     text, head = story['story'], story['prompt']
     story['kept'] = text.startswith(head)
     if is_reference and not head:
-        match = re.match(opening, text, flags=re.S)
-        head = match[0] if match else ' '.join(text.split()[:12])
+        head = (re.match(opening, text, flags=re.S) or re.match(r'(\S+\s+){,11}\S+', text))[0]
     story['opening'] = head
     story['continuation'] = text.removeprefix(head)
 
@@ -271,8 +278,8 @@ def measure_stories(groups):
 
 def training_batches():
     """Yield the training stories in lists of 20,000, which bounds memory."""
-    texts = itertools.chain.from_iterable(map(read_texts, split_list(train_stories)))
-    texts = tqdm(texts, 'reading training stories', unit=' stories', leave=False, delay=1)
+    sources = [read_texts(path, text_column, separator) for path in split_list(train_stories)]
+    texts = tqdm(itertools.chain(*sources), 'reading training stories', unit=' stories', leave=False, delay=1)
     while batch := list(itertools.islice(texts, 20_000)):
         yield batch
 
@@ -286,7 +293,9 @@ def checkpoint_paths(groups):
     models = [group for group in groups if not group.is_reference]
     given = split_list(checkpoints)
     if not models:  # an exam without samples
-        return dict(named_paths(checkpoints))
+        pairs = named_paths(checkpoints)
+        check_names([name for name, _ in pairs])
+        return dict(pairs)
     check(len(given) in (0, len(models)), f'{len(models)} files of samples need as many checkpoints')
     paths = {}
     for model, path in itertools.zip_longest(models, given):
@@ -331,8 +340,8 @@ def measure_loss(path, net, tokenizer, name, device, dtype):
     meta, tokenizer_json, _, tokens = load_dataset(folder)
     if tokenizer.backend.get_vocab() != Tokenizer.from_str(tokenizer_json).get_vocab():
         fail(f'{path} has another tokenizer than {folder}; prepare the data with --tokenizer={path} --trim=False')
-    block_size = net.config.block_size
-    n_windows = loss_tokens // block_size or math.inf
+    block_size = min(4096, net.config.block_size)  # the whole context of a large model would need too much memory
+    n_windows = max(1, loss_tokens // block_size) if loss_tokens else math.inf
     batch_size = max(1, min(16, 2**24 // (block_size * net.config.n_embd)))  # a forward pass takes some GB at most
     amp = torch.autocast(device, getattr(torch, dtype), enabled=dtype != 'float32')
     total, n_tokens = validation_loss(
@@ -345,13 +354,11 @@ def measure_loss(path, net, tokenizer, name, device, dtype):
 
 
 def read_exam(path):
-    """exam.tsv -> a list of (phenomenon, right sentence, wrong sentence)"""
-    try:
-        with open(path, encoding='utf-8-sig') as f:
-            rows = [tuple(line.rstrip('\n').split('\t')) for line in f if line.strip() and not line.startswith('#')]
-    except (OSError, UnicodeDecodeError) as e:
-        fail(f'{path}: {e}')
-    check(rows and all(len(row) == 3 for row in rows), f'{path}: a line must be phenomenon, right and wrong sentence')
+    """exam.tsv -> a list of [phenomenon, right sentence, wrong sentence]"""
+    with open_text(path) as f:
+        rows = [line.rstrip('\n').split('\t') for line in f if line.strip() and not line.startswith('#')]
+    is_exam = rows and all(len(row) == 3 and all(row) for row in rows)
+    check(is_exam, f'{path}: a line must be phenomenon, right and wrong sentence')
     return rows
 
 
@@ -385,19 +392,13 @@ def log_likelihoods(net, tokenizer, sentences, device):
     In float32, since the likelihoods of a pair may differ little.
     """
     import torch
-    from torch.nn.functional import cross_entropy
-    from torch.nn.utils.rnn import pad_sequence
     scores = []
-    for start in tqdm(range(0, len(sentences), 64), 'exam', leave=False, delay=1):
-        sequences = []
-        for sentence in sentences[start:start + 64]:
-            ids = [tokenizer.bos, *tokenizer.encode(normalize(sentence))]
-            sequences.append(torch.tensor(ids[:net.config.block_size + 1]))
-        ids = pad_sequence(sequences, batch_first=True, padding_value=-1).to(device)  # (B, T + 1)
+    for sentence in tqdm(sentences, 'exam', leave=False, delay=1):
+        ids = [tokenizer.bos, *tokenizer.encode(normalize(sentence))]
+        ids = torch.tensor([ids[:net.config.block_size + 1]], device=device)  # (1, T + 1)
         with torch.no_grad():
-            logits = net(ids[:, :-1].clamp(min=0)).float()  # (B, T, V)
-        losses = cross_entropy(logits.mT, ids[:, 1:], ignore_index=-1, reduction='none')  # (B, T)
-        scores += losses.cpu().double().sum(1).neg().tolist()
+            loss = net(ids[:, :-1], ids[:, 1:]).item()  # the mean of T tokens
+        scores.append(-loss * (ids.shape[1] - 1))
     return np.array(scores)
 
 
@@ -585,7 +586,7 @@ def summarize(group, judges, references):
             reference_values = grades_of(references, judge, criterion)
             retention = metrics.ratio(values, clusters, reference_values, clusters_of(references))
             grades[judge][criterion] = grade | {'retention': retention}
-    n_prompts = len({story['prompt'] for story in stories})
+    n_prompts = len({story['prompt'] for story in stories} - {''})
     return {'samples': hide_folders(group.path), 'reference': group.is_reference, 'stories': len(stories),
             'prompts': n_prompts, 'text': text, 'grades': grades}
 
@@ -672,8 +673,7 @@ groups = read_groups(samples, is_reference=False)
 check(groups or exam and checkpoints and out_dir,
       'set --samples= to the stories to evaluate (or, for an exam alone, --checkpoints= and --out_dir=)')
 groups += read_groups(references, is_reference=True)
-names = [group.name for group in groups]
-check(len(set(names)) == len(names), f'two files have the same name: {", ".join(names)}; set one with name=path')
+check_names([group.name for group in groups])
 stories = all_stories(groups)
 if not out_dir:
     folder = os.path.dirname(groups[0].path)

@@ -9,8 +9,8 @@ Measures of stories that need no judge, and the statistics of grades. numpy alon
     permutation_p, holm                         is one model better than another
     agreement                                   do judges agree
 
-A story is a dict. The measures read its `continuation` (what the model wrote), `prompt`, `kept` and `ended`, and write
-story['measures'], a dict of numbers; nan means that there is nothing to measure.
+A story is a dict. The measures read its `continuation` (what the model wrote), `opening`, `prompt`, `kept` and `ended`,
+and write story['measures'], a dict of numbers; nan means that there is nothing to measure.
 """
 
 import collections
@@ -30,7 +30,9 @@ import numpy as np
 MARKS = ''.join(char for char in map(chr, range(0x10000)) if unicodedata.category(char)[0] == 'M')
 UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff'
 WORD = re.compile(rf'[{UNSPACED}][{MARKS}]*|[\w{MARKS}\u200c\u200d]+')
-SENTENCE_END = re.compile(r'(?<=[.!?।॥…])["\'”’»)]*\s+')
+# A sentence ends at a mark with a space after it, at a mark of Chinese and Japanese, or with its paragraph.
+SENTENCE_END = re.compile(r'(?<=[.!?।॥…۔؟])["\'”’»)]*\s+|(?<=[。！？])(?![。！？])["”’」』]*|\n\s*\n')
+SAME_SCRIPT = {'HIRAGANA': 'CJK', 'KATAKANA': 'CJK', 'KATAKANA-HIRAGANA': 'CJK'}  # Japanese is written in all of them
 BASE = np.uint64(0x9e3779b97f4a7c15)  # of polynomial hashes; any large odd number
 
 
@@ -42,14 +44,21 @@ def count_scripts(text):
         is_letter = unicodedata.category(char)[0] in 'LM'
         is_in_any_script = script in ('', 'COMBINING', 'VARIATION', 'ZERO')  # as accents and joiners are
         if is_letter and not is_in_any_script:
-            counts[script] += n
+            counts[SAME_SCRIPT.get(script, script)] += n
     return counts
 
 
 def sentences_of(text):
     """The sentences of a text, without quotation marks around them."""
-    sentences = [sentence.strip(' \n"\'“”‘’«»()') for sentence in SENTENCE_END.split(text)]
+    sentences = [sentence.strip(' \n"\'“”‘’«»()「」『』') for sentence in SENTENCE_END.split(text)]
     return [sentence for sentence in sentences if sentence]
+
+
+def generated_sentences(story):
+    """The sentences of a story that begin after its opening. The model did not choose how the others begin."""
+    opening = story['opening'] if story['kept'] else ''
+    sentences = sentences_of(opening + story['continuation'])
+    return sentences[len(sentences_of(opening)):]
 
 
 class Words:
@@ -223,14 +232,14 @@ def measure_copying(stories, batches, ngrams=(4, 8, 16)):
 
     batches: lists of training stories (str); one list is in memory at a time. ngrams: the lengths n of copied_n.
     copied_n: the fraction of n-grams that a training story contains. longest_copied: the longest such run of words.
-    copied_whole: 1 if that is the whole continuation. copied_sentences: the fraction of its sentences that stand in a
-    training story, word for word. nearest_rouge2: the largest fraction of its word pairs that one
+    copied_whole: 1 if that is the whole continuation. copied_sentences: the fraction of generated_sentences that stand
+    in a training story, word for word. nearest_rouge2: the largest fraction of the continuation's word pairs that one
     training story contains (the precision of ROUGE-2); story['nearest'] is that training story.
     """
     words = Words([story['continuation'] for story in stories])
     longest = np.zeros(len(words.hashes), np.int64)
     nearest = [(0.0, '')] * len(stories)  # the fraction, the training story
-    sentences = [sentences_of(story['continuation']) for story in stories]
+    sentences = [generated_sentences(story) for story in stories]
     wanted = set(itertools.chain(*sentences))
     known = set()  # those of them that stand in training stories
     for texts in batches:
@@ -340,23 +349,18 @@ def ratio(values, clusters, reference, reference_clusters):
 def permutation_p(differences):
     """The two-sided p-value of the mean of paired differences (n,) (Fisher 1935, "The Design of Experiments", 21).
 
-    If two models are equally good, the sign of each difference is random. p is the fraction of random signs with a mean
-    as large as the observed one: of all signs if they are few, else of 10,000 and the observed ones (Phipson and Smyth
-    2010, "Permutation P-values Should Never Be Zero").
+    If two models are equally good, the sign of each difference is random. p is the fraction of 10,000 random signs, and
+    the observed ones, with a mean as large as the observed one (Phipson and Smyth 2010, "Permutation P-values Should
+    Never Be Zero").
     """
-    n = len(differences)
     observed = abs(differences.sum()) * (1 - 1e-9)  # equal sums may differ by rounding
-    if 2**n <= 10_000:
-        signs = np.array(list(itertools.product([1, -1], repeat=n)))  # (2^n, n)
-        sums = abs(signs @ differences)
-        return float((sums >= observed).mean())
     rng = np.random.default_rng(SEED)
     count = 1
     for _ in range(10):  # 1,000 at a time, which bounds memory
-        signs = rng.integers(2, size=(1000, n)) * 2.0 - 1
+        signs = rng.choice([-1.0, 1.0], (1000, len(differences)))
         sums = abs(signs @ differences)
-        count += int((sums >= observed).sum())
-    return count / 10_001
+        count += (sums >= observed).sum()
+    return float(count / 10_001)
 
 
 def holm(p):

@@ -45,15 +45,15 @@ def activation_bytes(config, dtype):
     return size * (config.n_layer * (norms + attention + mlp) + ends)
 
 
-def logit_bytes(config, dtype, tokens):
+def logit_bytes(config, device, dtype, tokens):
     """Bytes of one chunk of logits and of the gradient of the head; see LinearCrossEntropy in model.py."""
     size = 4 if dtype == 'float32' else 2
-    rows = min(2048, 2**21 // config.vocab_size) if dtype == 'float32' else min(2**15, 2**28 // config.vocab_size)
-    rows = min(tokens, max(256, rows))
+    most, logits = (2**15, 2**28) if device.startswith('cuda') else (2048, 2**21)
+    rows = min(tokens, max(256, min(most, logits // config.vocab_size)))
     return rows * config.vocab_size * (8 + 2 * size) + 4 * config.vocab_size * config.n_embd
 
 
-def memory_bytes(model, optimizers, dtype, sequences):
+def memory_bytes(model, optimizers, device, dtype, sequences):
     """Bytes by use, for a micro-batch of so many sequences."""
     weights = model.n_params()
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -64,12 +64,14 @@ def memory_bytes(model, optimizers, dtype, sequences):
     tokens = sequences * config.block_size
     copies = 0 if dtype == 'float32' else 2 * weights  # autocast's copies in 16 bits
     return {'weights': 4 * weights + copies, 'gradients': 4 * trainable, 'optimizer': 4 * states,
-            'activations': tokens * activation_bytes(config, dtype), 'logits': logit_bytes(config, dtype, tokens)}
+            'activations': tokens * activation_bytes(config, dtype),
+            'logits': logit_bytes(config, device, dtype, tokens)}
 
 
-def largest_batch(model, optimizers, dtype, available):
+def largest_batch(model, optimizers, device, dtype, available):
     """The largest batch_size whose estimate is at most 90 % of the available bytes; 0 = none."""
-    fixed = sum(memory_bytes(model, optimizers, dtype, 0).values()) + logit_bytes(model.config, dtype, 2**15)
+    fixed = sum(memory_bytes(model, optimizers, device, dtype, 0).values())
+    fixed += logit_bytes(model.config, device, dtype, 2**15)
     per_sequence = model.config.block_size * activation_bytes(model.config, dtype)
     return max(0, int((0.9 * available - fixed) // per_sequence))
 
@@ -159,15 +161,18 @@ def duration(n):
 
 
 def gigabytes(n):
-    return f'{n / 1e9:,.2g} GB' if n < 1e9 else f'{n / 1e9:,.1f} GB'
+    return f'{n / 1e9:.3g} GB'
 
 
-def print_plan(model, batch, amp, optimizers, config, meta, epoch_tokens, device, dtype, world_size):
-    """Print the plan of a run. config: the keys of train.py. batch: a micro-batch. epoch_tokens: of one epoch."""
+def print_plan(model, batch, amp, optimizers, config, meta, epoch_tokens, step, device, dtype, world_size):
+    """Print the plan of a run that begins at `step`.
+
+    config: the keys of train.py. batch: a micro-batch. epoch_tokens: of one epoch.
+    """
     sequences, block_size = batch[0].shape
-    steps = config['max_iters']
+    steps = config['max_iters'] - step
     step_tokens = config['batch_size'] * config['gradient_accumulation_steps'] * block_size
-    total_tokens = steps * step_tokens
+    total_tokens = config['max_iters'] * step_tokens
     flops = model.flops_per_token(block_size)
     n_evaluations = math.ceil(steps / config['eval_interval'])
     val_sequences = meta['tokens']['val'] // block_size
@@ -178,12 +183,12 @@ def print_plan(model, batch, amp, optimizers, config, meta, epoch_tokens, device
     print(f'tokens: {epoch_tokens:,} in an epoch, {total_tokens:,} in all, {step_tokens:,} in a step')
     print(f'FLOPs: {flops:.3g} per token, {flops * total_tokens:.3g} in all')
 
-    memory = memory_bytes(model, optimizers, dtype, sequences)
+    memory = memory_bytes(model, optimizers, device, dtype, sequences)
     parts = ', '.join(f'{name} {gigabytes(n)}' for name, n in memory.items())
     print(f'memory, estimated: {gigabytes(sum(memory.values()))} for {sequences} sequences at once ({parts})')
     available = memory_here(device)
     if available:
-        largest = largest_batch(model, optimizers, dtype, available)
+        largest = largest_batch(model, optimizers, device, dtype, available)
         print(f'largest batch_size here, estimated: {largest:,} in {gigabytes(available)}')
 
     micro, update, evaluation, story = measure(model, batch, amp, optimizers, device)
@@ -193,13 +198,16 @@ def print_plan(model, batch, amp, optimizers, config, meta, epoch_tokens, device
     here = steps * step_seconds + n_evaluations * evaluation_seconds
     print(f'time here: {duration(here)}: {steps:,} steps of {step_seconds:.3g} s, {n_evaluations:,} evaluations of '
           f'{evaluation_seconds:.3g} s; from one timed micro-batch')
+    for key in ('budget_minutes', 'max_minutes'):
+        if config[key]:
+            print(f'  {key} ends the run after at most {duration(60 * config[key])}')
     if device.startswith('cuda'):
         print('  measured without torch.compile, which is faster')
     for name in GPUS:
         micro, update = gpu_seconds(name, model, sequences * world_size * block_size, len(optimizers))
         evaluated = n_evaluations * val_sequences / 3  # in sequences that also have a backward pass
         run = steps * (micro_steps * micro + update) + evaluated * micro / (sequences * world_size)
-        largest = largest_batch(model, optimizers, 'bfloat16', 1e9 * GPUS[name][2])
+        largest = largest_batch(model, optimizers, 'cuda', 'bfloat16', 1e9 * GPUS[name][2])
         dollars = run / 3600 * config['gpu_price']
         price = f', ${dollars:,.2f}' if dollars else ''
         print(f'time on one {name}, estimated: {duration(run)}{price}; batch_size up to {largest:,}')

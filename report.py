@@ -6,6 +6,7 @@ Results as tables, Markdown, a bar chart and an HTML page. The docstring of eval
 """
 
 import base64
+import itertools
 import json
 import math
 import os
@@ -86,11 +87,10 @@ def table(title, rows, note='', meanings=MEANINGS):
     rows: dicts {column: text}. Columns without any text are left out. note: a text below the table. meanings: {name of
     a column, or text in the first column: what it means}.
     """
-    filled = {}  # column: whether any row has a text in it
-    for row in rows:
-        for column, text in row.items():
-            filled[column] = filled.get(column) or bool(text)
-    head = [column for column in filled if filled[column]]
+    head = []
+    for column in dict.fromkeys(itertools.chain(*rows)):
+        if any(row.get(column) for row in rows):
+            head.append(column)
     cells = []
     for row in rows:
         cells.append([row.get(column, '') for column in head])
@@ -109,10 +109,12 @@ def tables_of(results):
 
 
 def keys_in(part, results):
-    """The keys that any model has in this part: the judges in 'grades', the measures in 'text'."""
+    """The keys for which any model has a value in this part: the judges in 'grades', the measures in 'text'."""
     keys = {}
     for row in results['models'].values():
-        keys |= row[part]
+        for key, value in row[part].items():
+            if value is not None:
+                keys[key] = True
     return list(keys)
 
 
@@ -196,11 +198,8 @@ def agreement_table(results):
 def exam_tables(results):
     """A table for each language: a row for each phenomenon, a column for each model."""
     exams = results['exam']
-    languages = {}
-    for by_language in exams.values():
-        languages |= by_language
     tables = []
-    for language, phenomena in languages.items():
+    for language, phenomena in next(iter(exams.values()), {}).items():  # all models took the same exams
         rows = []
         for phenomenon, estimate in phenomena.items():
             row = {'phenomenon': phenomenon.replace('_', ' ')}
@@ -325,7 +324,9 @@ def write_report(results, stories_of, checkpoints, out_dir):
 
     page = {'tables': tables, 'settings': settings_table(results), 'models': list(stories_of)}
     models = [name for name, row in results['models'].items() if not row['reference']]
-    page['title'] = f'Stories by {", ".join(models)}' if models else f'Exam of {", ".join(results["exam"])}'
+    names = models or list(results['exam'])
+    whose = ', '.join(names) if len(names) < 4 else f'{len(names)} models'
+    page['title'] = f'Stories by {whose}' if models else f'Exam of {whose}'
     page['about'] = f'{time.strftime("%Y-%m-%d %H:%M")}, nanokahani {VERSION}'
     if judges:
         page['about'] += f', graded by {", ".join(judges)}'

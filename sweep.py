@@ -141,7 +141,7 @@ def read_results(setting, folder):
     for judge, scores in model['grades'].items():
         for criterion, estimate in scores.items():
             row['grades'][f'{criterion} ({judge})'] = estimate
-    for language, scores in results.get('exam', {}).get(name, {}).items():  # older results have none
+    for language, scores in results['exam'].get(name, {}).items():
         row['exam'][f'exam ({language})'] = scores['all']
     row |= model['checkpoint'] | (model['loss'] or {})  # n_layer, n_embd, n_params; val_loss, perplexity, bits_per_byte
     return row | {'train_tokens': last['tokens'], 'train_seconds': last['seconds']}

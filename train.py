@@ -401,7 +401,7 @@ while training and step < max_iters and not stop_reason:
 bar.close()
 if plan and is_master:
     from plan import print_plan  # a file of its own, which only this needs
-    print_plan(model, batch, amp, optimizers, config, meta, len(stream), device, dtype, world_size)
+    print_plan(model, batch, amp, optimizers, config, meta, len(stream), step, device, dtype, world_size)
 elif eval_only and not plan:
     row = evaluate()
     if is_master:

@@ -24,7 +24,7 @@ def project(project, prepared):
 
 
 def test_the_plan_of_a_run(project):
-    out = project.run('train.py', *SMALL, '--plan=True', '--gpu_price=3600')
+    out = project.run('train.py', *SMALL, '--plan=True', '--gpu_price=3600', '--budget_minutes=3')
     assert not (project.path / 'out').exists()  # nothing is trained, nothing is written
     tokens = project.json('data/tiny/meta.json')['tokens']['train']
     vocab_size = project.json('data/tiny/meta.json')['vocab_size']
@@ -34,6 +34,7 @@ def test_the_plan_of_a_run(project):
     assert f'{tokens:,} in an epoch, {100 * 16 * 64:,} in all, 1,024 in a step' in out
     assert re.search(r'memory, estimated: .* for 8 sequences at once', out)
     assert re.search(r'time here: [\d.]+ \w+: 100 steps of [\d.]+ s, 2 evaluations of', out)
+    assert 'budget_minutes ends the run after at most 3.0 minutes' in out
     for gpu in ('T4', 'A100', 'H100'):
         seconds, dollars = re.search(rf'one {gpu}, estimated: ([\d.]+) seconds, \$([\d.]+)', out).groups()
         assert float(dollars) == pytest.approx(float(seconds), abs=0.1)
@@ -42,9 +43,10 @@ def test_the_plan_of_a_run(project):
 def test_a_plan_is_made_beside_a_run_and_for_another_model(project):
     project.run('train.py', *SMALL, '--max_iters=2', '--eval_iters=1')
     before = {path.name: path.read_bytes() for path in (project.path / 'out/tiny').iterdir()}
-    for more in ([], ['--init_from=resume'], ['--optimizer=muon', '--tie_weights=False', '--bigram_steps=40']):
+    muon = ['--optimizer=muon', '--tie_weights=False', '--bigram_steps=40']
+    for more in (['--seed=1'], ['--init_from=resume'], muon):
         out = project.run('train.py', *SMALL, *more, '--plan=True')
-        assert 'time here' in out and 'dollars' not in out
+        assert f' {98 if "resume" in more[0] else 100} steps of' in out and 'dollars' not in out
     assert before == {path.name: path.read_bytes() for path in (project.path / 'out/tiny').iterdir()}
 
 
@@ -78,6 +80,14 @@ def test_activations_are_those_that_autograd_keeps(monkeypatch, dtype, error, se
     configs = [GPTConfig(vocab_size=300, block_size=64, n_layer=n, n_head=4, n_embd=96, **settings) for n in (1, 3)]
     planned = [plan.activation_bytes(config, dtype) for config in configs]
     assert planned[1] - planned[0] == pytest.approx(kept[1] - kept[0], rel=error)
+
+
+def test_a_chunk_of_logits_is_as_large_as_on_its_device():
+    config = GPTConfig(vocab_size=2**16, block_size=64, n_layer=1, n_head=2, n_embd=64)
+    for device, rows in (('cpu', 256), ('mps', 256), ('cuda:0', 4096)):
+        head = 4 * 2**16 * config.n_embd
+        assert plan.logit_bytes(config, device, 'bfloat16', 2**15) == rows * 2**16 * 12 + head
+        assert plan.logit_bytes(config, device, 'float32', 2**15) == rows * 2**16 * 16 + head
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ OF_OTHERS = {  # options of torchrun, uv, pip and tests/chaos.py
     'nproc_per_node', 'nnodes', 'node_rank', 'master_addr', 'master_port', 'standalone', 'max', 'kills', 'force',
     'extra', 'help', 'version', 'key'}
 EXAMPLES = {'config/generate_tamil.py'}  # files that a reader is asked to write
-INSTALLS = ('git', 'cd', 'make', 'pip', 'uv', '.', '.venv/bin/python', 'python3', 'export', 'cat')  # not run here
+INSTALLS = ('git', 'cd', 'make', 'pip', 'uv', '.', '.venv/bin/python', 'python3', 'export')  # not run here
 NEEDS = re.compile(  # the network, several GPUs, or another command that is not run
     r'hf:|--push|translate|gpt2|--batch=True|news|torchrun')
 SMALL = {  # settings with which a command takes seconds
