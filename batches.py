@@ -33,7 +33,7 @@ class Batches:
     A batch is {'file': id of the uploaded file, 'batch': its id or None if not created yet, 'jobs': [Job, …]}.
     """
 
-    def __init__(self, path, api, ids, is_done):
+    def __init__(self, path, api, ids, done):
         """path: of the .batches.json file, which may not exist yet."""
         check(api['provider'] in (*PROVIDERS, api['url']),
               f'{api["provider"]} has no Batch API; these have one: {", ".join(PROVIDERS)}')
@@ -46,14 +46,14 @@ class Batches:
         self.open = []  # batches
         self.retry = []  # jobs for a later batch
         if os.path.exists(path):
-            self.load(is_done)
+            self.load(done)
         known_ids = {job.id for job in self.jobs()}
         self.new_jobs = (Job(i) for i in ids if i not in known_ids)
 
-    def load(self, is_done):
+    def load(self, done):
         def read_jobs(rows):
             # a run that was killed may have written rows of jobs that are still in the state
-            return [Job(**row) for row in rows if not is_done(row['id'])]
+            return [Job(**row) for row in rows if row['id'] not in done]
 
         try:
             with open(self.path, encoding='utf-8') as f:

@@ -33,6 +33,7 @@ import threading
 import time
 import zlib
 from dataclasses import dataclass, field
+from email.utils import mktime_tz, parsedate_tz
 
 import requests
 import urllib3
@@ -130,26 +131,27 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
         check(False, f'temperature or extra cannot be written as JSON: {e}')
     check((price_in < 0) == (price_out < 0), 'price_in and price_out go together, in US dollars per million tokens')
 
-    name = provider if provider in PROVIDERS else url
-    api = {'provider': name, 'url': url, 'key': key}
+    api = {'provider': provider if provider in PROVIDERS else url, 'url': url, 'key': key}
     api['model'] = model or default_model or first_model(api)
     length_field = 'max_completion_tokens' if provider == 'openai' else 'max_tokens'
     fields = {'model': api['model'], 'temperature': temperature, length_field: max_tokens} | (extra or {})
     api['fields'] = {key: value for key, value in fields.items() if value is not None}
     api['max_tokens'] = max_tokens or 8192  # for estimates of costs
+    api['prices'] = PRICES.get(api['model'], None if key else (0.0, 0.0))  # None = unknown; no key = a free server
     if price_in >= 0:
         api['prices'] = (price_in, price_out)
-    else:
-        api['prices'] = PRICES.get(api['model'], None if key else (0.0, 0.0))  # None = unknown; no key = a free server
     return api
 
 
 def is_address(url):
     """Whether a text is an http or https address: a host, maybe a port and a path, and nothing else."""
-    label = r'[\w\-\u0080-\U0010ffff]{1,63}'  # a part of the host's name
-    address = rf'(?i)https?://({label}(\.{label})*\.?|\[[\da-f:.]+\])(:(?P<port>\d{{1,5}}))?(/[^\s@?#\\]*)?'
-    match = re.fullmatch(address, url)
-    return bool(match) and 0 < int(match['port'] or 80) < 65536
+    # what requests lets pass: port 0, an empty or a too long part of the host's name
+    impossible = r'[^/]*(?::0*(?:/|$)|\.\.|[^./:]{64})'
+    try:
+        requests.Request('GET', url).prepare()
+    except ValueError:  # requests' errors of addresses are ValueErrors
+        return False
+    return bool(re.fullmatch(rf'(?i)https?://(?!{impossible})[^\s@?#\\]+', url))
 
 
 def first_model(api):
@@ -248,8 +250,8 @@ def send(session, api, method, path, timeout, **options):
             session.verify = os.environ['SSL_CERT_FILE']  # requests itself reads only REQUESTS_CA_BUNDLE
             return send(session, api, method, path, timeout, **options)
         return 0, {}, reason
-    text = body.decode('utf-8', 'replace')
-    if 300 <= reply.status_code < 400 and 'Location' in reply.headers:
+    text = body.decode('utf-8-sig', 'replace')
+    if reply.is_redirect:
         text = f'moved to {reply.headers["Location"]}'
     return reply.status_code, reply.headers, clean(api, text)
 
@@ -258,9 +260,9 @@ def unpack(body, encoding):
     """Undo a Content-Encoding. Raises OSError or zlib.error."""
     if encoding == 'identity':
         return body
-    if encoding not in ('gzip', 'deflate'):
+    if encoding != 'gzip':
         raise zlib.error('packed in another way')
-    decoder = zlib.decompressobj(wbits=47)  # of gzip and zlib
+    decoder = zlib.decompressobj(wbits=31)  # of gzip
     body = decoder.decompress(body, MAX_REPLY + 1)
     if len(body) > MAX_REPLY:
         raise OSError(TOO_LONG)
@@ -307,11 +309,12 @@ def call(api, method, path, timeout=20, **options):
     if is_refused(status, text):
         fail(refusal(api, status, text))
     if not 200 <= status < 300:
-        raise NoAnswer(no_answer(api, f'HTTP {status}' if status else text))
+        raise NoAnswer(no_answer(api, status, text))
     return text
 
 
-def no_answer(api, reason):
+def no_answer(api, status, text):
+    reason = f'HTTP {status}: {message_in(text)}' if status else text
     return f'{api["url"]} gives no answer ({reason}){advice(api, reason)}'
 
 
@@ -380,8 +383,9 @@ def kind_of(body):
     body = body[:2000]  # on a longer one, the patterns could take for ever
     if re.match(r'\s*<', body):
         return 'a web page'
-    is_stream = re.match(r'\s*(?:(?:data|event|id|retry)?:|\{.*\}\s*\n\s*\{)|.*chat\.completion\.chunk', body)
-    return 'a streamed reply' if is_stream else 'broken reply'
+    if re.match(r'\s*(?:(?:data|event|id|retry)?:|\{.*\}\s*\n\s*\{)|.*chat\.completion\.chunk', body):
+        return 'a streamed reply'
+    return 'broken reply'
 
 
 def text_of(data, whole=True, body=''):
@@ -392,22 +396,24 @@ def text_of(data, whole=True, body=''):
     try:
         choice = data['choices'][0]
         message = choice['message']
-        end = choice.get('finish_reason')
-        if message.get('refusal') or end == 'content_filter':
+        end = str(choice.get('finish_reason'))
+        if message.get('refusal') or re.search('filter|safety', end, re.I):
             raise Rejected('refused')
+        is_cut = re.search('length|max.tokens', end, re.I)
         content = message.get('content') or ''
         if isinstance(content, list):  # of parts, such as {'type': 'thinking', 'thinking': …}, {'type': 'text', …}
-            content = ''.join(part['text'] for part in content if part.get('type', 'text') in ('text', 'output_text'))
+            content = ''.join(part['text'] for part in content if not part.get('thought')
+                              and part.get('type', 'text') in ('text', 'output_text'))
         if len(content) > MAX_ANSWER:
             raise Rejected(TOO_LONG)
         answer = without_reasoning(content)
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Rejected(kind_of(body)) from None
     if not answer.strip():
-        if end == 'length':
+        if is_cut:
             raise Rejected('reasoning used up max_tokens')
         raise Rejected('reasoning without an answer' if message.get('content') else 'empty reply')
-    if whole and end == 'length':
+    if whole and is_cut:
         raise Rejected('cut off at max_tokens')
     return answer
 
@@ -416,14 +422,24 @@ def text_of(data, whole=True, body=''):
 # - tags with such a name: <think>…</think>, [THINK], ◁think▷, <seed:think>, <|begin_of_thought|>…<|end_of_thought|>
 # - channels: <|channel|>analysis<|message|>…<|channel|>final<|message|>, or <|channel>thought…<channel|>
 # - what is left of channels when a server removes special tokens: analysis…assistantfinal
-NAME = r"""[^\s<>\[\]◁▷"']{0,30}"""
-STEM = 'think|thought|reason|reflect|analysis|scratch|draft|monolog'
-TAG = rf'[<\[◁]{NAME}(?:{STEM}){NAME}(?:\s[^<>]{{0,200}}(?=>))?[>\]▷]'
+# - tags and headings that begin the answer: <answer>, [BEGIN FINAL RESPONSE], **Final answer**
+NAME = r"""[^\s<>\[\]◁▷"'&;]{0,30}"""
+STEM = ('think|thought|reason|reflect|analysis|scratch|draft|monolog|brainstorm|rational|unused9[45]|思考'
+        '|(?<![a-z])(?:cot|plan|planning|inner|details)(?![a-z])')
+OPEN = r'(?:[<\[◁]|&lt;)'
+TAG = rf'{OPEN}{NAME}(?:{STEM}){NAME}(?:\s[^<>]{{0,200}}(?=>))?(?:[>\]▷]|&gt;)'
+ANSWER = '(?:answer|response|output|solution|box)'
 MARK = re.compile(rf'''
-    (?P<end> (?=.{NAME}(?:/|(?<![a-z])end)) {TAG} | <\|channel\|>\s*final (?:[^{{}}]{{0,80}}?<\|message\|>)?
-      | <channel\|> | (?-i:assistant\n?final) | \.\.\.\ ?done\ thinking\.?)
-    | {TAG} | <\|channel\|?> | \A\s*(?-i:(?:assistant)?analysis)(?=\w)
+    (?P<end> (?={OPEN}{NAME}(?:/|(?<![a-z])end|suffix|unused95)) {TAG}
+      | <\|channel\|>\s*final (?:[^{{}}]{{0,80}}?<\|message\|>)?
+      | <channel\|> | (?-i:assistant\n?final) | \.\.\.\ ?done\ thinking\.?
+      | [<\[]\|?(?:(?:begin|start)[\ _])?(?:of_)?(?:final[\ _])?{ANSWER}\|?[>\]]
+      | (?m:^[*#]{{0,6}}\ ?(?:final\ answer|here\ is\ my\ response)[*:\ ]{{0,4}}$) )
+    | {TAG} | <\|channel\|?> | \A\s*(?-i:(?:assistant)?analysis(?=[\w\n<]|\ [A-Z<])|thought\n)
 ''', re.I | re.X)
+# what may follow an answer: </answer>, [END FINAL RESPONSE], <|im_end|>
+AFTER_ANSWER = re.compile(
+    rf'(?:\s{{0,9}}(?:</(?:s|{ANSWER})>|\[end [a-z ]{{1,20}}\]|<[|｜][^<>]{{1,30}}[|｜]>)){{1,9}}\Z', re.I)
 
 
 def without_reasoning(text):
@@ -438,7 +454,7 @@ def without_reasoning(text):
         is_quoted = around in ('""', "''", '``', '“”', '‘’', '«»')
         if not is_quoted and not any(begin < mark.start() < end for _, begin, end in objects):
             start = mark.end() if mark['end'] else len(text)
-    return text[start:].lstrip() if start else text
+    return AFTER_ANSWER.sub('', text[start:].strip())
 
 
 def break_marks(text):
@@ -463,32 +479,39 @@ def json_objects(text, **options):
 def status_of(status, data):
     """The status of a reply. Some servers send errors with status 200 and the real one as a code in the JSON."""
     match data:
-        case {'error': {'code': int() | float() | str() as code}} if status == 200:
-            is_status = re.fullmatch('[1-9][0-9]{2}', str(code))
-            return int(code) if is_status else 503  # a word, such as server_busy
+        case {'error': {'code': code}} if status == 200:
+            return int(code) if re.fullmatch('[1-9][0-9]{2}', str(code)) else 503  # a word, such as server_busy
     return status
 
 
 def is_refused(status, text):
     """Whether the provider refuses the request, so that a retry would not help."""
-    if status == 429:
-        return bool(re.search('insufficient.quota', text, re.I))
-    return 300 <= status < 500 and status not in (408, 409)
+    if status >= 400 and re.search('insufficient.(quota|credit|balance|fund)|credit balance', text, re.I):
+        return True
+    return 300 <= status < 500 and status not in (408, 409, 429)
 
 
 def refusal(api, status, text):
     """One line that says why a request was refused."""
+    message = message_in(text)
+    return f'{api["provider"]} says {status}: {message}{advice(api, f"HTTP {status} {message}")}'
+
+
+def message_in(text):
+    """The message in the JSON of an error, else the beginning of the text."""
     found = re.search(r'"message":\s*"(.*?[^\\])"', text)  # the first one, wherever it is in the JSON
-    message = ' '.join((found[1] if found else text).split())
-    return f'{api["provider"]} says {status}: {message:.300}{advice(api, f"HTTP {status} {message}")}'
+    return ' '.join((found[1] if found else text).split())[:300]
 
 
 def retry_after(headers):
-    """Seconds to wait before the next request, by a reply's Retry-After header; 0 without one."""
+    """Seconds to wait before the next request, by a reply's Retry-After header (seconds or a date); 0 without one."""
+    value = headers.get('Retry-After', '')
     try:
-        return min(max(0.0, float(headers['Retry-After'])), OUTAGE_TIMEOUT)
-    except (KeyError, ValueError):
+        date = parsedate_tz(value)
+        seconds = mktime_tz(date) - time.time() if date else float(value)
+    except (ValueError, OverflowError):
         return 0.0
+    return min(max(0.0, seconds), OUTAGE_TIMEOUT)
 
 
 # -----------------------------------------------------------------------------
@@ -530,7 +553,7 @@ def too_many_failed(n_failed, total, max_failed, out, unit='stories'):
 
 
 def collect(api, ids, prompt, accept, file, *, total, n_done, n_failed, spent, num_workers, timeout, max_tries,
-            max_cost, max_failed, unit='stories', batch=False, whole=True, is_done=None):
+            max_cost, max_failed, unit='stories', batch=False, whole=True, done=()):
     """Send the prompt of every id and append the accepted replies to `file`, which files.open_append opened.
 
     The rows of an id are written at once, each with the model's name; the first one has prompt_tokens,
@@ -543,7 +566,7 @@ def collect(api, ids, prompt, accept, file, *, total, n_done, n_failed, spent, n
     spent: what earlier runs cost: [input tokens, output tokens, US dollars], from `finished`.
     timeout: seconds for a reply. max_tries: tries of an id; an error and a rejected reply are one each.
     max_cost: US dollars for all runs on this file, 0 = no limit. A reply without usage counts as max_tokens.
-    batch: use the Batch API. is_done(id) then says which ids of open batches are done already.
+    batch: use the Batch API. done: the ids that are done already, for its open batches.
     whole: reject replies that were cut off at max_tokens.
     -> '' if every id is done and at most max_failed were given up; else one line for files.fail: Ctrl-C, max_cost, a
     refusal, a server that does not answer, replies that cannot be used. All replies until then are written.
@@ -559,7 +582,7 @@ def collect(api, ids, prompt, accept, file, *, total, n_done, n_failed, spent, n
           f'{state_path} lists batches that are paid for; --batch=True fetches them')
     if batch:
         import batches
-        all_batches = batches.Batches(state_path, api, ids, is_done)
+        all_batches = batches.Batches(state_path, api, ids, done)
         if api['prices']:
             api = api | {'prices': [price / 2 for price in api['prices']]}
     bar = tqdm(total=total, initial=n_done, desc=file.name, unit=f' {unit}', dynamic_ncols=True, miniters=0)
@@ -580,7 +603,7 @@ class Job:
     id: object
     tries: int = 0
     errors: int = 0  # in a row, for the backoff
-    tokens: list = field(default_factory=lambda: [0, 0])  # input and output tokens of all tries
+    tokens: tuple = (0, 0)  # input and output tokens of all tries
     reply: str = ''  # the last one
     sent_at: float = 0.0
     retry_at: float = 0.0
@@ -668,8 +691,9 @@ class Run:
             fields['cost'] = round(self.cost(tokens), 7)
         return fields
 
-    def handle_error(self, job, status, text, reason, outage):
+    def handle_error(self, job, status, text, outage):
         """Count an error -> whether the job is given up. A fault of the key or the model ends the run."""
+        reason = f'HTTP {status}' if status else text
         job.reply = text
         if is_refused(status, text):
             self.failures[reason] += 1
@@ -683,7 +707,7 @@ class Run:
             job.errors += 1
             job.retry_at = time.monotonic() + random.uniform(0, min(MAX_BACKOFF, 2 ** job.errors))
         prompt_may_be_the_cause = status != 429 and (status or self.n_answers) and not outage
-        return self.count_failure(job, reason, bool(prompt_may_be_the_cause))
+        return self.count_failure(job, reason, prompt_may_be_the_cause)
 
     def count_failure(self, job, reason, is_try=True):
         """Count a request that failed -> whether it was the last try of the job, so that the job is given up."""
@@ -807,7 +831,7 @@ def send_all(run, ids, num_workers, timeout):
     errors_in_a_row = 0
     last_answer = time.monotonic()
     status = None  # of the last reply; 0 = none came
-    reason = ''  # of the last error
+    text = ''  # of the last reply, or why none came
     said_slow = False
 
     def on_signal(*_):
@@ -819,12 +843,12 @@ def send_all(run, ids, num_workers, timeout):
     def check_silence():
         max_silence = OUTAGE_TIMEOUT if run.n_answers or status == 429 else START_TIMEOUT
         if not run.problem and time.monotonic() - last_answer > max_silence:
-            run.problem = no_answer(run.api, reason)
+            run.problem = no_answer(run.api, status, text)
 
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    worker_args = (run.api, timeout, tasks, replies)
     for _ in range(num_workers):
-        threading.Thread(target=run_worker, args=worker_args, name='chat worker', daemon=True).start()
+        threading.Thread(target=run_worker, args=(run.api, timeout, tasks, replies), name='chat worker',
+                         daemon=True).start()
     try:
         while True:
             # 1) send what may be sent now: retries that are due, then new prompts
@@ -849,8 +873,8 @@ def send_all(run, ids, num_workers, timeout):
                 break
 
             # 2) wait for a reply
-            run.show(f'{in_flight} in flight')
             pause = rate_limit.next_at - time.monotonic()
+            run.show(f'{in_flight} in flight' + (f', next in {pause:.0f} s' if pause > 2 else ''))
             try:
                 job, reply = replies.get(timeout=pause if 0 < pause < 0.1 else 0.1)
             except queue.Empty:
@@ -880,8 +904,7 @@ def send_all(run, ids, num_workers, timeout):
                     rate_limit.after_429()
                 else:
                     errors_in_a_row += 1
-                reason = f'HTTP {status}' if status else text
-                is_done = run.handle_error(job, status, text, reason, outage)
+                is_done = run.handle_error(job, status, text, outage)
                 check_silence()
             if not is_done:
                 waiting.append(job)

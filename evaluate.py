@@ -421,12 +421,9 @@ def write_prompt(story):
     """The messages to the judge: the template with its slots filled."""
     import chat
     number = secrets.token_hex(8)
-    head = story['opening'].replace('***', '* * *')
-    rest = story['continuation'].replace('***', '* * *')
-    slots = {
-        'story': fence(story['story'], number),
-        'opening': fence(story['opening'], number),
-        'continuation': fence(story['continuation'], number),
+    head, rest = [story[key].replace('***', '* * *') for key in ('opening', 'continuation')]
+    slots = {key: fence(story[key], number) for key in ('story', 'opening', 'continuation')}
+    slots |= {
         'split_story': fence(f'{head} ***{rest}', number),
         'criteria': '\n'.join(f'- {name}: {meaning}' for name, meaning in criteria.items()),
         'low': str(scale[0]),
@@ -454,13 +451,6 @@ def grade_id(judge, story, number):
                   story['prompt'], story['opening'], story['story'], 0, number)  # 0: for grades of earlier versions
 
 
-def connect():
-    """The API of the judge."""
-    import chat
-    return chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
-                        'or leave --provider out to evaluate without a judge')
-
-
 def grade_stories(groups, api, grades_path):
     """Request all missing grades from the judge and append them to grades.jsonl -> '' if all are done, else why not"""
     import chat
@@ -483,8 +473,8 @@ def grade_stories(groups, api, grades_path):
 
     def accept(id, reply):
         name, story, number = tasks[id]
-        text = f'{story["prompt"]}\n{story["story"]}'
-        scores, notes = replies.read_grades(reply, grade_scales(), choices, prefill, text)
+        scores, notes = replies.read_grades(
+            reply, grade_scales(), choices, prefill, f'{story["prompt"]}\n{story["story"]}')
         return [{'id': id, 'samples': name, 'sample': story['id'], 'repeat': number, 'judge': judge,
                  'scores': scores, 'notes': notes}]
 
@@ -492,7 +482,7 @@ def grade_stories(groups, api, grades_path):
         api, missing, lambda id: write_prompt(tasks[id][1]), accept, file, total=len(tasks),
         n_done=len(tasks) - len(missing), spent=spent, unit='grades', num_workers=num_workers, timeout=timeout,
         max_tries=max_tries, max_cost=max_cost, n_failed=len(failed & tasks.keys()), max_failed=max_failed,
-        batch=batch, is_done=lambda id: id in done)
+        batch=batch, done=done)
 
 
 def load_grades(groups, grades_path):
@@ -509,10 +499,10 @@ def load_grades(groups, grades_path):
 
 def is_grade(row):
     """Whether a row has the form that grade_stories writes; grades.jsonl may come from elsewhere."""
-    kinds = {'id': str, 'judge': str, 'notes': str, 'repeat': int, 'scores': dict}
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
-        return False
-    return all(isinstance(score, (int, float)) for score in row['scores'].values())
+    match row:
+        case {'id': str(), 'judge': str(), 'notes': str(), 'repeat': int(), 'scores': dict(scores)}:
+            return all(isinstance(score, (int, float)) for score in scores.values())
+    return False
 
 
 def add_grades(stories, grades):
@@ -686,8 +676,10 @@ if dry_run:
             print(printable(f'--- {message["role"]}\n{message["content"]}\n'))
 else:
     if use_judge and stories:  # wrong settings end the script here, before the long measurements
+        import chat
         write_prompt(stories[0])
-        api = connect()
+        api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
+                           'or leave --provider out to evaluate without a judge')
     if stories:
         number_families(stories)
         measure_stories(groups)

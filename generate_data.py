@@ -17,7 +17,6 @@ Generates children's stories: word lists -> prompts -> a grammar or a chat API -
 import collections
 import functools
 import hashlib
-import json
 import math
 import os
 import random
@@ -223,8 +222,7 @@ def matching(rows, names):
     """'kite, #fruit' -> the row of kite and all rows with the tag fruit."""
     found = []
     for name in names.strip().split(', '):
-        tag = name.removeprefix('#') if name.startswith('#') else None
-        hits = [row for row in rows if row['word'] == name or tag in row['tags']]
+        hits = [row for row in rows if row['word'] == name or (name[:1] == '#' and name[1:] in row['tags'])]
         if not hits:
             fail(f'plots.txt names {name!r}, which no list of words for plots contains')
         found += [row for row in hits if row not in found]
@@ -314,8 +312,8 @@ def pick(options):
 def grammar_row(i):
     rng.seed(seed << 40 | i)
     plot, word_rows = plot_and_words(i)
-    row = {'id': i, **word_columns(word_rows), 'text': compose(plot, word_rows), 'plot': plot['name']}
-    return row | {'model': 'grammar', 'prompt_tokens': 0, 'completion_tokens': 0}
+    return {'id': i, **word_columns(word_rows), 'text': compose(plot, word_rows), 'plot': plot['name'],
+            'model': 'grammar', 'prompt_tokens': 0, 'completion_tokens': 0}
 
 
 # -----------------------------------------------------------------------------
@@ -374,10 +372,9 @@ def check_story(headline, text):
 
 
 def connect():
-    otherwise = 'or generate stories without a key: --provider=grammar and no config file'
     name = '' if provider == 'grammar' else provider  # with --base_url
-    return chat.connect(
-        name, base_url, model, temperature, max_tokens, extra, price_in, price_out, otherwise)
+    return chat.connect(name, base_url, model, temperature, max_tokens, extra, price_in, price_out,
+                        'or generate stories without a key: --provider=grammar and no config file')
 
 
 # -----------------------------------------------------------------------------
@@ -402,10 +399,9 @@ def print_prompts():
 
 def save_prompts():
     """Write all prompts to a file, one row for each: id, slots, prompt."""
-    with replacing(write_prompts) as temporary, open(temporary, 'w', encoding='utf-8', newline='\n') as f:
+    with replacing(write_prompts) as temporary, open(temporary, 'wb') as f:
         for i in tqdm(ids, unit=' prompts', desc=write_prompts):
-            row = {'id': i, **prompt_slots(i), 'prompt': write_prompt(i)}
-            f.write(json.dumps(row, ensure_ascii=False) + '\n')
+            append_rows(f, {'id': i, **prompt_slots(i), 'prompt': write_prompt(i)})
     print(f'{len(ids):,} prompts in {write_prompts}')
 
 
@@ -451,7 +447,7 @@ def generate():
         spent=spent, num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost,
         max_failed=max_failed, batch=batch,
         whole=reply_format == 'json',  # HTML that is cut off can still be read
-        is_done=lambda i: i in done)
+        done=done)
 
 
 # -----------------------------------------------------------------------------
@@ -459,7 +455,6 @@ def generate():
 
 check(parse_shard(shard), f'shard is {shard!r}; it must be a part and the number of parts, such as 2/8')
 check(not out or out.endswith('.jsonl'), f'out is {out!r}; it must end in .jsonl')
-check(words and items >= 1, 'words must name a word list, and items must be at least 1')
 check(0 <= min_words <= max_words and 0 <= min_script <= 1, 'min_words must be from 0 to max_words, min_script to 1')
 check_push(push)
 
@@ -480,10 +475,7 @@ else:
     word_lists = {kind: read_words(f'{kind}s.txt') for kind in words}
     n_prompts = epochs * math.prod(len(rows) for rows in word_lists.values())
     check(total <= n_prompts, f'total is {total:,}; these word lists and epochs give at most {n_prompts:,} prompts')
-    check(not write_prompts or write_prompts.endswith('.jsonl'),
-          f'write_prompts is {write_prompts!r}; it must end in .jsonl')
     check(not levels or complexity in levels, f'complexity is {complexity!r}; it must be one of {list(levels)}')
-    check(reply_format in ('json', 'html'), "reply_format must be 'json' or 'html'")
     prompt_template = template.replace('{level}', levels.get(complexity, ''))
     n_letters = replies.scripts_in(' '.join(row['word'] for row in word_lists[words[0]]))
     script = max(n_letters, key=n_letters.get, default='')
@@ -498,7 +490,7 @@ else:
             print(f'data/{language} has no {name}; the prompts have no line with {{{slot}}}')
             prompt_template = re.sub(rf'.*\{{{slot}\}}.*\n?', '', prompt_template)
     if themes:
-        random_lines['theme'] = [str(theme) for theme in themes]
+        random_lines['theme'] = themes
     example_lines = list(filter(None, read_lines('examples.txt')))
     check(examples <= len(example_lines), f'examples.txt has {len(example_lines)} lines, and examples is {examples}')
     seen = replies.Seen()

@@ -52,11 +52,11 @@ def repair_json(text):
 
 
 # before and after an object: reasoning without a mark, in which the object is no answer yet
-DRAFT = re.compile(r'(?i)(?<!final.)(?<![^\W_])(?:draft|attempt|try|version|something like|perhaps|maybe|example)\b'
-                   r'[^.!?\n]{0,30}$')
-DOUBT = re.compile(r"(?i)\b(?:wait|hmm+|actually|too (?:short|long|simple)|improve|revise|rewrite|let me (?!know)|let's"
+DRAFT = re.compile(r'(?i)(?<!final.)(?<![^\W_])(?:draft|attempt|try|version|original|something like|perhaps|maybe'
+                   r'|example)\b[^.!?\n]{0,30}$')
+DOUBT = re.compile(r"(?i)\b(?:wait|hmm+|actually|too (?:short|long|simple)|improve|revise|rewrite|let me(?! know)|let's"
                    r'|(?:i|we) (?:should|need|must|could|might))\b')
-CUT_OFF = re.compile(r'\w+(?:[\s,;]+\w+){3,}[\s,;]*$')  # four words without a full stop
+CUT_OFF = re.compile(r'(?:\w+(?:[\s,;]+\w+){3,}[\s,;]*|:\s*)$')  # four words without a full stop, or a colon
 
 
 def find_json(text, key):
@@ -97,10 +97,9 @@ def html_stories(reply):
     stories = []
     for item in re.split('<h1[^<>]*>', reply)[1:]:
         headline, *paragraphs = re.split('<p[^<>]*>', item)
-        is_whole = all('</p>' in paragraph for paragraph in paragraphs)
         text = ' '.join(paragraph.partition('</p>')[0] for paragraph in paragraphs)
         headline, text = strip_tags(headline), strip_tags(text)
-        if headline and text and is_whole:
+        if headline and text and all('</p>' in paragraph for paragraph in paragraphs):
             stories.append((headline, text))
     if not stories:
         raise Rejected('no <h1> and <p>')
@@ -221,6 +220,9 @@ PROPER_NOUN = re.compile(
     r'|\b[A-HJ-Z]\.'
     r'|(?<=\s)["“][A-Z][\w’\'-]*["”]')
 
+# 'Moral: ' or 'Words used: ' at the start of the text or of its last line; not if speech follows
+LABEL = re.compile(rf'(?:\A|\n(?=[^\n]*\Z))\(?(?:{LETTER}+[ -]){{0,2}}{LETTER}+ ?:\s(?!["“«‘\'–—])')
+
 
 def check(text, min_words, max_words, proper_nouns, is_headline=False):
     """Return a cleaned story or headline that is good enough, or raise Rejected.
@@ -230,8 +232,11 @@ def check(text, min_words, max_words, proper_nouns, is_headline=False):
     n_words = len(text.split())
     if not min_words <= n_words <= max_words:
         raise Rejected('too short' if n_words < min_words else 'too long')
-    if not is_headline and not re.search(SENTENCE_END + '|["”’»]$', text):
-        raise Rejected('no end of a sentence')
+    if not is_headline:
+        if not re.search(SENTENCE_END + '|["”’»]$', text):
+            raise Rejected('no end of a sentence')
+        if LABEL.search(text):
+            raise Rejected('a label')
     if not proper_nouns and PROPER_NOUN.search(text):
         raise Rejected('proper noun')
     return text
@@ -323,17 +328,20 @@ def has_word(text_words, word, is_verb):
 # grades
 
 QUOTE = '["\'“”„«»‘’`]'
-SCALE_KEY = re.compile('(?i)(?:max|maximum|scale|out.?of|max.?score)')
-SCORE_KEY = re.compile(r'(?i)\b(score|grade|rating|points|value)|max|out.?of|scale|total')
-COUNTS = 'errors?|mistakes?|faults?|typos?|slips?|issues?|problems?|counts?|weights?|max|examples?|previous'
+SCALE_KEY = re.compile('(?i)(?:max(imum)?([_ ]?(score|points))?|scale|out.?of)')
+SCORE_KEY = re.compile(r'(?i)\b(score|grade|rating|points|value|total)')
+# words that announce numbers other than grades
+COUNTS = ('errors?|mistakes?|faults?|typos?|slips?|issues?|problems?|counts?|numbers? of [^\\W_]+|deductions?|deducted'
+          '|lost|penalty|penalties|ranks?|weights?|min|max|confidences?|thresholds?|examples?|templates?|formats?'
+          '|previous|others|claims?|requested|fautes?|erreurs?|fehler|गलतियाँ|गलतियां|त्रुटियाँ|चुका|ভুল')
 COUNT_WORD = re.compile(rf'(?i)(?<![^\W_])(?:{COUNTS})(?![^\W_])')
 # Errors: or "errors": {
 COUNT_HEADING = re.compile(rf'{COUNT_WORD.pattern}(?:[_ ](?:found|by|per|in|scores?|grades?)\b[ \w]*)?[^\w.!?]*$')
 
 
 def letters_of(name):
-    """'Context Awareness' and 'context_awareness' -> 'contextawareness'"""
-    return re.sub(r'[\W_]+', '', str(name).lower())
+    """'Context Awareness', 'context_awareness' and 'context_awareness_score' -> 'contextawareness'"""
+    return re.sub(r'(?<=\w)[ _](?:score|grade|rating)$|[\W_]+', '', str(name).lower())
 
 
 def read_grades(reply, scales, choices, prefill='', story=''):
@@ -381,14 +389,15 @@ def grades_in_story(story, names, choices):
     text = re.sub(r'\\{1,9}u([0-9a-fA-F]{4})', lambda match: chr(int(match[1], 16)), html.unescape(story))
     text = INVISIBLE.sub('', unicode_form(re.sub(r'\\{1,9}n', '\n', text), 'NFKC'))
     text = re.sub(rf'{QUOTE}|[\\*#{{}}\[\]]', '', ascii_digits(text))
-    number = r'(\d{1,9}(?:[.,]\d{1,9})?)(?!\s{0,9}\w)'  # not '10 cats'; bounds, since a story may be one long line
+    number = r'(\d{1,9}(?:[.,]\d{1,9})?)'  # bounds, since a story may be one long line
     named = {}
     for name in names.values():
         label = rf'(?i){name_pattern(name)}[\W_]{{1,12}}(?:(?:score|grade|rating|group|is)\b\W{{1,12}})?'
         letters = choices.get(name, {})
         named[name] = {letters.get(letter.upper()) for letter in re.findall(label + r'([a-z])(?!\s{0,9}\w)', text)}
         named[name] |= {to_float(found) for found in re.findall(label + number, text)}
-    labeled = re.findall(rf'(?<!\d)\s{{0,9}}[:=|–—]\s{{0,9}}{number}', text) + re.findall(r'(\d{1,9}) ?/ ?\d', text)
+    labeled = re.findall(rf'(?<!\d)\s{{0,9}}[:=|–—]\s{{0,9}}{number}(?!\s{{0,9}}\w)', text)  # not '10 cats'
+    labeled += re.findall(r'(\d{1,9}) ?/ ?\d', text)
     return named, set(map(to_float, labeled)).union(*named.values())
 
 
@@ -404,15 +413,21 @@ def ascii_digits(text):
 
 def states_other_scale(text, highs):
     """Whether a text beside the grades names a scale whose highest grade is not one of these."""
-    asked = '|'.join(f'{high:g}' for high in highs)
-    other = rf'(?!(?:{asked})\b)\d+\b'
+    asked = rf'(?:{"|".join(f"{high:g}" for high in highs)})\b'
+    other = rf'(?!{asked})\d+\b'
+    no_asked = rf'(?!.*\b{asked})'  # in the rest of the line
     forms = (
-        rf'\bout of:? {other}',  # Grades are out of 5.
+        rf'\bout of:? {other}(?! (?:sentence|word|line))|\bsur {other} ?[:)]',  # Grades are out of 5.
+        rf'\b{other} ?(?:में से|पैकी|এর মধ্যে)',
         rf'\(1 ?[-–] ?{other}\)|\(/ ?{other}\)',  # | Grade (1-5) |
-        rf'\d ?(?:[-–]|to) ?{other} scale',  # on a 1-5 scale
-        rf'\b(?:rate|rating|grade|score|scale)s?\b[^.\n\d]{{0,40}}\d+ ?(?:to|[-–]) ?{other}',  # I rate them from 0 to 5
+        rf'\bmax(?:imum)?\b[^\d\n]{{0,20}}{other}|{other} is the (?:max|best|high)',
+        rf'\b(?:overall|average|mean)\b[^\n]{{0,20}}/ ?{other}',
+        rf'\b(?:rate|rating|grade|score)s?\b[^.\n\d]{{0,40}}\d+ ?(?:to|[-–]) ?{other}',  # I rate them from 0 to 5
+        rf'^{no_asked}(?=.*(?:\d|point)).*(?:\bscale\b|échelle|पैमान|स्केल|স্কেল)',  # on a five-point scale
+        rf'^[^\w\n]{{0,9}}[01] ?[=(]{no_asked}.*\b{other} ?[=(]',  # 1 = poor, 5 = excellent
     )
-    return any(re.search(form, text, re.I) for form in forms)
+    text = ascii_digits(text)
+    return any(re.search(form, text, re.I | re.M) for form in forms)
 
 
 def values_in_json(reply, names):
@@ -432,8 +447,9 @@ def values_in_json(reply, names):
             counts_end = max(end, counts_end)
             continue
         for key, value in found:
-            if letters_of(key) in names:
-                values.append((names[letters_of(key)], value))
+            name = names.get(letters_of(key))
+            if name:
+                values.append((name, value))
             elif isinstance(value, str) and letters_of(value) in names:
                 values.append((names[letters_of(value)], found))
             elif isinstance(value, str) and key == 'notes':
@@ -474,8 +490,9 @@ def label_pattern(names, text):
         ''', re.I | re.X)
 
 
-# a line with only a number, as in 'Grammar:\n8/10', belongs to the line before it
-NUMBER_LINE = re.compile(r'(?m)\n{1,3}(?=(?:\\boxed|[*_$\[{ ])*\d[\d/.,*_\]}$ ]*$)')
+# a line with only a grade, as in 'Grammar:\n8/10' or '**Grammar**\nScore: 8/10', belongs to the line before it
+NUMBER_LINE = re.compile(r'(?im)(?<![.!?।])\n{1,3}[-*•#_ ]{0,9}(?:(?:score|grade|rating)[*_ ]{0,9}:[*_ ]{0,9})?'
+                         r'(?=(?:\\boxed|[*_$\[{ ])*\d[\d/.,*_\]}$ ]*$)')
 
 
 def values_in_lines(text, names):
@@ -483,12 +500,12 @@ def values_in_lines(text, names):
     text = NUMBER_LINE.sub(' ', text)
     label = label_pattern(names, text)
     lines = [line for line in text.split('\n') if re.search(r'\w', line)]
-    heading = ''
-    for line in lines:
+    for heading, line in zip(['', *lines], lines):  # a heading may be the first row of a table
         found = label.search(line)
-        if found and (counts_are_in(heading) or COUNT_HEADING.search(line[:found.start(1)])):
+        is_count = (COUNT_WORD if '|' in heading else COUNT_HEADING).search(heading)
+        is_count = is_count and not re.search(r'(?i)\d|score|grade|rating', heading)
+        if found and (is_count or COUNT_HEADING.search(line[:found.start(1)])):
             raise Rejected('counts, not grades')
-        heading = line
     values = []
     for line in lines + table_columns(lines):
         pieces = label.split(line)  # text, name, text, name, text, …
@@ -505,13 +522,6 @@ def table_columns(lines):
         if not COUNT_WORD.search(below[0] or below[1]):
             columns += map(' | '.join, zip(above, below))
     return columns
-
-
-def counts_are_in(heading):
-    """Whether a line, or the first row of a table, announces counts and no grades."""
-    if re.search(r'\d', heading) or SCORE_KEY.search(heading):
-        return False
-    return bool((COUNT_WORD if '|' in heading else COUNT_HEADING).search(heading))
 
 
 def read_grade(value, scale, letters=None):

@@ -86,6 +86,8 @@ LANGUAGE_CODES = {  # in NLLB, M2M100 and mBART-50
     'french': 'fra_Latn fr fr_XX',
 }
 
+SCRIPTS = {'hindi': 'DEVANAGARI', 'marathi': 'DEVANAGARI', 'bangla': 'BENGALI', 'english': 'LATIN', 'french': 'LATIN'}
+
 # -----------------------------------------------------------------------------
 # story -> sentences
 
@@ -270,16 +272,6 @@ def translate_rows(rows):
     return new_rows
 
 
-def translate_with_model():
-    """Translate the missing stories."""
-    rows = missing_rows()
-    with tqdm(total=total, initial=len(done), desc=out, unit=' stories') as bar:
-        while group := list(itertools.islice(rows, batch_size)):
-            append_rows(out_file, *translate_rows(group))
-            bar.update(len(group))
-    print(f'{total:,} stories in {out}; `unfinished` in a row counts the sentences that came out empty or cut off')
-
-
 # -----------------------------------------------------------------------------
 # a chat API
 
@@ -313,12 +305,16 @@ def read_reply(story, reply):
     ratio = (len(translation) + 20) / (len(story) + 20)  # + 20: a very short story may grow more
     if not min_ratio <= ratio <= max_ratio:
         raise chat.Rejected('too short or too long')
+    script = SCRIPTS.get(target_language)  # None = not known
+    letters = replies.scripts_in(translation)
+    if script and letters[script] < letters.total() / 2:
+        raise chat.Rejected(f'not in {script.lower()} script')
     parts[::2] = new_lines
     return ''.join(parts)
 
 
 def translate_with_chat():
-    """Translate the missing stories."""
+    """Translate the missing stories -> '' if all are done, else why not."""
     rows = {}  # id -> row of the source, for each story that was sent
 
     def missing_ids():
@@ -333,12 +329,10 @@ def translate_with_chat():
         text = read_reply(rows[i]['text'], reply)
         return [rows.pop(i) | {'text': text, 'language': target_language}]
 
-    problem = chat.collect(
+    return chat.collect(
         api, missing_ids(), prompt, accept, out_file, total=total, n_done=len(done), spent=spent,
         num_workers=num_workers, timeout=timeout, max_tries=max_tries, max_cost=max_cost,
         n_failed=n_failed, max_failed=max_failed)
-    if problem:
-        fail(problem)
 
 
 # -----------------------------------------------------------------------------
@@ -362,16 +356,6 @@ def read_source():
 def missing_rows():
     """The rows of the source that are not translated yet."""
     return (row for row in read_source() if row['id'] not in done)
-
-
-def print_dry_run():
-    """Print the first missing stories, each with its translation."""
-    for row in itertools.islice(missing_rows(), dry_run):
-        if use_chat:
-            text = chat.ask(api, write_prompt(row['text']), timeout)
-        else:
-            text = translate_rows([row])[0]['text']
-        print(printable(f'--- {row["id"]}\n{row["text"]}\n\n{text}\n'))
 
 
 def read_done():
@@ -430,14 +414,13 @@ if not dry_run:
     done, first_row = read_done()
 total = check_source()
 n_failed = list(done.values()).count(False)
+problem = ''
 
 if len(done) == total:
     print(f'all {total:,} stories are done in {out}')
     if n_failed:
         print(f'{n_failed:,} of them failed: see failed.jsonl beside it, and delete it to try them again')
         problem = chat.too_many_failed(n_failed, total, max_failed, out)
-        if problem:
-            fail(problem)
 else:
     if use_chat:
         check('{text}' in template, 'the template must contain the slot {text}')
@@ -447,8 +430,20 @@ else:
         model = model or 'facebook/nllb-200-distilled-600M'
         tokenizer, translator, options = load_model()
     if dry_run:
-        print_dry_run()
+        for row in itertools.islice(missing_rows(), dry_run):
+            if use_chat:
+                text = chat.ask(api, write_prompt(row['text']), timeout)
+            else:
+                text = translate_rows([row])[0]['text']
+            print(printable(f'--- {row["id"]}\n{row["text"]}\n\n{text}\n'))
     elif use_chat:
-        translate_with_chat()
+        problem = translate_with_chat()
     else:
-        translate_with_model()
+        rows = missing_rows()
+        with tqdm(total=total, initial=len(done), desc=out, unit=' stories') as bar:
+            while group := list(itertools.islice(rows, batch_size)):
+                append_rows(out_file, *translate_rows(group))
+                bar.update(len(group))
+        print(f'{total:,} stories in {out}; `unfinished` in a row counts the sentences that came out empty or cut off')
+if problem:
+    fail(problem)

@@ -65,7 +65,7 @@ with open_append(out) as f:
     problem = chat.collect(
         api, ids, prompt, accept, f, total=len(all_ids), n_done=len(done), spent=spent, num_workers=num_workers,
         timeout=timeout, max_tries=max_tries, max_cost=max_cost, n_failed=n_failed, max_failed=max_failed, batch=batch,
-        is_done=done.__contains__)
+        done=done)
 assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 for thread in threading.enumerate():
     if thread.daemon and thread.name.startswith('chat'):

@@ -208,6 +208,13 @@ def test_a_server_that_never_answers_ends_the_run(client):
 
 
 @pytest.mark.slow
+def test_the_last_line_says_what_the_server_says(client, server):
+    server(status=500, error='CUDA out of memory')
+    options = ('--total=9', '--num_workers=1', '--max_tries=99', '--start_timeout=0.5', '--max_backoff=0.05')
+    assert 'gives no answer (HTTP 500: CUDA out of memory)' in client.refuses(*options)
+
+
+@pytest.mark.slow
 def test_a_slow_trickle_does_not_get_past_the_timeout(client, server):
     server(trickle=0.05)
     line = client.refuses('--total=2', '--timeout=1', '--num_workers=2', '--start_timeout=1')
@@ -322,7 +329,8 @@ def test_a_huge_reply_is_cut(client, server):
 
 
 @pytest.mark.parametrize('header, seconds', [
-    ('7', 7), ('0.5', 0.5), ('-5', 0), ('nan', 0), ('9' * 5000, 3600), ('Wed, 21 Oct 2026 07:28:00 GMT', 0)])
+    ('7', 7), ('0.5', 0.5), ('-5', 0), ('nan', 0), ('9' * 5000, 3600), ('soon', 0),
+    ('Wed, 21 Oct 2015 07:28:00 GMT', 0), ('Wed, 21 Oct 2122 07:28:00 GMT', 3600)])
 def test_retry_after(header, seconds):
     assert chat.retry_after({'Retry-After': header}) == seconds
     assert chat.retry_after({}) == 0
@@ -379,7 +387,7 @@ def test_without_usage_a_reply_counts_as_max_tokens(client, server, usage):
     (404, 'no such model', '404: no such model; is base_url right'),
     (400, "use 'max_completion_tokens'", "{'max_tokens': None, 'max_completion_tokens': 1024}"),
     (400, 'temperature must be 1', '--temperature=None leaves that field out'),
-    (429, 'insufficient quota', 'insufficient quota')])
+    (429, 'insufficient quota', 'insufficient quota'), (503, 'Your credit balance is too low', 'is too low')])
 def test_a_refusal_ends_the_run(client, server, status, error, says):
     api = server(status=status, error=error)
     line = client.refuses('--total=1000', CHAT_API_KEY=KEY)
@@ -477,7 +485,8 @@ def test_the_default_model_is_the_first_one(client, server, models, says):
     ({'base_url': 'ftp://example.org'}, 'base_url must begin with http'),
     *(({'base_url': url}, 'a host and port that can exist') for url in (
         'http://127.0.0.1:113400/v1', 'http://[::1/v1', 'http://*/v1', 'http://a..b/v1', 'http://[zz]/v1', 'http:///v1',
-        'http://x:0/v1', 'http://x:-1', 'http://x:8:8', f'http://{"a" * 64}.org', 'http://a\\b/', 'http://x\0/')),
+        'http://x:0/v1', 'http://x:-1', 'http://x:8:8', f'http://{"a" * 64}.org', 'http://a\\b/', 'http://x\0/',
+        'http://[1:2]/v1', 'http://[1.2.3.4]', 'http://a–b.org', 'http://x:٨٠', 'http://x/a b')),
     ({'provider': 'groq', 'temperature': float('nan')}, 'temperature must be'),
     ({'provider': 'groq', 'price_in': 1.0}, 'price_in and price_out go together')])
 def test_wrong_settings_are_one_line(monkeypatch, capsys, settings, says):
@@ -514,10 +523,16 @@ REASONING = [
     '<|channel|>analysis<|message|>{draft}<|end|><|start|>assistant<|channel|>final<|message|>{final}',
     '<|channel|>analysis<|message|>{draft}<|channel|>final <|constrain|>json<|message|>{final}',
     '<|channel>thought\n{draft}<channel|>{final}', 'analysis{draft}assistantfinal{final}',
-    '{draft}assistantfinal{final}', '"</think>" {draft}</think>{final}']
+    '{draft}assistantfinal{final}', '"</think>" {draft}</think>{final}',
+    'analysis We see.\n{draft}\nassistant\nfinal\n{final}', '<unused94>thought\n{draft}<unused95>{final}',
+    '<cot>{draft}</cot>{final}', '&lt;think&gt;{draft}&lt;/think&gt;{final}', '<思考>{draft}</思考>{final}',
+    '<|inner_prefix|>{draft}<|inner_suffix|>{final}', 'Steps:\n{draft}\n[BEGIN FINAL RESPONSE]{final}',
+    '<details type="reasoning"><summary>Thought for 3 s</summary>{draft}</details>\n{final}',
+    '{draft}\n\n## Final answer\n{final}', '{draft}<answer>{final}', '{draft}<|begin_of_box|>{final}']
 UNENDED = ['<think>{draft}', 'Sure! <think>{draft} {final}', '{final}<think>{draft}', '{draft}</think>',
            '[THINK]{draft}', '<|channel|>analysis<|message|>{draft}', 'analysis{draft}', '◁think▷{draft}',
-           '<thought>{draft}']
+           '<thought>{draft}', 'analysis\n{draft}', 'thought\n{draft}', '<plan>{draft}', '<unused94>{draft}',
+           '&lt;think&gt;{draft}', '<details type="reasoning">{draft}']
 DRAFT = 'We need a story. {"story": "A DRAFT"} is it, or { <b>x</b>'
 FINAL = '{"story": "FINAL"}'
 
@@ -531,6 +546,12 @@ def test_reasoning_is_not_the_answer(form):
     assert text_of(form.replace('{draft}', DRAFT).replace('{final}', FINAL)) == FINAL
 
 
+@pytest.mark.parametrize('end', [
+    '</s>', '<|im_end|>\n', '</answer>', '\n</response>\n', '[END FINAL RESPONSE]', '<|end_of_box|><|user|>'])
+def test_tags_after_an_answer_are_cut(end):
+    assert text_of(FINAL + end) == FINAL
+
+
 @pytest.mark.parametrize('form', UNENDED)
 def test_reasoning_that_does_not_end_has_no_answer(form):
     with pytest.raises(chat.Rejected, match='reasoning without an answer'):
@@ -540,15 +561,16 @@ def test_reasoning_that_does_not_end_has_no_answer(form):
 @pytest.mark.parametrize('content, text', [
     ([{'type': 'thinking', 'thinking': [{'type': 'text', 'text': DRAFT}]}, {'type': 'text', 'text': FINAL}], FINAL),
     ([{'type': 'reasoning', 'text': DRAFT}, {'type': 'output_text', 'text': '<think>x</think>'},
-      {'type': 'other', 'text': DRAFT}, {'text': FINAL}], FINAL),
+      {'type': 'other', 'text': DRAFT}, {'text': DRAFT, 'thought': True}, {'text': FINAL}], FINAL),
     (None, 'empty reply'), (' ', 'reasoning without'), ([{'type': 'reasoning', 'text': DRAFT}], 'reasoning without')])
 def test_parts_of_a_reply(content, text):
     try:
         assert text_of(content) == text
     except chat.Rejected as e:
         assert str(e).startswith(text)
-    with pytest.raises(chat.Rejected, match=r'cut off|used up'):
-        text_of(content, finish_reason='length')
+    for reason in ('length', 'MAX_TOKENS'):
+        with pytest.raises(chat.Rejected, match=r'cut off|used up'):
+            text_of(content, finish_reason=reason)
 
 
 @pytest.mark.parametrize('text', [

@@ -74,6 +74,11 @@ def test_a_reply_is_read_or_rejected(kind, expected, reply):
         assert str(e) == expected
 
 
+@pytest.mark.parametrize('reply', ['Notes: It is fine.\nScore: 7', '**Score**\n7/10', '{"score": 7}'])
+def test_a_criterion_may_have_the_name_score(reply):
+    assert replies.read_grades(reply, {'score': (1, 10)}, {})[0] == {'score': 7}
+
+
 @pytest.mark.slow
 def test_a_grade_is_not_the_number_before_it(project, judge):
     write(project, 's.jsonl', some_samples())
@@ -164,6 +169,7 @@ JSON = '{"grammar": 10, "creativity": 10}'
     (LINES, 'Grammar: 2/10\nCreativity: 3/10\nIt says “grammar: 10”.', [2, 3]),
     # a story with numbers is no grading
     ('It had 3 kittens: 2 black, 1 white. At 7:03 they ate.', '{"grammar": 3, "creativity": 3}', [3, 3]),
+    ('"grammar": "10 out of 10", "creativity": "10 points"', 'Grammar: 10\nCreativity: 10', None),
     ('Grammar was her favourite. She was 8.', 'Grammar: 8\nCreativity: 8', [8, 8])])
 def test_the_grades_in_a_story_are_not_the_judges(story, reply, scores):
     scales = {'grammar': (1, 10), 'creativity': (1, 10)}

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 FRENCH = ('translate.py', '--source=s.jsonl', '--source_language=english', '--target_language=french', '--device=cpu')
 CHAT = ('translate.py', '--source=s.jsonl', '--source_language=hindi', '--target_language=marathi', '--out=o.jsonl')
-ROWS = [{'id': i, 'noun': f'n{i}', 'reason': 'why not', 'text': f'एक दिन {i}।\r\n\r\n\r\nफिर {i}।'} for i in range(40)]
+ROWS = [{'id': i, 'noun': f'n{i}', 'reason': 'why not', 'text': f'एक दिन {i}।\r\n\r\n\r\nफिर सब लोग सो गए {i}।'}
+        for i in range(40)]
 
 LAYOUT = '{} “{}”\n\n— {}\n'
 
@@ -312,6 +313,7 @@ def test_a_chat_api_translates_each_story_once(project, chat_server):
 @pytest.mark.slow
 @pytest.mark.parametrize('reply, reason', [
     ('{"translation": "{prompt}"}', 'not translated'), ('{"translation": "एक ओळ"}', 'another number of lines'),
+    ('{"translation": "Ek divas khup sundar hota\\n\\nmag to shant zhopla"}', 'not in devanagari script'),
     ('{"translation": ["{prompt}"]}', 'no JSON with a translation'),
     ('{"translation": "a\\nb"}', 'too short or too long'),
     ('{"translation": "एक\ufffd दिवस झाडाखाली\\n\\nझोपला"}', 'broken characters')])
