@@ -27,6 +27,7 @@ import errno
 import json
 import linecache
 import os
+import re
 import shlex
 import signal
 import sys
@@ -34,9 +35,9 @@ import threading
 import traceback
 
 _MODULES = 'files model plan tokenizer hub chat replies batches metrics report cpu_kernels cuda_kernels'.split()
-_KEYS_OF_WEIGHTS = ('init_from', 'checkpoints', 'model', 'out_dir')  # what an argument without a key can belong to
-_KEYS_OF_FILES = ('source', 'samples', 'start', 'dataset', 'out', 'out_dir')
-_KEYS_OF_NAMES = ('source', 'samples', 'dataset', 'out_dir', 'language')
+_KEYS_OF_WEIGHTS = 'init_from checkpoints model out_dir'.split()  # what an argument without a key can belong to
+_KEYS_OF_FILES = 'source samples start dataset out out_dir'.split()
+_KEYS_OF_NAMES = 'source samples dataset out_dir language'.split()
 # the answers to the three kinds of configs of Tiny Story Generator, by a key that only this kind has
 _TOML_COMMANDS = {
     'input_name': 'python prepare.py --source={input_name} --dataset=mine --tokenizer=gpt2 --trim=False '
@@ -48,6 +49,7 @@ _TOML_COMMANDS = {
                    '--max_new_tokens={max_new_tokens} --temperature={temperature} --top_k={top_k} --top_p={top_p} '
                    '--bad_words={bad_words} --repetition_penalty={repetition_penalty} --quantize={quantize} '
                    '--device={device}'}
+_OUT_OF_MEMORY = 'out of memory|allocate memory|ALLOC_FAILED'  # in an error of torch, on a GPU or a CPU
 _PACKAGES = {'google': 'protobuf', 'google.protobuf': 'protobuf'}  # where the package has another name than its module
 _here = globals()['here']  # the folder of the script
 
@@ -61,7 +63,7 @@ def _excepthook(kind, error, trace):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains again when it flushes stdout
     elif isinstance(error, KeyboardInterrupt):
         print('stopped', file=sys.stderr)
-    elif isinstance(error, MemoryError) or isinstance(error, RuntimeError) and _is_out_of_memory(str(error)):
+    elif isinstance(error, MemoryError) or isinstance(error, RuntimeError) and re.search(_OUT_OF_MEMORY, str(error)):
         reason = str(error).partition('\n')[0] or kind.__name__
         advice = 'a smaller --batch_size needs less' if 'batch_size' in globals() else 'less data at once may fit'
         advice = globals().get('out_of_memory_advice', advice)  # train.py has its own
@@ -74,11 +76,6 @@ def _excepthook(kind, error, trace):
         print(f'{script}: a package is missing: pip install {_PACKAGES.get(error.name, error.name)}', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
-
-
-def _is_out_of_memory(message):
-    """Whether an error of torch, on a GPU or a CPU, says so."""
-    return any(words in message for words in ('out of memory', 'allocate memory', 'ALLOC_FAILED'))
 
 
 def _stop(*_):
@@ -104,7 +101,8 @@ def _apply(argument):
     elif not argument.startswith('-'):
         _run_file(argument)
     elif argument != '-c':  # as TinyNews and Tiny Story Generator have it before a config file
-        _check(argument.startswith('--') and equals, f'{argument!r} is neither a config file nor --key=value')
+        _check(argument.startswith('--') and equals,
+               f'{argument!r} is neither a config file nor --key=value{_hint(argument)}')
         _override('command line', key, _parse(key, text))
 
 
@@ -125,7 +123,7 @@ def _override(where, key, value):
     _check(key in _defaults, f'{where}: there is no key {key!r}{hint}')
     default = _defaults[key]
     kind = type(default)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**1000:  # larger ones are no float
         value = float(value)
     needed = 'True or False' if kind is bool else f'{kind.__name__}, such as {default!r}'
     may_be_none = key in globals().get('can_be_none', ())
@@ -149,7 +147,7 @@ def _run_file(path):
             is_config = isinstance(data, dict) and {'model', 'train'} <= data.keys()
             _check(is_config, f'{path} is not a config of TinyNews, {{"model": {{…}}, "train": {{…}}}}{_hint(path)}')
             values['_json'] = data
-            text = _read(os.path.join(_here, 'config', 'train_tinynews_3m.py'))  # not that of the working directory
+            text = _read(f'{_here}/config/train_tinynews_3m.py')  # not that of the working directory
     except (OSError, ValueError, RecursionError) as e:
         _check(False, f'{path} could not be read: {e}{_hint(path) if ending == ".json" else ""}')
     try:
@@ -200,14 +198,15 @@ def _hint(argument):
     """The key that was probably meant by an argument that is no config file."""
     if os.path.exists(f'{argument}.py'):
         return f'; did you mean {argument}.py?'
-    if argument.partition('=')[0] in _defaults:
-        return f'; did you mean --{argument}?'
+    pair = argument.lstrip('-‐‑‒–—−')  # a word processor makes other dashes of --
+    if pair.partition('=')[0] in _defaults:
+        return f'; did you mean --{pair}?' if '=' in pair else f'; did you mean --{pair}=…?'
     ending = os.path.splitext(argument)[1].lower()
     keys = _KEYS_OF_FILES if ending else _KEYS_OF_NAMES
     if ending in ('.pt', '.bin', '.safetensors', '.gguf'):
         keys = _KEYS_OF_WEIGHTS
     for key in keys:
-        if key in _defaults:
+        if key in _defaults and pair == argument:
             return f'; did you mean --{key}={"FILE:" if key == "start" else ""}{argument}?'
     return ''
 
@@ -228,12 +227,11 @@ def _print_help():
     tree = ast.parse(_source)
     # above the config there are only the docstring and imports: the config begins after the last of them
     last_line_above = max(node.end_lineno for node in tree.body if not isinstance(node, ast.Assign))
-    config_block = _source.splitlines()[last_line_above:]
-    lines = [line for line in config_block if line and not line.startswith('# ---')]
     print(ast.get_docstring(tree))
     print('\nkeys, as --key=value or in a config file:\n')
-    for line in lines:
-        print(f'  {line}')
+    for line in _source.splitlines()[last_line_above:]:
+        if line and not line.startswith('# ---'):
+            print(f'  {line}')
     sys.exit(0)
 
 

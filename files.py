@@ -15,6 +15,7 @@ Files: settings and errors in one line, files that survive a kill, every kind of
 import atexit
 import builtins
 import codecs
+import collections
 import contextlib
 import csv
 import errno
@@ -40,14 +41,14 @@ import zlib
 
 VERSION = '1.0.0'  # of this project; checkpoints, model cards and --version have it
 
-STORY_ENDINGS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
-NOT_STORIES = (  # other files that data/<name>/ can contain
-    'nouns.txt', 'verbs.txt', 'adjectives.txt', 'features.txt', 'groups.txt', 'examples.txt', 'prompts.txt',
-    'heroes.txt', 'places.txt', 'events.txt', 'plots.txt', 'characters.txt', 'plot_nouns.txt', 'plot_verbs.txt',
-    'plot_adjectives.txt', 'plot_openings.txt', 'refusals.txt', 'exam.tsv', 'failed.jsonl',
-    'meta.json', 'tokenizer.json', 'tokenizer_config.json', 'tokenizers.json',
-)
-STORY_WORDS = ('text', 'story', 'stories', 'content', 'body', 'news', 'article')  # in the names of columns
+STORY_ENDINGS = '.jsonl .json .csv .tsv .parquet .txt'.split()
+NOT_STORIES = '''
+    nouns.txt verbs.txt adjectives.txt features.txt groups.txt examples.txt prompts.txt heroes.txt places.txt events.txt
+    plots.txt characters.txt plot_nouns.txt plot_verbs.txt plot_adjectives.txt plot_openings.txt refusals.txt exam.tsv
+    failed.jsonl meta.json tokenizer.json tokenizer_config.json tokenizers.json
+    readme.txt license.txt requirements.txt'''.split()  # other files that data/<name>/ can contain
+MISSING = ('', None, *'NA N/A #N/A <NA> NaN nan NULL null None'.split())  # what tables have where there is nothing
+STORY_WORDS = 'text story stories content body news article'.split()  # in the names of columns
 SPLITS = 'train|training|val|valid|validation|dev|test|eval|evaluation'  # in names of files, objects and columns
 SENTENCE_ENDS = tuple('.!?…।॥۔؟。！？|"”’»)')
 LINE_END = '[\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]'  # as str.splitlines has it
@@ -59,6 +60,7 @@ max_row = 1_000_000  # characters of the longest row or story; the key max_row s
 MAX_COLUMNS = 10_000
 MAX_DEPTH = 100  # of brackets in JSON
 WHITE_SPACE = ' \r\n\t\ufeff'  # before a JSON value
+ZERO_WIDTH = '\u200b\u200e\u200f\u2060\ufeff'  # invisible at the ends of a text, where a joiner is not
 BLOCK_SIZE = 1 << 20  # characters of a .txt file that are read at once
 ISO_CODES = {'hindi': 'hi', 'marathi': 'mr', 'bangla': 'bn', 'english': 'en', 'french': 'fr', 'news': 'en'}
 
@@ -76,7 +78,7 @@ def fail(message):
     """End the script with one line on stderr and exit status 1: for bad data, network and disk."""
     close_bars()
     wait_for_torchrun()
-    raise SystemExit(script_name() + message)
+    raise SystemExit(printable(script_name() + message))
 
 
 def close_bars():
@@ -90,7 +92,7 @@ def check(condition, message):
     """For settings: when the condition is false, end the script with one line on stderr and exit status 2."""
     if not condition:
         wait_for_torchrun()
-        print(script_name() + message, file=sys.stderr)
+        print(printable(script_name() + message), file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -247,9 +249,13 @@ def open_locked(path, wait=False):
 
 
 def parse_json(text):
-    """json.loads for text from elsewhere. Raises ValueError also for brackets that are too deep."""
+    """json.loads for text from elsewhere. Raises ValueError also for brackets that are too deep.
+
+    Bytes that are not UTF-8 became halves of surrogate pairs, where errors='surrogateescape', and are refused too.
+    """
+    text.encode()
     try:
-        value = json.loads(text.removeprefix('\ufeff'))
+        value = json.loads(text)
     except RecursionError:
         raise ValueError('too many brackets in each other') from None
     check_depth(value)
@@ -260,19 +266,23 @@ def check_depth(value, levels=MAX_DEPTH):
     """Raise ValueError if a JSON value is so deep that writing it would fail."""
     if not levels:
         raise ValueError('too many brackets in each other')
-    parts = ()
-    if isinstance(value, (dict, list)):
-        parts = value.values() if isinstance(value, dict) else value
-    for part in parts:
+    for part in parts_of(value):
         check_depth(part, levels - 1)
 
 
+def parts_of(value):
+    """The list of the values in a JSON object or array; empty for any other value."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
 def read_lines(path, f, limit):
-    """Yield the lines of an open file. A line of more than `limit` characters or bytes ends the script."""
+    """Yield the lines of an open text file. A line of more than `limit` characters ends the script."""
     while line := f.readline(limit + 1):
         if len(line) > limit:
             fail_too_long(path)
-        yield line
+        yield line.removeprefix('\ufeff')  # where files were joined
 
 
 def fail_too_long(path):
@@ -284,20 +294,26 @@ def read_jsonl(path):
 
     A last line that a kill tore is skipped. Any other broken line ends the script with its number.
     """
-    with open_text(path, newline='\n', errors='surrogateescape') as f:
+    with open_text(path, errors='surrogateescape') as f:
         for number, line in enumerate(read_lines(path, f, 4 * max_row), 1):  # a letter can be more in JSON: \u0915
             if line.isspace():
                 continue
             try:
-                line.encode()  # bytes that are not UTF-8 became halves of surrogate pairs
                 row = parse_json(line)
             except ValueError as e:
-                # not torn: two objects on a line, brackets too deep
-                is_torn = not line.endswith('\n') and not re.search('Extra data|too many', str(e))
-                if is_torn:
+                if is_torn(line, e):
                     return
                 fail(f'{path}, line {number}: not a line of JSON in UTF-8')
             yield row
+
+
+def is_torn(line, error):
+    """Whether a kill tore a line that parse_json refused with this error: it lacks its end, and the rest is sound."""
+    if isinstance(error, UnicodeError):
+        return error.end == len(line)  # it ends in a part of a letter
+    if line.endswith('\n') or re.search('Extra data|too many', str(error)):
+        return False
+    return not line.endswith('}') or 'Unterminated' in str(error) or getattr(error, 'pos', 0) == len(line)
 
 
 def open_append(path, wait=False):
@@ -309,13 +325,14 @@ def open_append(path, wait=False):
     end = f.seek(0, os.SEEK_END)
     f.seek(max(0, end - 4 * max_row))  # no row is longer
     last_line = f.read().rpartition(b'\n')[2]
-    if not last_line:
+    text = last_line.decode(errors='surrogateescape')
+    if not text:
         return f
     try:
-        json.loads(last_line)
+        parse_json(text)
         f.write(b'\n')  # the line is whole, only its line end is missing
-    except ValueError:
-        if not last_line.startswith((b'{', b'\0')):  # a kill leaves part of a row, a power cut may leave zeros
+    except ValueError as e:
+        if not text.startswith(('{', '\0')) or not is_torn(text, e):  # a power cut may leave zeros
             fail(f'{path} does not look like a .jsonl file; use another name')
         f.truncate(end - len(last_line))
     return f
@@ -473,7 +490,10 @@ def row_stories(name, rows, column):
             columns = ' '.join(', '.join(row).split())
             fail(f'{name}, row {number}: no column {column or "with stories"} among {columns:.200}; set --text_column '
                  '(the first line of a table must name its columns)')
-        text = '' if row[column] is None else row[column]
+        row = dict(row)  # the data set keeps its own
+        text = row.pop(column)
+        if text in MISSING:
+            text = ''
         if not isinstance(text, str):
             fail(f'{name}, row {number}: {column} is not text but {text!r:.40}')
         if len(text) > max_row:
@@ -481,7 +501,7 @@ def row_stories(name, rows, column):
         text = normalize(text)
         if 50 * text.count('\0') > len(text):  # UTF-16 without its mark can be valid UTF-8: it is full of NULs then
             fail(f'{name}: a story is full of NUL characters: {text[:20]!r}; save the file as UTF-8')
-        yield {key: value for key, value in row.items() if key != column}, text.replace('\0', '')
+        yield row, text.replace('\0', '')
 
 
 def normalize(text):
@@ -491,7 +511,7 @@ def normalize(text):
     """
     text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     text = '\n'.join(text.splitlines())  # also of Word (U+000B) and the web (U+2028)
-    text = unicode_form(text).strip().removeprefix('\ufeff')
+    text = unicode_form(text).strip().strip(ZERO_WIDTH).strip()
     text = text.removeprefix('<|startoftext|>').removesuffix('<|endoftext|>').strip()
     return text if re.search(fr'[^\s{INVISIBLE}]', text) else ''  # invisible characters are no story
 
@@ -513,7 +533,7 @@ def prefix_mask(folder, tokens, meta):
     import numpy as np
     if not meta.get('prefix_tokens', {}).get('val'):
         return None
-    lengths = np.fromfile(os.path.join(folder, 'val_prefix.bin'), '<u2').astype(int)
+    lengths = np.fromfile(f'{folder}/val_prefix.bin', '<u2').astype(int)
     starts = np.flatnonzero(tokens == meta['bos'])[:len(lengths)] + 1
     if len(starts) != len(lengths) or lengths.sum() != meta['prefix_tokens']['val']:
         fail(f'{folder}/val_prefix.bin does not belong to val.bin; prepare the data again')
@@ -580,7 +600,7 @@ def check_data_files(name, revision):
     import huggingface_hub
     import yaml
     for file in ('README.md', '.huggingface.yaml'):
-        path = os.path.join(name, file)
+        path = f'{name}/{file}'
         if not os.path.isdir(name):
             try:
                 path = huggingface_hub.hf_hub_download(name, file, repo_type='dataset', revision=revision)
@@ -620,7 +640,7 @@ def check_repeats(settings):
             if id(part) in seen:
                 raise ValueError('its settings repeat a value, perhaps without end')
             seen.add(id(part))
-            parts += part.values() if isinstance(part, dict) else part
+            parts += parts_of(part)
 
 
 def on_hub(name):
@@ -715,7 +735,7 @@ def story_files(source):
     if os.path.isdir(source):
         found = sorted(glob.glob(os.path.join(glob.escape(source), '**'), recursive=True), reverse=True)
         unique = {os.path.realpath(path): path for path in found}  # a link may lead to a file or folder of this folder
-        paths = [path for path in unique.values() if os.path.basename(path) not in NOT_STORIES]
+        paths = [path for path in unique.values() if os.path.basename(path).lower() not in NOT_STORIES]
     else:
         paths = [source] if os.path.exists(source) else glob.glob(source, recursive=True)
         if not paths:
@@ -731,13 +751,15 @@ def story_files(source):
 
 def check_splits(folder, paths):
     """End the script if the names of the files in a folder, or of its folders, tell of several splits."""
-    splits = set()
+    splits = collections.defaultdict(set)  # 'tales-' -> {'train', 'test'}, as in tales-train-00000.jsonl
     for path in paths:
         name = os.sep + os.path.relpath(path, folder).lower()
-        splits.update(re.findall(rf'[/\\]({SPLITS})(?=[-_.\d/\\])', name))  # train-00000.jsonl is of train
-    if len(splits) > 1:
-        fail(f'{folder} contains several splits ({", ".join(sorted(splits))}); give one as the source, and for '
-             'prepare.py another one as val_source')
+        for match in re.finditer(rf'(?<=[-_./\\])({SPLITS})(?=[-_.\d/\\])', name):
+            splits[name[:match.start()]].add(match[0])
+    for names in splits.values():
+        if len(names) > 1:
+            fail(f'{folder} contains several splits ({", ".join(sorted(names))}); give one as the source, and for '
+                 'prepare.py another one as val_source')
 
 
 def ending_of(path):
@@ -803,19 +825,16 @@ def json_rows(path, text_column):
         text += f.read(50 * max_row)
         if f.read(1):
             fail(f'{path} has more than {50 * max_row:,} characters; save it as .jsonl, or raise --max_row')
-        text.encode()  # raises ValueError for bytes that are not UTF-8
         data = parse_json(text)
     what = ''
     splits = find_splits(data, text_column)
     if splits:
-        if len(splits) > 1 and 'train' not in splits:
-            fail(f'{path} contains the splits {", ".join(splits)} and no train; save the one to read in a file of its '
-                 'own')
-        split = 'train' if 'train' in splits else next(iter(splits))
-        data = splits.pop(split)
-        what = f'each of {split}'
-        if splits:
-            what += f', not of {", ".join(splits)}'
+        names = ', '.join(splits)
+        split = next((name for name in splits if name.lower() in ('train', 'training', names.lower())), '')
+        if not split:
+            fail(f'{path} contains the splits {names} and no train; save the one to read in a file of its own')
+        data = splits[split]
+        what = f'each of {split}, of the splits {names}'
     rows = data if isinstance(data, list) else list(find_rows(data, text_column))
     if not rows:
         fail(f'{path}: contains no stories; set --text_column, or save it as .jsonl with a row on each line')
@@ -855,10 +874,8 @@ def find_splits(data, text_column):
     """The splits {name: rows} of a JSON value, however nested in objects; {} if it has none."""
     if not isinstance(data, dict) or (text_column or story_column([data])) in data:
         return {}
-    splits = {}
-    for key, value in data.items():
-        if re.fullmatch(SPLITS, key, re.I) and isinstance(value, (dict, list)):
-            splits[key] = value
+    splits = {key: value for key, value in data.items()
+              if re.fullmatch(SPLITS, key, re.I) and isinstance(value, (dict, list))}
     for value in data.values():
         splits = splits or find_splits(value, text_column)
     return splits
@@ -868,22 +885,17 @@ def find_rows(data, text_column):
     """Yield the rows in a JSON value, however nested: objects with a story, or pandas' {column: {index: value}}."""
     column = text_column or story_column([data])
     if isinstance(data, dict) and column in data:
-        columns = {}
-        for key, values in data.items():
-            if isinstance(values, (dict, list)):
-                columns[key] = list(values.values()) if isinstance(values, dict) else values
-        if column not in columns:
+        if not isinstance(data[column], (dict, list)):
             yield data
             return
-        if isinstance(next(iter(columns[column]), None), str):
+        if any(isinstance(value, str) for value in parts_of(data[column])):
+            columns = {key: parts_of(values) for key, values in data.items() if isinstance(values, (dict, list))}
             for row in itertools.zip_longest(*columns.values()):
                 yield dict(zip(columns, row))
             return
-    if isinstance(data, dict):
-        data = list(data.values())
-    if isinstance(data, list):
-        for value in data:
-            yield from find_rows(value, text_column)
+        data = [data[key] for key in data if key == column or is_story_column(key)]  # the others describe them
+    for value in parts_of(data):
+        yield from find_rows(value, text_column)
 
 
 def csv_rows(path):
@@ -907,21 +919,24 @@ def csv_rows(path):
                 yield line
 
         rows = csv.DictReader(itertools.chain([header], counted_lines()), delimiter=delimiter, strict=True)
-        check_columns(path, rows.fieldnames or [])
+        names = rows.fieldnames or []
+        while names and not names[-1]:  # empty columns of a spreadsheet
+            names.pop()
+        check_columns(path, names)
         for number, row in enumerate(rows, 1):
             n_read = 0
-            if list(row) == list(row.values()):
-                continue  # the header again, in tables that were joined
-            if None in row:  # the csv module's key for surplus fields
+            if any(row.pop(None, [])):  # the csv module's key for surplus fields
                 fail(f'{path}, row {number}: more fields than the header; quote texts that contain {delimiter!r}')
-            yield row
+            if list(row) != list(row.values()):  # else the header again, in tables that were joined
+                yield row
 
 
 def txt_rows(path, text_column, separator, is_alone):
     """(what was taken for a story, rows) of a .txt file. Its first million characters decide.
 
     Stories are separated by `separator` or <|endoftext|>. Without these, a file of a folder or glob is one story, and
-    in a file that is the whole source (is_alone) blank lines separate stories, else each line is one.
+    in a file that is the whole source (is_alone) blank lines separate stories, else each line is one. What begins like
+    JSON, or like a table with tabs, is read as such.
     """
     with open_text(path) as f:
         start = f.read(BLOCK_SIZE)
@@ -931,6 +946,8 @@ def txt_rows(path, text_column, separator, is_alone):
     if not separator and len(header) > 1:  # perhaps a spreadsheet's "Unicode text"
         if text_column or story_column([dict.fromkeys(header)]) or '\t' in ''.join(lines[1:2]):
             return '', csv_rows(path)
+    if not separator and re.match(r'\s*[\[{]\s*["{]', start):
+        return json_rows(path, text_column)
     mark = separator or '<|endoftext|>'
     if mark in start:
         return f'text between {mark!r}', split_text(path, re.escape(mark))
@@ -938,6 +955,10 @@ def txt_rows(path, text_column, separator, is_alone):
         return 'each .txt file', [start + rest]
     if separator:
         fail(f'{path}: does not contain the separator {separator!r}')
+    rule = re.search(r'^ *[-*=_~#—](?: *[-*=_~#—])+ *$', start.strip(), re.M)
+    if rule:
+        fail(rf"{path} has lines of {rule[0]!r}: stories are separated by them, --separator='{rule[0]}', or by blank "
+             r"lines, --separator='\n\n'")
     if re.search(BLANK_LINES, start.strip()):
         return 'text between blank lines', split_text(path, BLANK_LINES)
     n_sentences = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in lines)
@@ -970,43 +991,38 @@ def load_dataset(folder):
     """
     import numpy as np
     from tokenizers import Tokenizer
-    paths = {}
-    for name in ('meta.json', 'tokenizer.json', 'train.bin', 'val.bin'):
-        paths[name] = os.path.join(folder, name)
-        if not os.path.exists(paths[name]):
-            dataset = os.path.basename(folder)
-            fail(f'{folder} has no {name}; prepare it first: python prepare.py --source=… --dataset={dataset}')
+    sizes = {}
     try:
-        with open(paths['meta.json'], encoding='utf-8') as f:
+        name = 'meta.json'
+        with open(f'{folder}/{name}', encoding='utf-8') as f:
             meta = parse_json(f.read())
         numbers = [meta['bos'], meta['eos'], meta['vocab_size']]
         for key in ('stories', 'tokens', 'bytes'):
             numbers += [meta[key]['train'], meta[key]['val']]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError('a number is missing')
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        fail(f'{folder}/meta.json is damaged ({type(e).__name__}: {e}); prepare the data again')
-    try:
-        with open(paths['tokenizer.json'], encoding='utf-8') as f:
+        name = 'tokenizer.json'
+        with open(f'{folder}/{name}', encoding='utf-8') as f:
             tokenizer_json = f.read()
         vocab = Tokenizer.from_str(tokenizer_json).get_vocab()
-    except Exception as e:  # tokenizers raises nothing narrower
-        fail(f'{folder}/tokenizer.json cannot be read ({e}); prepare the data again')
+        for split in ('train', 'val'):
+            sizes[split] = os.path.getsize(f'{folder}/{split}.bin')
+    except FileNotFoundError as e:
+        fail(f'{folder} has no {os.path.basename(e.filename)}; prepare it first: python prepare.py --source=… '
+             f'--dataset={os.path.basename(folder)}')
+    except Exception as e:  # `tokenizers` raises nothing narrower
+        fail(f'{folder}/{name} cannot be read or is damaged ({type(e).__name__}: {e}); prepare the data again')
     tokens = []
-    for split in ('train', 'val'):
-        path = paths[f'{split}.bin']
-        if os.path.getsize(path) != 2 * meta['tokens'][split]:
+    for split, size in sizes.items():
+        path = f'{folder}/{split}.bin'
+        if size != 2 * meta['tokens'][split]:
             fail(f'{path} does not have the length that meta.json says; prepare the data again')
-        if not meta['tokens'][split]:
+        if not size:
             fail(f'{path} is empty; prepare the data again with a larger --val_fraction')
         tokens.append(np.memmap(path, '<u2', 'r'))
     largest_id = max(part.max() for part in tokens)
     if not largest_id < meta['vocab_size'] == 1 + max(vocab.values()):
         fail(f'{folder}: meta.json, tokenizer.json and the bins do not belong together; prepare the data again')
-    if 'unknown' not in meta:  # prepared by an older version
-        model = json.loads(tokenizer_json)['model']
-        unk = model.get('unk_id', vocab.get(model.get('unk_token')))
-        meta['unknown'] = {'val': float(np.mean(tokens[1] == unk))}
     return meta, tokenizer_json, *tokens
 
 
@@ -1057,11 +1073,12 @@ class TokenStream:
 def read_log(path):
     """Yield the rows of log.jsonl. One without its numbers ends the script."""
     for number, row in enumerate(read_jsonl(path), 1):
-        row = row if isinstance(row, dict) else {}
-        numbers = [row.get(key) for key in ('step', 'tokens', 'seconds')]
-        losses = [row.get(key, 0.0) for key in ('loss', 'val_loss', 'lr')]  # a skipped step has a loss of NaN
-        is_sound = all(isinstance(value, (int, float)) for value in numbers + losses)
-        if not is_sound or not all(abs(value) < 1e18 for value in numbers):
+        try:
+            is_sound = sum(abs(row[key]) for key in ('step', 'tokens', 'seconds')) < 1e18
+            sum(row.get(key, 0.0) for key in ('loss', 'val_loss', 'lr'))  # numbers; of a skipped step the loss is NaN
+        except (KeyError, TypeError, OverflowError):
+            is_sound = False
+        if not is_sound:
             fail(f'{path}, row {number}: not a row of train.py, or damaged')
         yield row
 
@@ -1094,7 +1111,7 @@ def loss_measures(loss, meta):
     0.1 % of the tokens are unknown ones, which stand for any text.
     """
     measures = {'val_loss': loss, 'perplexity': math.exp(loss)}
-    if meta.get('unknown', {}).get('val', 0) <= 0.001:
+    if meta.get('unknown', {}).get('val', 1) <= 0.001:  # data of older versions do not say it
         n_tokens = meta['tokens']['val'] - meta.get('prefix_tokens', {}).get('val', 0)
         measures['bits_per_byte'] = loss / math.log(2) * n_tokens / meta['bytes']['val']
     return measures
@@ -1115,14 +1132,12 @@ def draw_loss(log_path, title, picture):
     figure = Figure(figsize=(7, 4), dpi=120, layout='tight')
     axes = figure.subplots()
     right = axes.twinx()
-    curves = ((right, 'lr', 'learning rate', {'color': 'gray', 'linestyle': ':', 'linewidth': 1}),
-              (axes, 'loss', 'training, {:.3f}', {'alpha': 0.5, 'linewidth': 1}),
-              (axes, 'val_loss', 'validation, {:.3f}', {'marker': 'o', 'markersize': 4}))
+    curves = ((right, 'lr', 'learning rate', 'k:'), (axes, 'loss', 'training, {:.3f}', '-'),
+              (axes, 'val_loss', 'validation, {:.3f}', 'o-'))
     for axis, key, label, style in curves:
-        tokens = [row['tokens'] / 1e6 for row in rows if key in row]
-        values = [row[key] for row in rows if key in row]
-        if values:
-            axis.plot(tokens, values, label=label.format(values[-1]), **style)
+        points = [(row['tokens'] / 1e6, row[key]) for row in rows if key in row]
+        if points:
+            axis.plot(*zip(*points), style, label=label.format(points[-1][1]))
     axes.set(xlabel='million tokens', ylabel='loss (nats per token)', title=title)
     axes.grid(alpha=0.3)
     axes.legend(handles=[*axes.lines, *right.lines])

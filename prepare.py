@@ -65,9 +65,9 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 import numpy as np
 from tqdm import tqdm
 
-from files import (SPLITS, STORY_WORDS, append_rows, at_end, check, check_columns, check_push, fail, fill_template,
-                   find, hide_folders, language_code, lock, normalize, open_source, read_rows, read_texts, replacing,
-                   upload_dataset, write_json, write_text)
+from files import (MISSING, SPLITS, STORY_WORDS, append_rows, at_end, check, check_columns, check_push, fail,
+                   fill_template, find, hide_folders, language_code, lock, normalize, open_source, printable, read_rows,
+                   read_texts, replacing, upload_dataset, write_json, write_text)
 from tokenizer import MAX_VOCAB_SIZE, train_sentencepiece
 from tokenizer import load as load_tokenizer
 from tokenizer import train as train_tokenizer
@@ -75,11 +75,12 @@ from tokenizer import trim as trim_tokenizer
 
 BATCH_CHARACTERS = 1 << 20  # of the texts that are encoded together
 folder = os.path.join('data', dataset)
-train_bin = os.path.join(folder, 'train.bin')
-val_bin = os.path.join(folder, 'val.bin')
-prefix_bin = os.path.join(folder, 'val_prefix.bin')
-meta_path = os.path.join(folder, 'meta.json')
+train_bin = f'{folder}/train.bin'
+val_bin = f'{folder}/val.bin'
+prefix_bin = f'{folder}/val_prefix.bin'
+meta_path = f'{folder}/meta.json'
 notes = collections.Counter()  # what the last pass over the stories found
+changed_words = []  # (before, after) of words in the first story that encoding and decoding changes
 
 # -----------------------------------------------------------------------------
 # stories
@@ -124,10 +125,9 @@ def read_stories():
             if split == 'val':
                 val_stories[digest] += 1
             in_val = int.from_bytes(digest[:8], 'little') < val_fraction * 2**64
-            split_by_hash = 'val' if in_val else 'train'
             is_plain = int.from_bytes(digest[8:], 'little') < plain_fraction * 2**64
             prefix = '' if is_plain else make_prefix(name, columns, text)
-            yield split or split_by_hash, columns, prefix, text
+            yield split or ('val' if in_val else 'train'), columns, prefix, text
             n_stories += 1
             if n_stories == max_stories and split != 'val':
                 break
@@ -140,9 +140,9 @@ def make_prefix(name, columns, text):
         value = columns.get(column)
         if isinstance(value, list):
             value = ', '.join(map(str, value))
-        if value is None or value == '':
-            fail(f'{name}: a story has nothing in the column {column!r} that story_template names: {text!r:.60}')
         value = ' '.join(normalize(str(value)).split())
+        if value in MISSING:
+            fail(f'{name}: a story has nothing in the column {column!r} that story_template names: {text!r:.60}')
         values[column] = value.lower() if lower_case else value
     return fill_template(prefix_template, values)
 
@@ -150,15 +150,15 @@ def make_prefix(name, columns, text):
 def print_first_stories(name):
     """Say what is taken for a story in a source, and print the first two."""
     path, what, _ = next(open_source(name, text_column, separator))
-    print(f'{path}: a story is {what}')
+    print(printable(f'{path}: a story is {what}'))
     stories = filter(None, read_texts(name, text_column, separator))
     for number, text in enumerate(itertools.islice(stories, 2), 1):
-        print(f'  {number}. {" ".join(text.split()):.70} ({len(text):,} characters)')
+        print(printable(f'  {number}. {" ".join(text.split()):.70} ({len(text):,} characters)'))
 
 
 def read_batches(title):
     """Yield (split, stories) with about BATCH_CHARACTERS each; a story is (prefix, text). Shows a progress bar."""
-    batches = {'train': [], 'val': []}
+    batches = collections.defaultdict(list)
     sizes = collections.Counter()
     with tqdm(unit='B', unit_scale=True, desc=title, smoothing=0.1) as bar:
         for split, _, prefix, text in read_stories():
@@ -166,12 +166,9 @@ def read_batches(title):
             batches[split].append((prefix, text))
             sizes[split] += len(prefix) + len(text)
             if sizes[split] > BATCH_CHARACTERS:
-                yield split, batches[split]
-                batches[split] = []
-                sizes[split] = 0
-        for split, stories in batches.items():
-            if stories:
-                yield split, stories
+                yield split, batches.pop(split)
+                del sizes[split]
+        yield from batches.items()
 
 
 def read_train_texts():
@@ -289,7 +286,8 @@ def write_bins(tok, batches):
                     fail(f'{tokenizer} has no token for anything in {"".join(stories[lengths.argmin()])!r:.80}')
                 tokens = add_bos_and_eos(tok, ids, lengths, is_first=stats[split]['stories'] == 0)
                 bins[split].write(tokens.astype('<u2').tobytes())
-                stats[split].update(statistics_of(tok, stories, tokens))
+                stats[split].update(statistics_of(tok, stories, ids))
+                stats[split]['tokens'] += len(tokens) - len(ids)
                 story_lengths.update((lengths + 2).tolist())  # with bos and eos
                 if split == 'val' and prefix_template:
                     prefixes = tok.encode_prefixes([prefix for prefix, _ in stories])
@@ -306,9 +304,8 @@ def write_bins(tok, batches):
 def check_statistics(stats):
     """End the script if there is nothing to train on, or if the tokenizer lacks too much of the text."""
     if not stats['train']['stories']:
-        if not stats['val']['stories']:
-            fail(f'{source} contains no stories')
-        fail(f'{source}: all its stories are for val.bin; use a smaller --val_fraction, or another val_source')
+        fail(f'{source} contains no stories for train.bin: none at all, or use a smaller --val_fraction or another '
+             'val_source')
     for split, counts in stats.items():
         share = unknown_share(counts)
         if share > max_unknown:
@@ -323,7 +320,7 @@ def forget_old_bins():
             has_model = '"tokenizer": "train:sentencepiece"' in f.read()
         os.remove(meta_path)
         if has_model:
-            os.remove(os.path.join(folder, 'tokenizer.model'))
+            os.remove(f'{folder}/tokenizer.model')
     except FileNotFoundError:
         pass
 
@@ -340,13 +337,13 @@ def add_bos_and_eos(tok, ids, lengths, is_first):
     return np.insert(np.insert(ids, ends, tok.eos), starts, tok.bos)
 
 
-def statistics_of(tok, stories, tokens):
+def statistics_of(tok, stories, ids):
     """What a batch adds to the statistics: counts of stories, tokens, words, bytes, and of what the tokenizer lacks."""
     texts = [prefix + text for prefix, text in stories]
-    counts = collections.Counter(stories=len(stories), tokens=len(tokens))
+    counts = collections.Counter(stories=len(stories), tokens=len(ids))
     counts['bytes'] = sum(len(text.encode()) for _, text in stories)
     counts['words'] = sum(len(text.split()) for text in texts)
-    counts['unknown'] = int(np.count_nonzero(tokens == tok.unk))
+    counts['unknown'] = int(np.count_nonzero(ids == tok.unk))
     counts.update(count_lost(tok, texts[::1 + len(texts) // 100]))
     return counts
 
@@ -354,15 +351,20 @@ def statistics_of(tok, stories, tokens):
 def count_lost(tok, texts):
     """Count how many characters are in `texts` and not in the decoded tokens: {'lost': n, 'characters': n}.
 
-    A tokenizer without an unknown token drops what it lacks. White space, control characters and case do not count.
-    Texts with an unknown token are left out, as those tokens are counted.
+    A tokenizer without an unknown token drops what it lacks. White space, control characters and case do not count;
+    the first text in which one of these changes is noted. Texts with an unknown token are left out, as those tokens
+    are counted.
     """
     counts = collections.Counter()
     for text, ids in zip(texts, tok.encode_batch(texts)):
         if tok.unk not in ids:
+            decoded = tok.backend.decode(ids, skip_special_tokens=False).strip()
             characters = count_characters(text)
-            lost = characters - count_characters(tok.backend.decode(ids, skip_special_tokens=False))
+            lost = characters - count_characters(decoded)
             counts.update(lost=lost.total(), characters=characters.total())
+            if not changed_words:
+                words = zip(text.split(' '), decoded.split(' '))
+                changed_words.extend((before, after) for before, after in words if before != after)
     return counts
 
 
@@ -374,12 +376,6 @@ def count_characters(text):
 def unknown_share(counts):
     """The fraction of unknown tokens or of lost characters of a split, whichever is larger."""
     return max(counts['unknown'] / max(1, counts['tokens']), counts['lost'] / max(1, counts['characters']))
-
-
-def renyi_entropy(token_counts, alpha=2.5):
-    """Rényi entropy of the tokens in bits (Zouhar et al. 2023, Tokenization and the noiseless channel)."""
-    p = token_counts[token_counts > 0] / token_counts.sum()
-    return float(np.log2((p ** alpha).sum()) / (1 - alpha))
 
 
 def print_summary(meta, stats, story_lengths):
@@ -403,6 +399,9 @@ def print_notes():
     for note, n in notes.items():
         if n:
             print(f'{n:,} {note}')
+    if changed_words:
+        before, after = changed_words[0]
+        print(f'the tokenizer changes texts: {before!r:.60} becomes {after!r:.60}')
 
 
 def compare_tokenizers():
@@ -410,14 +409,14 @@ def compare_tokenizers():
     import report
     rows = []
     for name in compare:
-        rows.append({'tokenizer': name} | measure_tokenizer(make_tokenizer(name)))
-    write_json(os.path.join(folder, 'tokenizers.json'), {'rows': rows, 'config': config})
+        rows.append({'tokenizer': hide_folders(name)} | measure_tokenizer(make_tokenizer(name)))
+    write_json(f'{folder}/tokenizers.json', {'rows': rows, 'config': hide_folders(config)})
     cells = []
     for row in rows:
         cells.append({key: report.format_value(value, key) for key, value in row.items()})
     text = report.as_markdown([report.table('Tokenizers', cells, TOKENIZER_NOTE)])
-    write_text(os.path.join(folder, 'tokenizers.md'), text)
-    report.draw_tokenizers(rows, os.path.join(folder, 'tokenizers.png'))
+    write_text(f'{folder}/tokenizers.md', text)
+    report.draw_tokenizers(rows, f'{folder}/tokenizers.png')
     print(f'{text}\nThe table and a plot are in {folder}.')
 
 
@@ -440,7 +439,10 @@ def measure_tokenizer(tok):
         stats.update(some_words=len(whole), whole=sum(whole))
     if not stats['tokens']:
         fail(f'{source} contains no stories')
-    entropy = renyi_entropy(token_counts)
+    # Rényi entropy of the tokens in bits (Zouhar et al. 2023, Tokenization and the noiseless channel)
+    alpha = 2.5
+    p = token_counts[token_counts > 0] / token_counts.sum()
+    entropy = float(np.log2((p ** alpha).sum()) / (1 - alpha))
     return {'vocabulary': tok.vocab_size, 'tokens_per_word': stats['tokens'] / max(1, stats['words']),
             'tokens_per_story': stats['tokens'] / stats['stories'], 'bytes_per_token': stats['bytes'] / stats['tokens'],
             'unknown': unknown_share(stats), 'renyi_entropy': entropy,
@@ -455,9 +457,9 @@ def print_bins():
         if not os.path.exists(path):
             fail(f'{path} is missing; --source= names the stories to make it from')
         ids = np.fromfile(path, '<u2', min(decode, os.path.getsize(path) // 2))
-        tok = load_tokenizer(os.path.join(os.path.dirname(path), 'tokenizer.json'))
+        tok = load_tokenizer(f'{os.path.dirname(path)}/tokenizer.json')
         print(f'\n--- the first {len(ids)} tokens of {os.path.basename(path)}')
-        print(tok.backend.decode(ids.tolist(), skip_special_tokens=False))
+        print(printable(tok.backend.decode(ids.tolist(), skip_special_tokens=False)))
 
 
 # -----------------------------------------------------------------------------
@@ -507,11 +509,11 @@ def plain_value(value, types):
 
 check(source or decode, '--source= names the stories; --help lists what it can be')
 check(dataset and '..' not in dataset, f'dataset is {dataset!r}; it must name a folder in data/')
-check(0 <= num_proc <= 4096 and decode >= 0, 'num_proc must be from 0 to 4096, decode at least 0')
+check(0 <= num_proc <= 4096 and min(decode, max_stories) >= 0,
+      'num_proc must be from 0 to 4096, decode and max_stories at least 0')
 check(0 <= val_fraction < 1, f'val_fraction is {val_fraction}; it must be at least 0 and below 1')
-check(0 <= max_unknown <= 1, f'max_unknown is {max_unknown}; it must be from 0 to 1')
-check(0 <= plain_fraction <= 1, f'plain_fraction is {plain_fraction}; it must be from 0 to 1')
-check(max_stories >= 0, f'max_stories is {max_stories}; it must be at least 0')
+for key in ('max_unknown', 'plain_fraction'):
+    check(0 <= config[key] <= 1, f'{key} is {config[key]}; it must be from 0 to 1')
 check(all(isinstance(token, str) and token for token in special_tokens), 'special_tokens must be a list of strings')
 check(all(isinstance(name, str) for name in compare), "compare must be a list, such as ['train', 'tiktoken:gpt2']")
 check_push(push)
@@ -519,9 +521,11 @@ check(not (push and compare), 'push and compare are two commands: both write no 
 separator = separator.replace('\\n', '\n')  # a shell passes \n as two characters
 story_template = story_template.replace('\\n', '\n')
 prefix_template = story_template.removesuffix('{text}')
-check(story_template.endswith('{text}') and '{text}' not in prefix_template,
-      f'story_template is {story_template!r}; it must end with {{text}}')
 template_columns = re.findall(r'\{(\w+)\}', prefix_template)
+check(story_template.endswith('{text}') and 'text' not in template_columns,
+      f'story_template is {story_template!r}; it must end with {{text}}')
+check(not re.search('[{}]', fill_template(prefix_template, dict.fromkeys(template_columns, ''))),
+      f'story_template is {story_template!r}; the name of a column in {{}} must consist of letters, digits and _')
 if num_proc:
     os.environ['RAYON_NUM_THREADS'] = str(num_proc)  # `tokenizers` reads it when it first needs threads
     at_end(lambda: os.environ.pop('RAYON_NUM_THREADS', None))

@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -56,8 +57,8 @@ MAX_TIKTOKEN_LENGTH = 20_000  # characters of a text; the regular expressions of
 WORDS = r' ?[\p{L}\p{M}\x{200c}\x{200d}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}\x{200c}\x{200d}]+|\s+(?!\S)|\s+'
 
 # the usual bos and eos tokens, for a tokenizer.json without settings that name them
-USUAL_BOS = ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '<|endoftext|>', '[CLS]')
-USUAL_EOS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[SEP]')
+USUAL_BOS = '<s> <bos> <|begin_of_text|> <|startoftext|> <|endoftext|> [CLS]'.split()
+USUAL_EOS = '</s> <eos> <|end_of_text|> <|endoftext|> [SEP]'.split()
 
 
 class Tokenizer:
@@ -85,11 +86,14 @@ class Tokenizer:
             raise ValueError(str(e)) from None
         self.backend.no_padding()
         self.backend.no_truncation()
+        if isinstance(self.backend.model, models.BPE):
+            self.backend.model.dropout = None  # else the same text gets other ids each time
         present = {token.content for token in self.backend.get_added_tokens_decoder().values()}
         self.bos_token = bos or next((name for name in USUAL_BOS if name in present), '<s>')
         self.eos_token = eos or next((name for name in USUAL_EOS if name in present), '</s>')
         self.backend.add_special_tokens([self.bos_token, self.eos_token])
         self.backend.encode_special_tokens = True  # encode them as ordinary text
+        self.split_special_tokens()
         self.bos = self.backend.token_to_id(self.bos_token)
         self.eos = self.backend.token_to_id(self.eos_token)
         self.ends = [self.eos]
@@ -99,6 +103,23 @@ class Tokenizer:
         bos = self.bos_token
         self.backend.post_processor = processors.TemplateProcessing(
             single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
+
+    def split_special_tokens(self):
+        """Keep text such as '</s>' from being encoded as the special token. Does nothing where it is not.
+
+        A unigram model or a list of words finds it in its vocabulary. So its first character gets a word of its own.
+        """
+        tokens = {token.content for token in self.backend.get_added_tokens_decoder().values() if token.special}
+        tokens |= {f'<0x{byte:02X}>' for byte in range(256)}  # they encode bytes
+        starts = []
+        for token in sorted(tokens & self.backend.get_vocab().keys()):
+            with contextlib.suppress(Exception):  # a model without an unknown token
+                encoding = self.backend.encode(token, add_special_tokens=False)
+                if (token, (0, len(token))) in zip(encoding.tokens, encoding.offsets):
+                    starts.append(f'{re.escape(token[0])}(?={re.escape(token[1:])})')
+        if starts:
+            steps = [self.backend.pre_tokenizer, pre_tokenizers.Split(Regex('|'.join(starts)), 'isolated')]
+            self.backend.pre_tokenizer = pre_tokenizers.Sequence(list(filter(None, steps)))
 
     def unknown_id(self):
         """The id of what encodes unknown text, or None: such a model has bytes for it, or drops it."""
@@ -165,20 +186,16 @@ class Tokenizer:
 
         def encode(texts):
             texts = [unicodedata.normalize('NFC', text) for text in texts]
-            if not fast or any('\0' in text or len(text) > MAX_TIKTOKEN_LENGTH for text in texts):
-                ids_by_text = self.encode_batch(texts)
-                ids = np.fromiter(itertools.chain.from_iterable(ids_by_text), np.uint32)
-                return ids, np.array([len(text_ids) for text_ids in ids_by_text])
-            # one call for all texts is faster; NUL, a special token of `fast`, ends each of them
-            ids = fast.encode_to_numpy(''.join(text + '\0' for text in texts), allowed_special='all')
-            ends = np.flatnonzero(ids == self.vocab_size)
-            lengths = np.diff(ends, prepend=-1) - 1
-            return np.delete(ids, ends), lengths
+            if fast and max(map(len, texts)) <= MAX_TIKTOKEN_LENGTH:
+                ids = [fast.encode_to_numpy(text) for text in texts]
+            else:
+                ids = self.encode_batch(texts)
+            return np.concatenate(ids).astype(np.uint32), np.array([len(text_ids) for text_ids in ids])
         return encode
 
     def decode(self, ids):
         """ids -> text, without bos, eos and other special tokens."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self.backend.decode(list(map(int, ids)), skip_special_tokens=True)
 
     def add_tokens(self, tokens):
         """Make each of these strings one token wherever it occurs in a text, such as '</h>' after a headline."""
@@ -195,10 +212,10 @@ class Tokenizer:
         """Write tokenizer.json, tokenizer_config.json for Transformers' AutoTokenizer, and perhaps tokenizer.model."""
         settings = {
             'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': self.bos_token, 'eos_token': self.eos_token}
-        write_text(os.path.join(folder, 'tokenizer.json'), self.to_str())
-        write_json(os.path.join(folder, 'tokenizer_config.json'), settings)
+        write_text(f'{folder}/tokenizer.json', self.to_str())
+        write_json(f'{folder}/tokenizer_config.json', settings)
         if self.sentencepiece:
-            with replacing(os.path.join(folder, 'tokenizer.model')) as temporary:
+            with replacing(f'{folder}/tokenizer.model') as temporary:
                 Path(temporary).write_bytes(self.sentencepiece)
 
     def state(self):
@@ -352,13 +369,11 @@ def words_as_bytes(pattern):
 def byte_characters():
     """{character: byte} of a byte-level BPE. Printable bytes stand for themselves, the others follow from U+0100 on."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    printable = [ord(character) for character in characters if ord(character) < 256]
-    others = sorted(set(range(256)) - set(printable))
-    return dict(zip(characters, printable + others))
+    return dict(zip(characters, sorted(range(256), key=lambda byte: chr(byte) not in characters)))
 
 
 def as_tiktoken(tokenizer):
-    """A tiktoken.Encoding with the same ids, and the id vocab_size for NUL; None if tiktoken's ids could differ.
+    """A tiktoken.Encoding with the same ids; None if tiktoken's ids could differ.
 
     tiktoken joins any two neighbours that form a token, the lowest id first. `tokenizers` joins only the pairs in its
     list of merges, the first in the list first. Both give the same ids if the list is sorted by id, and if each token
@@ -385,7 +400,7 @@ def as_tiktoken(tokenizer):
         if not byte_of.keys() >= set(token) or len(bpe.tokenize(token)) != 1:
             return None
         ids[bytes(byte_of[character] for character in token)] = vocab[token]
-    return tiktoken.Encoding(name='', pat_str=pattern, mergeable_ranks=ids, special_tokens={'\0': tokenizer.vocab_size})
+    return tiktoken.Encoding(name='', pat_str=pattern, mergeable_ranks=ids, special_tokens={})
 
 
 def word_pattern(pre_tokenizer):
@@ -428,8 +443,8 @@ def load(name):
 
 def from_folder(folder):
     """The tokenizer of a Hugging Face folder, or of one of train.py's."""
-    for file in ('tokenizer.json', 'tokenizer.model', 'spiece.model', 'tokenizer.bin', 'best.pt', 'ckpt.pt'):
-        path = os.path.join(folder, file)
+    for file in 'tokenizer.json tokenizer.model spiece.model tokenizer.bin best.pt ckpt.pt'.split():
+        path = f'{folder}/{file}'
         if os.path.exists(path):
             tokenizer = from_file(path)
             ends = [i for i in read_settings(folder)['ends'] if i in range(tokenizer.vocab_size)]
@@ -504,7 +519,7 @@ def read_json(path):
 
 
 # what they say of bos and eos: a later file counts more
-SETTINGS_FILES = ('config.json', 'generation_config.json', 'special_tokens_map.json', 'tokenizer_config.json')
+SETTINGS_FILES = 'config.json generation_config.json special_tokens_map.json tokenizer_config.json'.split()
 
 
 def read_settings(folder):
@@ -577,6 +592,8 @@ def from_proto(proto, path):
     """
     pipeline = Pipeline(sentencepiece_vocabulary(proto, path))
     settings = proto.normalizer_spec
+    if proto.trainer_spec.treat_whitespace_as_suffix or not settings.escape_whitespaces:
+        fail(f'{path}: a SentencePiece model that puts spaces behind words, or leaves them out, cannot be used')
     steps = []
     if settings.precompiled_charsmap:
         steps.append(normalizers.Precompiled(settings.precompiled_charsmap))
@@ -670,7 +687,9 @@ def trim(tokenizer, used_ids):
     if model['type'] == 'Unigram':
         trim_unigram(model, keep)
 
-    tokens = sorted(keep, key=old_ids.get)
+    # a pipeline gives added tokens that are not in its model's vocabulary the ids behind it
+    vocab = tokenizer.backend.get_vocab(with_added_tokens=False)
+    tokens = sorted(keep, key=lambda token: (token not in vocab, old_ids[token]))
     if len(tokens) > MAX_VOCAB_SIZE:
         fail(f'these stories need {len(tokens):,} tokens of this tokenizer and uint16 holds {MAX_VOCAB_SIZE:,}: '
              'train one (--tokenizer=train), use a smaller one, or prepare fewer languages together')

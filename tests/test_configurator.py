@@ -103,8 +103,10 @@ def test_values(script, argument, value):
     ('--widht=3', "there is no key 'widht', did you mean 'width'?"),
     ('--zzz=3', "there is no key 'zzz'; --help lists the keys"),
     ('--other=3', "there is no key 'other'"),
-    ('-width=3', "'-width=3' is neither a config file nor --key=value"),
-    ('--width', "'--width' is neither a config file nor --key=value")])
+    ('--rate=' + '9' * 400, 'rate must be float'),
+    ('-width=3', "'-width=3' is neither a config file nor --key=value; did you mean --width=3?"),
+    ('—width=3', 'did you mean --width=3?'),
+    ('--width', "'--width' is neither a config file nor --key=value; did you mean --width=…?")])
 def test_wrong_settings_on_the_command_line(refuses, argument, message):
     assert message in refuses(argument)
 

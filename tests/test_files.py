@@ -99,11 +99,13 @@ def test_a_torn_line_longer_than_a_block(path, size):
         assert read(path) == after
 
 
-def test_a_file_that_is_no_jsonl_is_not_cut(path):
-    write(path, b'Once upon a time')
+@pytest.mark.parametrize('content', [
+    b'Once upon a time', b"{'id': 1}", b'{"id": 1,}', b'{"id": "caf\xe9"}', b'{"id": 1}, {"id": 2}'])
+def test_a_file_that_is_no_jsonl_is_not_cut(path, content):
+    write(path, content)
     with pytest.raises(SystemExit, match='does not look like a'):
         files.open_append(path)
-    assert read(path) == b'Once upon a time'
+    assert read(path) == content
 
 
 @pytest.mark.parametrize('bad', [b'{"id": 2, "te', b'not JSON', b'{"text": "\xff\xfe"}', b'[' * 100_000])
@@ -284,7 +286,8 @@ def test_find_looks_in_the_working_directory_then_beside_the_scripts(tmp_path, m
 
 
 @pytest.mark.parametrize('names', [
-    ['train.jsonl', 'test.jsonl'], ['train/a.csv', 'valid/a.csv'], ['train-00000.txt', 'dev-00000.txt']])
+    ['train.jsonl', 'test.jsonl'], ['train/a.csv', 'valid/a.csv'], ['train-00000.txt', 'dev-00000.txt'],
+    ['Tales_V2-train.txt', 'Tales_V2-valid.txt'], ['hindi/tales.train.csv', 'hindi/tales.test.csv']])
 def test_a_folder_with_several_splits_is_refused(tmp_path, names):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -294,11 +297,12 @@ def test_a_folder_with_several_splits_is_refused(tmp_path, names):
 
 
 def test_a_folder_with_bins_and_links_has_each_story_once(tmp_path):
-    for name in ('train.bin', 'val.bin', 'the train.txt', 'a test of courage.txt'):
+    for name in ('train.bin', 'val.bin', 'the_last_train.txt', 'a test of courage.txt', 'a_test.txt',
+                 'README.txt'):
         (tmp_path / name).write_text('x', encoding='utf-8')
     (tmp_path / 'loop').symlink_to('.')
-    (tmp_path / 'twin.txt').symlink_to('the train.txt')
-    assert list(files.read_texts(str(tmp_path))) == ['x', 'x']
+    (tmp_path / 'twin.txt').symlink_to('a_test.txt')
+    assert list(files.read_texts(str(tmp_path))) == ['x', 'x', 'x']
 
 
 def test_shards():
@@ -317,6 +321,8 @@ TABLE = {'Titel': 'Owl', 'Story Text': TALE}
     ('a.jsonl', '{"text": "x"}\n"y"\n', ['x', 'y']),
     ('a.jsonl', '[{"text": "x"},\n {"text": "y"}]', ['x', 'y']),
     ('a.jsonl', '{"text": "x"}\n{"te', ['x']),
+    ('a.jsonl', '{"text": "x"}\r{"text": "y"}\r', ['x', 'y']),
+    ('a.jsonl', '\n{"text": "x"}\n\n\ufeff{"text": "y"}', ['x', 'y']),
     ('a.json', '{"text": "x"}\n{"text": "y"}\n', ['x', 'y']),
     ('a.json', json.dumps([TABLE, TABLE], indent=1), [TALE, TALE]),
     ('a.json', json.dumps({'meta': [1], 'stories': ['x', 'y']}), ['x', 'y']),
@@ -325,6 +331,11 @@ TABLE = {'Titel': 'Owl', 'Story Text': TALE}
     ('a.json', json.dumps({'version': {'n': 1}, 'data': {'test': [TABLE], 'train': ['x']}}), ['x']),
     ('a.json', json.dumps({'val': {'4': 1, '5': 2}, 'text': {'4': 'x', '5': 'y'}}), ['x', 'y']),
     ('a.json', json.dumps({'test': ['x', 'y']}), ['x', 'y']),
+    ('a.json', json.dumps({'Test': ['z'], 'Train': ['x', 'y']}), ['x', 'y']),
+    ('a.json', json.dumps({'about': {'text': 'These are tales.'}, 'stories': [TABLE, TABLE]}), [TALE, TALE]),
+    ('a.json', json.dumps({'news': [{'text': 'x'}], 'info': {'text': 'z'}, 'stories': {'a': {'text': 'y'}}}),
+     ['x', 'y']),
+    ('a.json', json.dumps({'n': {'4': 1, '5': 2}, 'text': {'4': None, '5': 'y'}}), ['', 'y']),
     ('a.json', json.dumps({'n': {'4': 1, '5': 2}, 'text': {'4': 'x', '5': 'y'}}), ['x', 'y']),
     ('a.json', json.dumps({'schema': {'fields': [{'name': 'text'}]}, 'data': [{'text': 'x'}]}), ['x']),
     ('a.json', '\ufeff[\n"x",\n"y"]', ['x', 'y']),
@@ -333,12 +344,16 @@ TABLE = {'Titel': 'Owl', 'Story Text': TALE}
     ('a.csv', 'text\nx\ntext\ny\n', ['x', 'y']),
     ('a.csv', 'sep=;\nn;text\n1;x, y\n', ['x, y']),
     ('a.csv', '\n;;\nn;text\n1;x, y\n', ['x, y']),
+    ('a.csv', 'n;text;;\n1;x;;\n2;y\n', ['x', 'y']),
+    ('a.csv', 'n,text\n1,x\n\ufeffn,text\n2,y\n', ['x', 'y']),
+    ('a.csv', '"","text"\n"1",NA\n"2","x"\n', ['', 'x']),
     ('a.csv', f'Titel;Story Text\r\nOwl;{QUOTED}\r\n', [TALE]),
     ('a.csv', f'n|StoryText\n1|{QUOTED}\n', [TALE]),
     ('a.csv', f'STORY_TEXT\n{QUOTED}\n', [TALE]),
     ('a.tsv', '\ufefftext\tn\nx, y; z\t1\n', ['x, y; z']),
     ('a.txt', f'Nr\tFull text\n1\t{QUOTED}\n', [TALE]),
     ('a.txt', 'Story\tNr\n"Two\n\nlines"\t1\n', ['Two\n\nlines']),
+    ('a.txt', '{"text": "x."}\n\n{"text": "y."}\n', ['x.', 'y.']),
     ('a.txt', 'x<|endoftext|>\ny\n\ny<|endoftext|>', ['x', 'y\n\ny']),
     ('a.txt', 'x\nx\n  \ny', ['x\nx', 'y']),
     ('a.txt', 'The end.\n“Really?”\nयह कहानी है।', ['The end.', '“Really?”', 'यह कहानी है।']),
@@ -371,7 +386,7 @@ def test_a_text_file_of_a_folder_is_one_story(tmp_path):
 
 @pytest.mark.parametrize('text', [
     'a\r\nb\rc', 'a\u2028b\u2029c', 'a\x0bb\x0cc', 'a\x85b\nc', '\ufeffa\nb\nc', ' \u2009a\nb\nc\r\n',
-    '<|startoftext|>a\nb\nc\n<|endoftext|>'])
+    '<|startoftext|>a\nb\nc\n<|endoftext|>', '\ufeff\ufeffa\nb\nc\u200b', '\u200e a\nb\nc \u2060\n'])
 def test_every_source_gives_the_same_text(path, text):
     append(path, {'text': text})
     assert list(files.read_texts(path)) == ['a\nb\nc']
@@ -407,6 +422,11 @@ def test_the_longest_texts_are_the_stories(path):
     ('a.jsonl', b'{"text": "x"}\n{"story": "x"}\n', 'row 2: no column text among story'),
     ('a.jsonl', b'{"text": 5}\n', 'row 1: text is not text but 5'),
     ('a.jsonl', b'{"text": "x"}\n{"text": "y"}{"text": "z"}', 'line 2: not a line of JSON'),
+    ('a.jsonl', '{"text": "café"}'.encode('cp1252'), 'line 1: not a line of JSON in UTF-8'),
+    ('a.jsonl', b"{'text': 'x'}", 'line 1: not a line of JSON'),
+    ('a.jsonl', b'{"text": "x"}\n{"text": "y",}', 'line 2: not a line of JSON'),
+    ('a.csv', b'My stories,,\nid,text,n\n1,x,2\n', 'row 1: more fields than the header'),
+    ('a.txt', b'x.\n\nx.\n* * *\ny.\n', r"lines of '* * *': stories are separated by them, --separator='* * *', or"),
     ('a.csv', b'text,text\nx,y\n', 'two columns have the same name'),
     ('a.jsonl', b'5\n', 'row 1: neither an object nor a text'),
     ('a.csv', b'text\nx,y\n', 'row 1: more fields than the header'),

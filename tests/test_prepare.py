@@ -425,6 +425,37 @@ def test_the_share_of_unknown_tokens(home):
     assert home.json('data/t/meta.json')['unknown'] == {'train': pytest.approx(1 / 6), 'val': 0}  # of 4, bos and eos
 
 
+def byte_level(normalizer=None, **model):
+    """The dict of a tokenizer.json with all bytes; its bos, eos and unknown token are one, as GPT-2's."""
+    tok = Pipeline(models.BPE(unk_token='<|endoftext|>'))
+    tok.normalizer = normalizer
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tok.decoder = decoders.ByteLevel()
+    tok.train_from_iterator(['the owl saw a nut'] * 9, trainers.BpeTrainer(
+        special_tokens=['<|endoftext|>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    spec = json.loads(tok.to_str())
+    spec['model'] |= model
+    return spec
+
+
+@pytest.mark.parametrize('normalizer, before, after', [
+    (None, None, None), (normalizers.Lowercase(), "'The'", "'the'"),
+    (normalizers.Replace('\n\n', ' '), 'nut.\\n\\nÉté', "'nut.'"),
+    (normalizers.Replace('क्\u200dष', 'क्ष'), 'क्\\u200dष', 'क्ष')])
+def test_a_tokenizer_that_changes_texts_is_noted(home, normalizer, before, after):
+    """Nothing else is: its unknown token is also bos and eos, and its dropout would give other ids each time."""
+    spec = byte_level(normalizer, dropout=0.5)
+    (home.path / 't.json').write_text(json.dumps(spec), encoding='utf-8')
+    write_jsonl(home.path / 's.jsonl', ['The owl saw a nut.\n\nÉté क्\u200dष'] * 20)
+    out = home.run('prepare.py', '--source=s.jsonl', '--val_source=s.jsonl', '--dataset=t', '--tokenizer=t.json',
+                   '--trim=False')
+    lines = [line for line in out.splitlines() if 'the tokenizer changes texts' in line]
+    assert len(lines) == bool(normalizer)
+    assert not lines or before in lines[0] and after in lines[0].split(' becomes ')[1]
+    train, val = bins(home.path / 'data/t').values()
+    assert train.tolist() == val.tolist() and home.json('data/t/meta.json')['unknown'] == {'train': 0, 'val': 0}
+
+
 @pytest.mark.slow
 def test_a_sentencepiece_model_is_trained(home, texts):
     """Its .model lies beside the bins, until they are made by another tokenizer."""
@@ -469,6 +500,15 @@ def test_bins_as_text(prepared):
         assert shown.startswith('<s>' + tok.decode(ids[:20]).rstrip('\ufffd'))
 
 
+def test_a_terminal_obeys_no_text_of_a_file(home):
+    """Neither a story, nor the name of a column in a line about the table or an error."""
+    (home.path / 's.csv').write_text('\x1b[2J story,\x9b5n\n\x1b]0;owned\x07The owl.,1\n' * 9, encoding='utf-8')
+    out = home.run('prepare.py', '--source=s.csv', '--dataset=t', '--vocab_size=300', '--decode=20')
+    assert out.count('The owl.') >= 3
+    refusal = home.refuses('prepare.py', '--source=s.csv', '--dataset=t', '--text_column=x')
+    assert 'no column x' in refusal and not {'\x1b', '\x9b', '\x07'} & set(out + refusal)
+
+
 def test_bad_data_keeps_the_old_bins(home, reference, pretrained):
     folder = home.path / 'data/t'
     shutil.copytree(reference, folder)
@@ -511,7 +551,8 @@ def test_tokenizers_are_compared_on_the_stories(home, pretrained):
              f"--compare=['train', '{pretrained}']")
     assert not (folder / 'train.bin').exists() and (folder / 'tokenizers.png').stat().st_size > 10_000
     rows = home.json('data/t/tokenizers.json')['rows']
-    assert [row['tokenizer'] for row in rows] == ['train', str(pretrained)]
+    assert [row['tokenizer'] for row in rows] == ['train', pretrained.name]
+    assert str(pretrained.parent) not in (folder / 'tokenizers.json').read_text(encoding='utf-8')
     meta = json.loads((prepare(home, 's.jsonl', '--val_fraction=0.0') / 'meta.json').read_text(encoding='utf-8'))
     n_tokens = meta['tokens']['train'] - 2 * meta['stories']['train']  # without bos and eos
     own = rows[0]

@@ -100,7 +100,10 @@ def test_values_of_any_kind(project, value, prefix):
 
 @pytest.mark.parametrize('option, changes, message', [
     (TEMPLATE, {'words': None}, "nothing in the column 'words'"),
-    (TEMPLATE, {'mood': ''}, "nothing in the column 'mood'"),
+    (TEMPLATE, {'mood': ' \n'}, "nothing in the column 'mood'"),
+    (TEMPLATE, {'mood': float('nan')}, "nothing in the column 'mood'"), (TEMPLATE, {'words': []}, "nothing in"),
+    ('--story_template={my words}\n{text}', {'my words': 'x'}, 'must consist of letters, digits and _'),
+    ('--story_template={शब्द}\n{text}', {'शब्द': 'x'}, 'must consist of letters, digits and _'),
     ('--story_template={genre}\n{text}', {}, "nothing in the column 'genre'"),
     ('--story_template={text}{words}', {}, 'it must end with {text}'),
     ('--story_template=words', {}, 'it must end with {text}'),

@@ -243,9 +243,31 @@ def test_sentencepiece_without_bos_and_eos(stories, tmp_path):
     assert tok.encode_batch(stories[:50]) == sp.encode(stories[:50])
 
 
-def test_a_sentencepiece_model_of_words_is_refused(stories, tmp_path):
-    path, _ = sentencepiece_model(tmp_path, stories, model_type='word', vocab_size=100)
-    with pytest.raises(SystemExit, match='only BPE and unigram'):
+@pytest.mark.parametrize('kind', ['unigram', 'words'])
+def test_a_special_token_in_a_text_stays_text(kind, stories, tmp_path):
+    """Also where the vocabulary contains it, and where the tokenizer is loaded again."""
+    text = '<s> said </s> and [CLS] to <pad> twice <0x41>.'
+    (tmp_path / 'tokenizer.json').write_text(words_tokenizer({'[CLS]': 0, '</s>': 1, '[UNK]': 2}), encoding='utf-8')
+    if kind == 'unigram':
+        options = dict(model_type='unigram', byte_fallback=True, vocab_size=1300, pad_id=3)
+        path, _ = sentencepiece_model(tmp_path, [*stories, text], **options)
+        tokenizer.load(path).save(tmp_path)
+    spec = json.loads((tmp_path / 'tokenizer.json').read_text(encoding='utf-8'))
+    spec['pre_tokenizer'] = {'type': 'WhitespaceSplit'} if kind == 'words' else spec['pre_tokenizer']
+    tok = tokenizer.Tokenizer(json.dumps(spec), '[CLS]', '</s>')
+    again = tokenizer.Tokenizer(**tok.state())
+    assert again.state() == tok.state()
+    tokens = {again.backend.id_to_token(i) for i in again.encode(text)}
+    assert not tokens & {'<s>', '</s>', '[CLS]', '<pad>', '<0x41>'}
+    assert kind == 'words' or again.decode(again.encode(text)) == text
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'model_type': 'word', 'vocab_size': 100}, 'only BPE and unigram'),
+    ({'treat_whitespace_as_suffix': True, 'vocab_size': 1000}, 'puts spaces behind words')])
+def test_a_sentencepiece_model_of_another_kind_is_refused(stories, tmp_path, options, message):
+    path, _ = sentencepiece_model(tmp_path, stories, **options)
+    with pytest.raises(SystemExit, match=message):
         tokenizer.load(path)
 
 
@@ -390,6 +412,15 @@ def test_more_tokens_than_uint16_holds():
         tokenizer.trim(full, range(66_000))
     small, new_ids = tokenizer.trim(full, range(69_000, 69_100))
     assert small.vocab_size < 200 and small.encode('w69050 w69000') == new_ids[[69050, 69000]].tolist()
+
+
+def test_a_vocabulary_with_gaps_is_trimmed():
+    """bos and eos are added in a gap; a model's words follow."""
+    full = tokenizer.Tokenizer(words_tokenizer({'aa': 0, 'bb': 1, '[UNK]': 2, 'yy': 8, 'zz': 9}))
+    assert (full.bos, full.eos) == (5, 6)
+    small, new_ids = tokenizer.trim(full, full.encode('aa zz'))
+    assert small.encode('aa zz yy') == [*new_ids[full.encode('aa zz')], small.unk] and small.vocab_size == 5
+    assert (small.bos, small.eos) == tuple(new_ids[[5, 6]]) and tokenizer.Tokenizer(**small.state()).bos == small.bos
 
 
 # -----------------------------------------------------------------------------
