@@ -830,8 +830,11 @@ def json_rows(path, text_column):
     splits = find_splits(data, text_column)
     if splits:
         names = ', '.join(splits)
-        split = next((name for name in splits if name.lower() in ('train', 'training', names.lower())), '')
-        if not split:
+        split = next(iter(splits))
+        for name in splits:
+            if name.lower() in ('train', 'training'):
+                split = name
+        if len(splits) > 1 and split.lower() not in ('train', 'training'):
             fail(f'{path} contains the splits {names} and no train; save the one to read in a file of its own')
         data = splits[split]
         what = f'each of {split}, of the splits {names}'

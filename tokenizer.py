@@ -369,7 +369,9 @@ def words_as_bytes(pattern):
 def byte_characters():
     """{character: byte} of a byte-level BPE. Printable bytes stand for themselves, the others follow from U+0100 on."""
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    return dict(zip(characters, sorted(range(256), key=lambda byte: chr(byte) not in characters)))
+    printable = [ord(character) for character in characters if ord(character) < 256]
+    others = sorted(set(range(256)) - set(printable))
+    return dict(zip(characters, printable + others))
 
 
 def as_tiktoken(tokenizer):
