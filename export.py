@@ -54,7 +54,6 @@ from tokenizer import WORDS, byte_characters, read_json, word_pattern
 
 MAIN_FILES = {'hf': 'model.safetensors', 'llama2c': 'model.bin', 'gguf': 'model.gguf', 'page': 'story.html',
               'peft': 'adapter_model.safetensors'}
-PREFIXES = {'llama': 'model.', 'qwen3': 'model.', 'gpt2': 'transformer.'}
 CLASSES = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM', 'gpt2': 'GPT2LMHeadModel', 'gpt': 'GPT'}
 INTENDED_USE = (
     'To generate short stories from an opening, to show in class how a language model works, and for experiments with '
@@ -93,12 +92,10 @@ def named_weights(interleaved=False):
         del state['head.weight']
     for name, weight in list(state.items()):
         # GPT-2 has biases in all layers, and Llama in all parts of the attention or in none
-        needs_bias = gpt.bias and 'attn.qkv' in name
-        if kind == 'gpt2' and name.startswith(('blocks.', 'norm.')):
-            needs_bias = True
-        if needs_bias:
+        if kind == 'gpt2' and name.startswith(('blocks.', 'norm.')) or gpt.bias and 'attn.qkv' in name:
             state.setdefault(name.replace('.weight', '.bias'), torch.zeros(len(weight)))
     n_rows = [n * gpt.head_size for n in (gpt.n_head, gpt.n_kv_head, gpt.n_kv_head)]  # of queries, keys, values
+    prefix = 'transformer.' if kind == 'gpt2' else 'model.'
     weights = {}
     for name, weight in state.items():
         hf_names = hub.hf_names(name, gpt)
@@ -107,8 +104,9 @@ def named_weights(interleaved=False):
             if interleaved and ('q_proj' in hf_name or 'k_proj' in hf_name):
                 halves = part.reshape(-1, 2, gpt.head_size // 2, part[0].numel())  # (heads, 2, d / 2, C)
                 part = halves.transpose(1, 2).reshape(part.shape)
-            prefix = '' if hf_name == 'lm_head.weight' else PREFIXES[kind]
-            weights[prefix + hf_name] = part.float().contiguous()
+            if hf_name != 'lm_head.weight':
+                hf_name = prefix + hf_name
+            weights[hf_name] = part.float().contiguous()
     if gpt.mlp == 'relu2':  # relu(x)² = relu(x) · x: the gate equals what it gates
         for name, weight in list(weights.items()):
             if 'up_proj' in name:
@@ -118,15 +116,13 @@ def named_weights(interleaved=False):
 
 def read_bpe():
     """The token of each id of a BPE tokenizer, None for an unused id; its merges; a score for each merged token."""
-    bpe = spec['model']
-    if bpe['type'] != 'BPE':
-        fail(f'the tokenizer is a {bpe["type"]} model and {format} needs BPE; --format=hf takes any')
+    merges = spec['model']['merges']
     vocab = {i: token for token, i in tok.backend.get_vocab(with_added_tokens=True).items()}
     tokens = [vocab.get(i) for i in range(gpt.vocab_size)]
     scores = {}
-    for rank, (left, right) in enumerate(bpe['merges']):
+    for rank, (left, right) in enumerate(merges):
         scores.setdefault(left + right, -float(rank))
-    return tokens, bpe['merges'], scores
+    return tokens, merges, scores
 
 
 # -----------------------------------------------------------------------------
@@ -233,7 +229,10 @@ def write_llama2c(folder):
         pieces.append((score, piece))
     if not adds_space:
         pieces[3] = (1e10, pieces[1][1] + b' ')
-    write_run_c_tokenizer(os.path.join(folder, 'tokenizer.bin'), pieces)
+    with open(os.path.join(folder, 'tokenizer.bin'), 'wb') as f:
+        f.write(struct.pack('<i', max(len(piece) for _, piece in pieces)))
+        for score, piece in pieces:
+            f.write(struct.pack('<fi', score, len(piece)) + piece)
     write_run_c_model(os.path.join(folder, main_file), order)
 
     n_cut = sum(len(piece) > 1 and '\ufffd' in piece.decode('utf-8', 'replace') for _, piece in pieces)
@@ -243,14 +242,6 @@ def write_llama2c(folder):
         return ''
     return (f'{n_cut} of the {gpt.vocab_size:,} tokens begin or end inside a character. run.c can encode a prompt with '
             'them differently, and it does not print a part of a character that is a token alone.')
-
-
-def write_run_c_tokenizer(path, pieces):
-    """Write the length of the longest piece, then score (float32), length (int32) and bytes of each piece."""
-    with open(path, 'wb') as f:
-        f.write(struct.pack('<i', max(len(piece) for _, piece in pieces)))
-        for score, piece in pieces:
-            f.write(struct.pack('<fi', score, len(piece)) + piece)
 
 
 def write_run_c_model(path, order):
@@ -288,9 +279,9 @@ def write_gguf(folder):
     """Write model.gguf, with llama.cpp's names, and a Modelfile for Ollama."""
     import gguf
     writer = gguf.GGUFWriter(os.path.join(folder, main_file), kind)
-    file_type = {'float32': 'ALL_F32', 'float16': 'MOSTLY_F16', 'bfloat16': 'MOSTLY_BF16'}[dtype]
+    quantization = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}[dtype]
     writer.add_name(title)
-    writer.add_file_type(gguf.LlamaFileType[file_type])
+    writer.add_file_type(gguf.LlamaFileType['ALL_F32' if dtype == 'float32' else f'MOSTLY_{quantization}'])
     writer.add_vocab_size(gpt.vocab_size)
     writer.add_context_length(gpt.block_size)
     writer.add_embedding_length(gpt.n_embd)
@@ -309,9 +300,7 @@ def write_gguf(folder):
         writer.add_rope_dimension_count(gpt.head_size)
     add_gguf_tokenizer(writer)
 
-    architecture = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[kind]
-    gguf_names = gguf.get_tensor_name_map(architecture, gpt.n_layer)
-    quantization = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}[dtype]
+    gguf_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], gpt.n_layer)
     for name, weight in named_weights(interleaved=kind == 'llama').items():
         stays_float32 = weight.dim() == 1 or 'wpe' in name  # as llama.cpp needs it
         number = gguf.GGMLQuantizationType['F32' if stays_float32 else quantization]
@@ -373,9 +362,9 @@ def add_gguf_tokenizer(writer):
 MAX_PAGE_WEIGHTS = 300_000_000  # browsers limit a text to 512 MB, and a weight takes 1.33 bytes
 # what the page knows of tokenizer.json: the types of its steps, and the syntax of regular expressions
 PAGE_STEPS = {
-    'normalizer': {'Sequence', 'NFC', 'NFD', 'NFKC', 'NFKD', 'Prepend', 'Replace', 'Strip', 'Precompiled'},
-    'pre_tokenizer': {'Sequence', 'Split', 'Digits', 'ByteLevel', 'Metaspace'},
-    'decoder': {'Sequence', 'Replace', 'ByteFallback', 'Fuse', 'Strip', 'ByteLevel', 'Metaspace'}}
+    'normalizer': 'Sequence NFC NFD NFKC NFKD Prepend Replace Strip Precompiled',
+    'pre_tokenizer': 'Sequence Split Digits ByteLevel Metaspace',
+    'decoder': 'Sequence Replace ByteFallback Fuse Strip ByteLevel Metaspace'}
 ESCAPE = r'\\[pP]\{\w+\} | \\x\{\w+\} | \\[sSdrnt]'  # such as \p{L}, \x{200d}, \s
 PAGE_REGEX = re.compile(fr'''(?:
     {ESCAPE}
@@ -401,7 +390,7 @@ def write_page(folder):
     data = {
         'title': title, 'language': language, 'n_params': f'{model.n_params():,}', 'start': start,
         'examples': openings(), 'template': template_of(checkpoint).removesuffix('{text}'), 'temperature': temperature,
-        'max_new_tokens': max_new_tokens, 'seed': seed, 'about': [INTENDED_USE, LIMITATIONS], 'tables': facts(),
+        'max_new_tokens': max_new_tokens, 'seed': seed, 'about': [INTENDED_USE, LIMITATIONS], 'tables': tables,
         'tokenizer': spec, 'bos': tok.bos, 'ends': tok.ends, 'is_byte_level': is_byte_level,
         'strips_space': strips_space, 'config': dataclasses.asdict(gpt), 'tensors': tensors,
         'weights': base64.b64encode(weights).decode()}
@@ -412,11 +401,10 @@ def write_page(folder):
 
 def check_page_tokenizer():
     """Fail if the page does not know a part of the tokenizer."""
-    read_bpe()
     unknown = set()
     for part, known_types in PAGE_STEPS.items():
         steps = json.dumps(spec[part])
-        unknown |= set(re.findall(r'"type": "(\w+)"', steps)) - known_types
+        unknown |= set(re.findall(r'"type": "(\w+)"', steps)) - set(known_types.split())
         unknown |= set(re.findall(r'"behavior": "(?!Isolated)\w+"|"invert": true', steps))
         for pattern in re.findall(r'"Regex": ("(?:[^"\\]|\\.)*")', steps):
             if not PAGE_REGEX.fullmatch(json.loads(pattern)):
@@ -443,8 +431,6 @@ def quantized_weights():
         if name == 'head.weight' and gpt.tie_weights:
             continue
         weight = weight.float()
-        if not weight.isfinite().all():
-            fail(f'{out_dir}: the weights {name} contain NaN or infinity; train again with a lower learning rate')
         if weight.dim() == 1:
             tensors.append((name, len(weight), 0))
             parts.append(weight)
@@ -458,9 +444,9 @@ def quantized_weights():
 # -----------------------------------------------------------------------------
 # the model card
 
-TRAINING_KEYS = ('init_from', 'batch_size', 'gradient_accumulation_steps', 'block_size', 'optimizer', 'learning_rate',
-                 'min_lr', 'warmup_iters', 'max_iters', 'weight_decay', 'beta1', 'beta2', 'grad_clip', 'dropout',
-                 'seed')
+TRAINING_KEYS = (
+    'init_from batch_size gradient_accumulation_steps block_size optimizer learning_rate min_lr warmup_iters max_iters '
+    'weight_decay beta1 beta2 grad_clip dropout seed').split()
 
 
 def sample_stories():
@@ -526,13 +512,11 @@ def data_and_measures():
 
 def facts():
     """What is known of the model -> {heading: {name: text}}."""
-    training = {'step': checkpoint.get('step', checkpoint.get('iter_num'))}  # the latter is nanoGPT's
-    training |= {key: run_config.get(key) for key in TRAINING_KEYS}
-    training['nanokahani'] = checkpoint.get('version')
-    data, measures = data_and_measures()
+    training = {key: run_config.get(key) for key in TRAINING_KEYS} | {'nanokahani': checkpoint.get('version')}
+    step = checkpoint.get('step', checkpoint.get('iter_num'))  # the latter is nanoGPT's
     sections = {
         'Model': {'parameters': model.n_params()} | dataclasses.asdict(gpt) | {'dtype': stored_dtype},
-        'Training': training, 'Data': data,
+        'Training': {'step': step} | training, 'Data': dict(training_data),
         'Evaluation': {name.replace('_', ' '): f'{value:.4f}' for name, value in measures.items()}}
     for rows in sections.values():
         for name, value in list(rows.items()):
@@ -573,8 +557,7 @@ def usage():
 def hub_metadata():
     """The first lines of the card: YAML with what the hub reads."""
     from huggingface_hub import EvalResult, ModelCardData
-    data, measures = data_and_measures()
-    source = re.match(r'hf:([\w-][\w.-]*/[\w.-]+)', str(data.get('source')))
+    source = re.match(r'hf:([\w-][\w.-]*/[\w.-]+)', str(training_data.get('source')))
     on_the_hub = hub_dataset or (source[1] if source else None)
     name = on_the_hub or run_dataset or 'stories'
     results = []
@@ -594,7 +577,7 @@ def hub_metadata():
 def card(notes):
     """The text of README.md."""
     trained_on = f', trained on {quote_markdown(run_dataset)}' if run_dataset else ''
-    tables = ''.join(table(heading, rows) for heading, rows in facts().items())
+    sections = ''.join(table(heading, rows) for heading, rows in tables.items())
     quoted_stories = ''
     for story in stories:
         lines = [f'> {quote_markdown(line)}\n' for line in story.splitlines()]
@@ -615,7 +598,7 @@ A {CLASSES.get(kind, kind)} with {model.n_params():,} parameters that writes sho
 ## Intended use
 
 {INTENDED_USE}
-{tables}
+{sections}
 ## Stories
 
 The first {examples}, at temperature {temperature}, with seeds from {seed}.
@@ -697,6 +680,8 @@ model, tok, checkpoint = hub.load(out_dir, tokenizer=tokenizer)
 gpt = model.config
 kind = model_type()
 spec = json.loads(tok.to_str())  # tokenizer.json
+if format not in ('hf', 'peft') and spec['model']['type'] != 'BPE':
+    fail(f'the tokenizer is a {spec["model"]["type"]} model and {format} needs BPE; --format=hf takes any')
 is_byte_level = 'ByteLevel' in json.dumps([spec['pre_tokenizer'], spec['normalizer']])
 text = ''.join(tok.backend.encode('a', add_special_tokens=False).tokens)
 adds_space = text.startswith(('▁', 'Ġ'))  # the tokenizer puts a space before every text, as SentencePiece does
@@ -706,6 +691,8 @@ run_config = hide_folders(run_config) if isinstance(run_config, dict) else {}  #
 run_dataset = str(run_config.get('dataset', ''))
 language = language or language_code(run_dataset)
 stored_dtype = 'int8' if format == 'page' else dtype
+training_data, measures = data_and_measures()
+tables = facts()
 check_writable(out, named_folder)
 lock(os.path.abspath(out))
 stories = sample_stories()

@@ -25,11 +25,10 @@ import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from files import fail, on_hub
-from model import (GPT, checkpoint_path, gpt_config, load_checkpoint, load_weights, new_gpt, parts_of, save_checkpoint,
-                   verify_file)
+from model import (GPT, checkpoint_path, gpt_config, left_padded, load_checkpoint, load_weights, new_gpt, parts_of,
+                   save_checkpoint, verify_file)
 from tokenizer import find_beside, from_checkpoint, hub_problem, read_json
 from tokenizer import load as load_tokenizer
 
@@ -48,10 +47,13 @@ def load(name, device='cpu', tokenizer='', data_tokenizer=''):
     tokenizer_folder = ''  # the folder of a model that contains its tokenizer
     model_file = path  # otherwise the tokenizer is searched for beside this file
     if os.path.isdir(path):
-        model = load_hf(path)
-        model_file = os.path.join(path, 'config.json')
-        contains_tokenizer = any(file.startswith(('tokenizer', 'spiece')) for file in os.listdir(path))
-        tokenizer_folder = path if contains_tokenizer else base_folder(path)
+        base = base_folder(path)
+        model_file = os.path.join(base, 'config.json')
+        for folder in (base, path):  # adapters can have a tokenizer of their own
+            stay_inside(folder)
+            if any(file.startswith(('tokenizer', 'spiece')) for file in os.listdir(folder)):
+                tokenizer_folder = folder
+        model = load_hf(base, '' if base == path else path)
     elif path.endswith('.bin'):
         model = load_llama2c(path)
     elif path.endswith('.pt'):
@@ -59,7 +61,7 @@ def load(name, device='cpu', tokenizer='', data_tokenizer=''):
         model = restore(checkpoint, path, merge=True)
     else:
         fail(f'{path} is neither a .pt file, nor a model.bin of llama2.c, nor the folder of a Hugging Face model')
-    has_tokenizer = tokenizer_folder or 'tokenizer' in checkpoint
+    has_tokenizer = tokenizer_folder or 'tokenizer' in checkpoint and not tokenizer
     is_llama2c = path.endswith('.bin') or 'dim' in checkpoint.get('model_args', ())
     n_tokens = model.config.vocab_size
     if 'tokenizer' in checkpoint and not tokenizer:
@@ -117,7 +119,7 @@ def download(name):
             patterns += ['pytorch_model*.bin', 'adapter_model*.bin']
             folder = huggingface_hub.snapshot_download(model_name, revision=revision, allow_patterns=patterns)
         return folder
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:
         fail(f'{name}: {hub_problem(e)}')
 
 
@@ -130,8 +132,7 @@ def quantize_int8(model):
 
 def one_line(error):
     """The beginning of an error's message, without line breaks."""
-    text = ' '.join(str(error).split())
-    return text[:200]
+    return ' '.join(str(error).split())[:200]
 
 
 # -----------------------------------------------------------------------------
@@ -161,10 +162,7 @@ def restore(checkpoint, path, merge=False):
 def restore_llama2c(args, weights, path):
     """The GPT of a checkpoint of llama2.c."""
     values = renamed(args, META_KEYS)
-    gate = weights.get('layers.0.feed_forward.w1.weight', torch.empty(0, 0))
-    values['n_inner'] = len(gate) if gate.dim() else 0
-    head = weights.get('output.weight')
-    values['tie_weights'] = head is None or torch.equal(head, weights['tok_embeddings.weight'])
+    values['n_inner'] = weights.get('layers.0.feed_forward.w1.weight', torch.empty(0)).shape[:1].numel()
     model = gpt_of(values, weights, path, META_LAYERS)
     # Reorder queries and keys: Meta's Llama rotates neighbours, our GPT rotates the halves of a head.
     config = model.config
@@ -288,7 +286,7 @@ def embedding_rows(model_tokenizer, vocab):
     model_vocab = model_tokenizer.backend.get_vocab()
     if model_vocab == vocab:
         return []
-    if any(token not in model_vocab for token in vocab):
+    if not vocab.keys() <= model_vocab.keys():
         return None
     return [model_vocab[token] for token in sorted(vocab, key=vocab.get)]
 
@@ -402,11 +400,8 @@ def write_adapters(checkpoint, path, folder):
             layers = [prefix + hf_name.removesuffix('.weight') for hf_name in hf_names(f'{layer}.weight', config)]
         else:  # a class of Transformers: the names are its own
             layers = [layer.removeprefix('inner.')]
-        if len(layers) == 1:
-            parts = [weight]
-        elif side == 'A':  # queries, keys and values share A
-            parts = [weight] * 3
-        else:
+        parts = [weight] * len(layers)  # queries, keys and values share A
+        if len(layers) == 3 and side == 'B':
             parts = weight.split([n * config.head_size for n in (config.n_head, config.n_kv_head, config.n_kv_head)])
         for hf_layer, part in zip(layers, parts):
             weights[f'base_model.model.{hf_layer}.lora_{side}.weight'] = part.clone()
@@ -425,7 +420,7 @@ def merge_adapters(model, folder):
     import peft
     if not any(file.startswith('adapter_model') for file in os.listdir(folder)):  # peft would look for it on the hub
         fail(f'{folder} contains no adapter_model.safetensors')
-    with transformers_errors(folder, sum(file.stat().st_size for file in os.scandir(folder))):
+    with transformers_errors(folder):
         peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 
@@ -468,34 +463,29 @@ SUPPORTED = {
 }
 
 
-def load_hf(folder):
-    """The model of a folder of Hugging Face, peft or TinyNews.
+def load_hf(folder, adapters=''):
+    """The model of a folder of Hugging Face or TinyNews, with the adapters in a folder of peft merged into it.
 
     It is a GPT if it is a plain Llama, Qwen3 or GPT-2, or TinyNews' model, else a TransformersModel.
     """
-    adapters = ''  # the folder of peft
-    if base_folder(folder):
-        adapters, folder = folder, base_folder(folder)
-        stay_inside(adapters)
     path = os.path.join(folder, 'config.json')
     if not os.path.exists(path):
         fail(f'{folder} contains neither best.pt, ckpt.pt nor a Hugging Face config.json')
-    stay_inside(folder)
     settings = read_json(path)
     if isinstance(settings.get('model'), dict) and not adapters:
         return load_tinynews(folder, settings['model'])
     config = plain_config(settings, path)
-    has_safetensors = any(file.endswith('.safetensors') for file in os.listdir(folder))
-    if config and has_safetensors and not adapters:
-        weights = read_weights(folder)
-    else:
+    weights = read_weights(folder) if config and not adapters else {}
+    if not weights:
         import transformers
         model = from_pretrained(transformers.AutoModelForCausalLM, folder, dtype=torch.float32,
                                 output_loading_info=True)
         if adapters:
             merge_adapters(model, adapters)
         if not config:
-            return TransformersModel(model)
+            model = TransformersModel(model)
+            check_generation(model, folder)
+            return model
         weights = model.state_dict()
     if config.position == 'learned':
         for name, weight in weights.items():
@@ -505,10 +495,10 @@ def load_hf(folder):
 
 
 def base_folder(folder):
-    """The folder of the base model of adapters that peft wrote; '' if the folder contains a model of its own."""
+    """The folder of the base model of adapters that peft wrote; the folder itself if it contains a whole model."""
     path = os.path.join(folder, 'adapter_config.json')
     if not os.path.exists(path) or os.path.exists(os.path.join(folder, 'config.json')):
-        return ''
+        return folder
     return find_model(str(read_json(path).get('base_model_name_or_path')))
 
 
@@ -517,11 +507,8 @@ def plain_config(settings, path):
     rope = settings.get('rope_parameters') or settings.get('rope_scaling')
     if isinstance(rope, dict):
         settings |= rope
-    kind = settings.get('model_type')
-    for key, values in SUPPORTED.items():
-        if settings.get(key) not in (None, *values):
-            return None
-    if not isinstance(kind, str) or kind not in KEYS:
+    kind = str(settings.get('model_type'))
+    if kind not in KEYS or any(settings.get(key) not in (None, *values) for key, values in SUPPORTED.items()):
         return None
     config = gpt_config(DEFAULTS[kind] | renamed(settings, KEYS[kind]), path)
     if settings.get('head_dim') not in (None, config.head_size):
@@ -567,21 +554,28 @@ def stay_inside(folder):
 
 def check_settings(settings, path):
     """Fail when the settings of a config.json name a kernel on the hub, or need more memory than there is."""
-    text = json.dumps(settings)
-    if re.search(r'_implementation": (\{[^}]*|"[^"]*)/', text):  # "attn_implementation": "user/kernel"
-        fail(f'{path} names a kernel on the hub, which is code')
-    for name, n in re.findall(r'"(\w*(?:layer|expert)s?)": (\d+)', text):
-        if len(n) > 4 or int(n) > 1000:
-            fail(f'{path}: a {name} of {n:.20} fits in no memory')
+    waiting = list(settings.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f'{key} {inner_key}', inner_value) for inner_key, inner_value in value.items()]
+        elif isinstance(value, str) and '_implementation' in key and '/' in value:
+            fail(f'{path} names a kernel on the hub, which is code')
+        elif isinstance(value, int) and value > 1000 and re.search('(layer|expert)s?$', key):
+            fail(f'{path}: a {key} of {value} fits in no memory')
 
 
 def read_weights(folder):
-    """The tensors of a folder's safetensors by name, in float32."""
+    """The tensors by name, in float32, in model.safetensors or in the files of its index; {} if there is neither."""
     import safetensors.torch
+    files = []
+    index_path = os.path.join(folder, 'model.safetensors.index.json')
+    if os.path.exists(os.path.join(folder, 'model.safetensors')):
+        files = ['model.safetensors']
+    elif os.path.exists(index_path):
+        files = set(read_json(index_path).get('weight_map', {}).values())
     weights = {}
-    for file in sorted(os.listdir(folder)):
-        if not file.endswith('.safetensors'):
-            continue
+    for file in files:
         path = os.path.join(folder, file)
         try:
             weights |= safetensors.torch.load_file(path)
@@ -593,28 +587,29 @@ def read_weights(folder):
 # -----------------------------------------------------------------------------
 # names of weights
 
-# Our layers -> the layers in Hugging Face's class. Where there are several, ours is their concatenation along dim 0.
+# Our layers -> the layers in Hugging Face's class. Where there are several, separated by spaces, ours is their
+# concatenation along dim 0.
 LLAMA_LAYERS = {
-    'wte': ['embed_tokens'], 'norm': ['norm'], 'head': ['lm_head'],
-    'norm1': ['input_layernorm'], 'norm2': ['post_attention_layernorm'],
-    'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.proj': ['self_attn.o_proj'],
-    'attn.q_norm': ['self_attn.q_norm'], 'attn.k_norm': ['self_attn.k_norm'],
-    'mlp.gate': ['mlp.gate_proj'], 'mlp.up': ['mlp.up_proj'], 'mlp.down': ['mlp.down_proj'],
+    'wte': 'embed_tokens', 'norm': 'norm', 'head': 'lm_head',
+    'norm1': 'input_layernorm', 'norm2': 'post_attention_layernorm',
+    'attn.qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj', 'attn.proj': 'self_attn.o_proj',
+    'attn.q_norm': 'self_attn.q_norm', 'attn.k_norm': 'self_attn.k_norm',
+    'mlp.gate': 'mlp.gate_proj', 'mlp.up': 'mlp.up_proj', 'mlp.down': 'mlp.down_proj',
 }
 GPT2_LAYERS = {
-    'wte': ['wte'], 'wpe': ['wpe'], 'norm': ['ln_f'], 'head': ['lm_head'],
-    'norm1': ['ln_1'], 'norm2': ['ln_2'], 'attn.qkv': ['attn.c_attn'], 'attn.proj': ['attn.c_proj'],
-    'mlp.up': ['mlp.c_fc'], 'mlp.down': ['mlp.c_proj'],
+    'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f', 'head': 'lm_head',
+    'norm1': 'ln_1', 'norm2': 'ln_2', 'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj',
+    'mlp.up': 'mlp.c_fc', 'mlp.down': 'mlp.c_proj',
 }
 META_LAYERS = {  # in llama2.c
-    'wte': ['tok_embeddings'], 'norm': ['norm'], 'head': ['output'], 'norm1': ['attention_norm'], 'norm2': ['ffn_norm'],
-    'attn.qkv': ['attention.wq', 'attention.wk', 'attention.wv'], 'attn.proj': ['attention.wo'],
-    'mlp.gate': ['feed_forward.w1'], 'mlp.up': ['feed_forward.w3'], 'mlp.down': ['feed_forward.w2'],
+    'wte': 'tok_embeddings', 'norm': 'norm', 'head': 'output', 'norm1': 'attention_norm', 'norm2': 'ffn_norm',
+    'attn.qkv': 'attention.wq attention.wk attention.wv', 'attn.proj': 'attention.wo',
+    'mlp.gate': 'feed_forward.w1', 'mlp.up': 'feed_forward.w3', 'mlp.down': 'feed_forward.w2',
 }
 TINYNEWS_LAYERS = {
-    'wte': ['tok_emb'], 'wpe': ['pos_emb'], 'norm': ['final_norm'], 'head': ['out_head'],
-    'norm1': ['norm1'], 'norm2': ['norm2'], 'attn.qkv': ['att.qkv'], 'attn.proj': ['att.proj'],
-    'mlp.up': ['ff.layers.0'], 'mlp.down': ['ff.layers.2'],
+    'wte': 'tok_emb', 'wpe': 'pos_emb', 'norm': 'final_norm', 'head': 'out_head',
+    'norm1': 'norm1', 'norm2': 'norm2', 'attn.qkv': 'att.qkv', 'attn.proj': 'att.proj',
+    'mlp.up': 'ff.layers.0', 'mlp.down': 'ff.layers.2',
 }
 
 
@@ -631,25 +626,25 @@ def hf_names(name, config, layers=None):
         _, i, layer = layer.split('.', 2)
         prefix = f'h.{i}.' if is_gpt2 else f'layers.{i}.'
     layers = layers or (GPT2_LAYERS if is_gpt2 else LLAMA_LAYERS)
-    return [f'{prefix}{hf_layer}.{kind}' for hf_layer in layers[layer]]
+    return [f'{prefix}{hf_layer}.{kind}' for hf_layer in layers[layer].split()]
 
 
 def gpt_of(values, weights, path, layers=None):
     """The GPT with these settings, a dict, and weights with Hugging Face's or nanoGPT's names, or those in `layers`."""
-    model = new_gpt(values, weights, path)
     weights = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in weights.items()}
+    config = gpt_config(values, path)
+    [embedding_name], [head_name] = (hf_names(name, config, layers) for name in ('wte.weight', 'head.weight'))
+    if config.tie_weights and embedding_name in weights:
+        head = weights.setdefault(head_name, weights[embedding_name])
+        config.tie_weights = torch.equal(head, weights[embedding_name])  # whatever the settings say, as in Transformers
+    model = new_gpt(vars(config), weights, path)
     state = {}
     for name in model.state_dict():
-        if name == 'head.weight' and model.config.tie_weights:
-            names = hf_names('wte.weight', model.config, layers)
-        else:
-            names = hf_names(name, model.config, layers)
-        missing = [hf_name for hf_name in names if hf_name not in weights]
-        if missing:
-            fail(f'{path}: the weights lack {", ".join(missing)}')
-        parts = [weights[hf_name] for hf_name in names]
+        names = hf_names(name, config, layers)
         try:
-            state[name] = torch.cat(parts)
+            state[name] = torch.cat([weights.pop(hf_name) for hf_name in names])
+        except KeyError as e:
+            fail(f'{path}: the weights lack {e.args[0]}')
         except RuntimeError as e:  # other shapes
             fail(f'{path}: the weights {names[0]} do not fit the model: {one_line(e)}')
     load_weights(model, state, path)
@@ -664,7 +659,7 @@ def from_pretrained(auto_class, folder, **options):
 
     With output_loading_info=True, a model whose files lack weights is refused: they would be filled at random.
     """
-    with transformers_errors(folder, sum(file.stat().st_size for file in os.scandir(folder))):
+    with transformers_errors(folder):
         loaded = auto_class.from_pretrained(folder, trust_remote_code=False, **options)
     if not options.get('output_loading_info'):
         return loaded
@@ -672,6 +667,20 @@ def from_pretrained(auto_class, folder, **options):
     if info['missing_keys']:
         fail(f'{folder}: the weights lack {", ".join(sorted(info["missing_keys"])):.200}')
     return model
+
+
+def check_generation(model, path):
+    """Fail if a TransformersModel cannot continue prompts of different lengths with a cache.
+
+    Mamba and RWKV read padding too. BERT, which fills gaps, sees what follows. NaN as a weight is found too.
+    """
+    with transformers_errors(path), torch.no_grad():
+        cache = model.new_cache(2, 4)
+        cache.prefill([0, 1], [[5, 6, 7], [8]])
+        logits = cache.decode([9, 9])[1]
+        expected = model(torch.tensor([[8, 9]]))[0, -1]
+        if not (logits - expected).abs().max() < 0.01 * expected.std():  # not: NaN is never smaller
+            fail(f'{path}: its class of Transformers cannot generate stories in batches, or its weights are damaged')
 
 
 def new_transformers(args, weights, path):
@@ -699,12 +708,15 @@ def new_transformers(args, weights, path):
 
 
 @contextlib.contextmanager
-def transformers_errors(path, n_bytes):
+def transformers_errors(path, n_bytes=None):
     """In this block, an error of Transformers or peft, or too much memory, ends the program with one line.
 
-    n_bytes: the size of the weights. Only Linux can limit memory: to four times that, and 2 GB.
+    n_bytes: the size of the weights to load; None = of the files in the folder `path`.
+    Only Linux can limit memory: to four times that, and 2 GB.
     """
     import transformers
+    if n_bytes is None:
+        n_bytes = sum(file.stat().st_size for file in os.scandir(path))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     limits = None
@@ -726,6 +738,8 @@ def transformers_errors(path, n_bytes):
         reason = one_line(e)
         if 'weights_only' in str(e):  # torch's advice to load the file in an unsafe way
             reason = 'its weights contain something other than tensors'
+        if 'mismatched_sizes' in reason:  # advice for programmers
+            reason = 'its weights have other shapes than its config.json says'
         fail(f'{path}: Transformers cannot open it: {reason}')
     finally:
         if limits:
@@ -799,14 +813,12 @@ class TransformersCache:
         """Read sequences, lists of ids, into the first slots -> logits after each, (len(slots), vocab_size)."""
         import transformers
         assert slots == list(range(len(slots)))
-        sequences = [torch.tensor(ids, device=self.model.device) for ids in sequences]
-        ids = pad_sequence(sequences, batch_first=True, padding_side='left')  # (B, T)
-        ones = [torch.ones_like(ids) for ids in sequences]
-        self.mask = pad_sequence(ones, batch_first=True, padding_side='left')  # (B, T), 0: padding
+        ids = left_padded(sequences, -1, self.model.device)  # (B, T)
+        self.mask = (ids >= 0).long()  # 0: padding
         self.cache = transformers.DynamicCache(config=self.model.config)
         self.lengths[:len(slots)] = [ids.size(1)] * len(slots)
         positions = self.mask.cumsum(1) - 1
-        return self.last_logits(ids, positions.clamp(min=0))
+        return self.last_logits(ids.clamp(min=0), positions.clamp(min=0))
 
     def decode(self, tokens):
         """Read one token into each of the first len(tokens) slots -> the logits after it, (len(tokens), vocab_size)."""
@@ -834,10 +846,8 @@ class TransformersCache:
 
     def last_logits(self, ids, positions):
         """The logits after the last column, (B, vocab_size). ids, positions: (B, T)"""
-        options = {}
-        if 'position_ids' in self.parameters:  # not every model has both
-            options['position_ids'] = positions
-        if 'logits_to_keep' in self.parameters:
-            options['logits_to_keep'] = 1
+        options = {'position_ids': positions, 'logits_to_keep': 1}
+        # not every model has both
+        options = {key: value for key, value in options.items() if key in self.parameters}
         output = self.model(ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **options)
         return output.logits[:, -1]

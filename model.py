@@ -1010,11 +1010,14 @@ def gpt_config(values, path):
 
 
 def load_weights(model, weights, path, strict=True):
-    """model.load_state_dict(weights); fails in one line when they do not fit."""
+    """model.load_state_dict(weights); fails in one line when they do not fit, or when training has destroyed them."""
     try:
-        return model.load_state_dict(weights, strict=strict)
+        result = model.load_state_dict(weights, strict=strict)
     except RuntimeError as e:
         fail(f'{path}: the weights do not fit the model: {" ".join(str(e).split()):.200}')
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        fail(f'{path}: its weights contain NaN or infinity; train again with a lower learning rate')
+    return result
 
 
 def training_state(optimizers, scaler, guard):

@@ -128,8 +128,11 @@ def generate_stories(stories):
     """Generate stories: fills in 'story' and 'ended'. Yields, after each step, how many stories it has completed."""
     prefixes = tok.encode_prefixes([prefix_of(story) for story in stories])
     prompts = tok.encode_batch([prefix_of(story) + story['prompt'] for story in stories])
+    n_hidden = []  # bos and the tokens of the words in front, of which the last one can begin the story too
     for i, story in enumerate(stories):
-        prompts[i] = [tok.bos, *(prompts[i] if story['prompt'] else prefixes[i])]
+        ids = prompts[i] if story['prompt'] else prefixes[i]
+        n_hidden.append(1 + len(os.path.commonprefix([ids, prefixes[i]])))
+        prompts[i] = [tok.bos, *ids]
     seeds = [story['seed'] for story in stories]
     new_ids = [[] for _ in stories]
     for step in generate(model, prompts, max_new_tokens, tok.ends, seeds, temperature, top_k, top_p, min_p,
@@ -139,7 +142,7 @@ def generate_stories(stories):
             new_ids[i].append(token)
             is_complete = token in tok.ends or len(new_ids[i]) == max_new_tokens
             if is_complete or len(stories) == 1:
-                stories[i]['story'] = tok.decode(prompts[i][1 + len(prefixes[i]):] + new_ids[i])
+                stories[i]['story'] = tok.decode(prompts[i][n_hidden[i]:] + new_ids[i]).lstrip()
             if token in tok.ends:
                 stories[i]['ended'] = 'eos'
             if is_complete:

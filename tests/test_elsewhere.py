@@ -99,6 +99,31 @@ def test_a_model_of_any_other_class_generates_and_is_evaluated(home, tok):
     assert loss['val_loss'] == pytest.approx(math.log(1024), abs=0.3)  # its weights are random
 
 
+@torch.no_grad()
+def test_the_weights_are_those_that_transformers_reads(home, tmp_path):
+    """Other files beside them do not count. A head that is stored is used, whatever the settings say."""
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(home.path / 'gpt2', tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / 'model.safetensors')
+    save_file({name: weight * 0 for name, weight in weights.items()}, tmp_path / 'optimizer.safetensors')
+    save_file(weights | {'lm_head.weight': torch.randn(1024, 32)}, tmp_path / 'model.safetensors', {'format': 'pt'})
+    ids = torch.randint(1024, (2, 30))
+    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
+    assert torch.allclose(hub.load(str(tmp_path))[0](ids), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('config', [
+    transformers.BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.2),
+    transformers.MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4)])
+def test_a_class_that_cannot_continue_texts_is_refused(tok, tmp_path, config):
+    """BERT sees what follows, and Mamba reads padding."""
+    config.vocab_size = tok.vocab_size
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tok.save(str(tmp_path))
+    with pytest.raises(SystemExit, match='cannot generate stories'):
+        hub.load(str(tmp_path))
+
+
 def nanogpt(n_tokens):
     """A checkpoint as nanoGPT saves it, with random weights."""
     config = transformers.GPT2Config(vocab_size=n_tokens, n_embd=16, n_layer=1, n_head=2, n_positions=32)

@@ -206,7 +206,8 @@ TEMPLATE = '{noun}, {verb}: {text}'
 @pytest.fixture(scope='module')
 def hostile(project, texts):
     """A page of a model that always generates the token EVIL, in a folder with such a name."""
-    tokenizer = train_tokenizer(texts, 600, [EVIL])
+    # without English, the letter `a` is not joined to the space before it, but Hindi words are
+    tokenizer = train_tokenizer([text for text in texts if not text.isascii()], 600, [EVIL])
     evil_id = tokenizer.backend.token_to_id(EVIL)
     folder = random_checkpoint(project, tokenizer, norm='layernorm', bias=True, tie_weights=False)
     checkpoint = torch.load(folder / 'best.pt', weights_only=True)

@@ -8,6 +8,7 @@ import pytest
 import hub
 from files import normalize, read_texts
 from model import generate, load_checkpoint, save_checkpoint
+from tokenizer import train as train_tokenizer
 
 
 @pytest.fixture(scope='session')
@@ -69,14 +70,15 @@ def table(project, path):
 
 @pytest.mark.slow
 def test_words_are_columns_of_a_csv(trained):
-    """A word that the template calls `prompt` does not replace the prompt."""
+    """A word called `prompt` does not replace the prompt. The space after the words can begin a token."""
     checkpoint = load_checkpoint(str(trained.path / 'out/sample/best.pt'))
-    checkpoint['meta']['story_template'] = '{noun}, {prompt}\n{text}'
+    checkpoint['meta']['story_template'] = '{noun}, {prompt}: {text}'
     save_checkpoint(str(trained.path / 'out/words/best.pt'), checkpoint)
     trained.run('sample.py', '--out_dir=out/words', '--words=नदी, लाल', '--start=एक दिन', '--num_samples=2',
                 '--max_new_tokens=5', '--out=words.csv')
     rows = table(trained, 'words.csv')
     assert list(rows[0]) == ['id', 'prompt', 'story', 'seed', 'ended', 'noun']
+    assert all(row['story'].startswith('एक दिन') for row in rows)
     assert [(row['id'], row['prompt'], row['noun']) for row in rows] == [('0', 'एक दिन', 'नदी'), ('1', 'एक दिन', 'नदी')]
 
 
@@ -106,8 +108,13 @@ def test_bad_words_and_no_repeated_ngrams(trained):
 @pytest.mark.parametrize('argument, message', [
     ('--out_dir=out/nothing', 'train first'), ('--out=stories.doc', '.jsonl'), ('--top_p=0.0', 'top_p'),
     ('--start=FILE:nowhere.txt', 'nowhere.txt'), ('--quantize=int4', "'int8'"), ('--num_samples=0', 'num_samples'),
-    ('--tokenizer=nowhere.json', 'nowhere.json')])
+    ('--tokenizer=nowhere.json', 'nowhere.json'), ('--out_dir=out/nan', 'NaN'),
+    ('--tokenizer=small.json', 'has 1,024 tokens')])
 def test_refusals(trained, argument, message):
+    checkpoint = load_checkpoint(str(trained.path / 'out/sample/best.pt'))
+    checkpoint['model']['norm.weight'][3] = float('nan')
+    save_checkpoint(str(trained.path / 'out/nan/best.pt'), checkpoint)
+    (trained.path / 'small.json').write_text(train_tokenizer(['एक दिन'], 300).to_str(), encoding='utf-8')
     assert message in trained.refuses('sample.py', '--out_dir=out/sample', argument)
 
 
