@@ -530,6 +530,10 @@ def test_gguf_contains_the_model(trained, tokenizer):
     assert np.array_equal(tensors['blk.1.ffn_down.weight'], weights['blocks.1.mlp.down.weight'].half().numpy())
     modelfile = (folder / 'gguf/Modelfile').read_text(encoding='utf-8')
     assert 'FROM ./model.gguf' in modelfile and 'num_ctx 64' in modelfile
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / 'gguf', gguf_file='model.gguf')
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert (theirs(ids).logits - hub.load(str(folder))[0](ids)).abs().max() < 0.02  # weights in float16
 
 
 @pytest.mark.slow
