@@ -214,8 +214,10 @@ def read_plots():
     return settings['genders'].split(), plots, fragments
 
 
-def in_world(rows):
-    return [row for row in rows if not world or world in row['tags']]
+def in_world(rows, role=''):
+    """The words or characters of this world: with its tag, such as demo, or with that of a role, such as demo-hero."""
+    tags = {world, f'{world}-{role}'}
+    return [row for row in rows if not world or tags & set(row['tags'])]
 
 
 def matching(rows, names):
@@ -236,7 +238,7 @@ def read_cast(name, roles, characters):
         candidates = [row for row in characters if set(tags.split('+')) <= set(row['tags'])]
         if not candidates:
             fail(f'plots.txt: plot {name} has the role {role}={tags}, and no line of characters.txt has this tag')
-        cast[role] = in_world(candidates)
+        cast[role] = in_world(candidates, role)
     return cast
 
 
