@@ -89,7 +89,7 @@ demo: env
 	$(PY) train.py config/train_demo.py $$([ ! -f out/demo/ckpt.pt ] || echo --init_from=resume)
 	@echo; echo 'A story (the loss curve is out/demo/loss.png):'; echo
 	@$(PY) sample.py config/sample_demo.py
-	$(PY) export.py --out_dir=out/demo --format=page --language=hi
+	$(PY) export.py --out_dir=out/demo --format=page --language=hi --temperature=0.3
 
 env: $(VENV)/installed
 
