@@ -89,7 +89,7 @@ def test_the_world_of_the_demo(project, language):
     for story in stories:
         combinations[story['plot']].add(tuple(story[kind] for kind in KINDS))
     assert len(combinations) >= 25
-    assert min(len(words) for words in combinations.values()) >= 4
+    assert min(len(words) for words in combinations.values()) >= 3
     openings = lines_of(language, 'plot_openings.txt')
     assert len(set(openings)) == 60
     known = set().union(*(words_in(story['text']) for story in stories))
