@@ -298,8 +298,6 @@ def write_gguf(folder):
         writer.add_layer_norm_rms_eps(gpt.norm_eps)
         writer.add_rope_freq_base(gpt.rope_theta)
         writer.add_rope_dimension_count(gpt.head_size)
-        writer.add_key_length(gpt.head_size)
-        writer.add_value_length(gpt.head_size)
     add_gguf_tokenizer(writer)
 
     gguf_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], gpt.n_layer)

@@ -559,6 +559,8 @@ def check_settings(settings, path):
         key, value = waiting.pop()
         if isinstance(value, dict):
             waiting += [(f'{key} {inner_key}', inner_value) for inner_key, inner_value in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, part) for part in value]
         elif isinstance(value, str) and '_implementation' in key and '/' in value:
             fail(f'{path} names a kernel on the hub, which is code')
         elif isinstance(value, int) and value > 1000 and re.search('(layer|expert)s?$', key):

@@ -266,7 +266,7 @@ def test_a_revision_is_what_is_downloaded(home):
     assert stories['main'] != stories['v1']
     write_stand_in(home, 'huggingface_hub', '''
 class errors:
-    HfHubHTTPError = OSError
+    HTTPError = OSError
 def snapshot_download(name, revision, allow_patterns):
     if revision == 'v2':
         raise OSError
@@ -293,7 +293,7 @@ def load_dataset(name, split, revision):
         assert home.json('data/x/meta.json')['bytes']['train'] == 9 * len(text)
     write_stand_in(home, 'huggingface_hub', '''
 class errors:
-    HfHubHTTPError = OSError
+    HTTPError = OSError
 def snapshot_download(name, revision, allow_patterns):
     raise type(f"{name} at {revision}", (OSError,), {})
 ''')
