@@ -296,7 +296,7 @@ def grow_training(key, rate_axis, memory_axis):
                       'of the matrix products': f'{last["utilization"]:.0%}', 'peak memory, GB': f'{memory[-1]:.2f}'})
     rate_axis.loglog(sizes[key], rates, marker='o')
     memory_axis.semilogx(sizes[key], memory, marker='o')
-    memory_axis.set(xlabel=key, ylim=(0, None))
+    memory_axis.set(xlabel=key)
     for axis in (rate_axis, memory_axis):
         axis.set_xticks(sizes[key], sizes[key])
         axis.minorticks_off()
@@ -330,7 +330,7 @@ def bench_grow():
     generation_axis.set(xlabel='tokens of the story', ylabel='tokens/s')
     generation_axis.legend()
     axes[0][0].set(ylabel='tokens/s')
-    axes[0][1].set(ylabel='peak memory, GB')
+    axes[0][1].set(ylabel='peak memory, GB', ylim=(0, None))  # all panels of a row share it
     with replacing(f'{out_dir}/growth.png') as temporary:
         figure.savefig(temporary)
     write_table('growth.md', lines)
