@@ -101,8 +101,8 @@ import numpy as np
 from tqdm import tqdm
 
 import metrics
-from files import (check, fail, find, hide_folders, load_dataset, loss_measures, normalize, open_append, open_text,
-                   prefix_mask, printable, read_jsonl, read_rows, read_texts, write_json)
+from files import (check, count_scripts, fail, find, hide_folders, load_dataset, loss_measures, normalize, open_append,
+                   open_text, prefix_mask, printable, read_jsonl, read_rows, read_texts, write_json)
 
 use_judge = bool(provider or base_url)
 
@@ -259,7 +259,7 @@ def all_stories(groups):
 def measure_stories(groups):
     """Fill story['measures'] of all stories."""
     stories = all_stories(groups)
-    letters = metrics.count_scripts('\n'.join(story['opening'] or story['story'] for story in stories))
+    letters = count_scripts('\n'.join(story['opening'] or story['story'] for story in stories))
     metrics.measure_text(stories, max(letters, key=letters.get, default=''))
     has_words = any(story['words'] for story in stories)
     if has_words and not importlib.util.find_spec('replies'):
@@ -449,6 +449,13 @@ def grade_id(judge, story, number):
     """The id of the judge's grade number 0, 1, … of a story. Another rubric or a changed story has other ids."""
     return digest(judge, template, criteria, scale, choices, prefill,
                   story['prompt'], story['opening'], story['story'], 0, number)  # 0: for grades of earlier versions
+
+
+def connect():
+    """The API of the judge."""
+    import chat
+    return chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
+                        'or leave --provider out to evaluate without a judge')
 
 
 def grade_stories(groups, api, grades_path):
@@ -676,10 +683,8 @@ if dry_run:
             print(printable(f'--- {message["role"]}\n{message["content"]}\n'))
 else:
     if use_judge and stories:  # wrong settings end the script here, before the long measurements
-        import chat
         write_prompt(stories[0])
-        api = chat.connect(provider, base_url, model, temperature, max_tokens, extra, price_in, price_out,
-                           'or leave --provider out to evaluate without a judge')
+        api = connect()
     if stories:
         number_families(stories)
         measure_stories(groups)

@@ -362,9 +362,9 @@ def add_gguf_tokenizer(writer):
 MAX_PAGE_WEIGHTS = 300_000_000  # browsers limit a text to 512 MB, and a weight takes 1.33 bytes
 # what the page knows of tokenizer.json: the types of its steps, and the syntax of regular expressions
 PAGE_STEPS = {
-    'normalizer': 'Sequence NFC NFD NFKC NFKD Prepend Replace Strip Precompiled',
-    'pre_tokenizer': 'Sequence Split Digits ByteLevel Metaspace',
-    'decoder': 'Sequence Replace ByteFallback Fuse Strip ByteLevel Metaspace'}
+    'normalizer': {'Sequence', 'NFC', 'NFD', 'NFKC', 'NFKD', 'Prepend', 'Replace', 'Strip', 'Precompiled'},
+    'pre_tokenizer': {'Sequence', 'Split', 'Digits', 'ByteLevel', 'Metaspace'},
+    'decoder': {'Sequence', 'Replace', 'ByteFallback', 'Fuse', 'Strip', 'ByteLevel', 'Metaspace'}}
 ESCAPE = r'\\[pP]\{\w+\} | \\x\{\w+\} | \\[sSdrnt]'  # such as \p{L}, \x{200d}, \s
 PAGE_REGEX = re.compile(fr'''(?:
     {ESCAPE}
@@ -404,7 +404,7 @@ def check_page_tokenizer():
     unknown = set()
     for part, known_types in PAGE_STEPS.items():
         steps = json.dumps(spec[part])
-        unknown |= set(re.findall(r'"type": "(\w+)"', steps)) - set(known_types.split())
+        unknown |= set(re.findall(r'"type": "(\w+)"', steps)) - known_types
         unknown |= set(re.findall(r'"behavior": "(?!Isolated)\w+"|"invert": true', steps))
         for pattern in re.findall(r'"Regex": ("(?:[^"\\]|\\.)*")', steps):
             if not PAGE_REGEX.fullmatch(json.loads(pattern)):
@@ -648,7 +648,7 @@ def upload(names):
     try:
         api.create_repo(push, exist_ok=True)
         api.upload_folder(repo_id=push, folder_path=out, allow_patterns=names)
-    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:  # of the HTTP package that it uses
         fail(f'{push} was not uploaded: {hub.one_line(e)}; the same command tries again')
     print(f'uploaded to {api.endpoint}/{push}')
 

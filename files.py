@@ -55,6 +55,7 @@ LINE_END = '[\n\x0b\x0c\x1c-\x1e\x85\u2028\u2029]'  # as str.splitlines has it
 INVISIBLE = (  # in a character class: control characters and what Unicode calls ignorable, such as U+200B
     '\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f'
     '\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff')
+SAME_SCRIPT = {'HIRAGANA': 'CJK', 'KATAKANA': 'CJK', 'KATAKANA-HIRAGANA': 'CJK'}  # Japanese is written in all of them
 BLANK_LINES = fr'{LINE_END}[\s{INVISIBLE}]*{LINE_END}'
 max_row = 1_000_000  # characters of the longest row or story; the key max_row sets it
 MAX_COLUMNS = 10_000
@@ -558,6 +559,18 @@ def unicode_form(text, form='NFC'):
     return unicodedata.normalize(form, text)
 
 
+def count_scripts(text):
+    """The letters and marks of each script: 'मेरा dog' -> Counter({'DEVANAGARI': 4, 'LATIN': 3})"""
+    counts = collections.Counter()
+    for char, n in collections.Counter(text).items():
+        script = unicodedata.name(char, '').split(' ')[0]
+        is_letter = unicodedata.category(char)[0] in 'LM'
+        is_in_any_script = script in ('', 'COMBINING', 'VARIATION', 'ZERO')  # as accents and joiners are
+        if is_letter and not is_in_any_script:
+            counts[SAME_SCRIPT.get(script, script)] += n
+    return counts
+
+
 def story_column(rows):
     """The column that contains the stories, by its name; of several, the one with the longest texts; '' = none.
 
@@ -711,7 +724,7 @@ stories = load_dataset("{name}", split="train")
     try:
         api.create_repo(name, repo_type='dataset', exist_ok=True)
         api.create_commit(name, operations, repo_type='dataset', commit_message='Upload stories')
-    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:  # of the HTTP package that it uses
         reason = ' '.join(str(e).split())
         fail(f'{name} was not uploaded: {reason:.300}; the same command tries again')
     print(f'{total:,} stories uploaded to {api.endpoint}/datasets/{name}')
@@ -1026,6 +1039,10 @@ def load_dataset(folder):
     largest_id = max(part.max() for part in tokens)
     if not largest_id < meta['vocab_size'] == 1 + max(vocab.values()):
         fail(f'{folder}: meta.json, tokenizer.json and the bins do not belong together; prepare the data again')
+    if 'unknown' not in meta:  # prepared by an older version
+        model = json.loads(tokenizer_json)['model']
+        unk = model.get('unk_id', vocab.get(model.get('unk_token')))
+        meta['unknown'] = {'val': float(np.mean(tokens[1] == unk))}
     return meta, tokenizer_json, *tokens
 
 
@@ -1076,12 +1093,11 @@ class TokenStream:
 def read_log(path):
     """Yield the rows of log.jsonl. One without its numbers ends the script."""
     for number, row in enumerate(read_jsonl(path), 1):
-        try:
-            is_sound = sum(abs(row[key]) for key in ('step', 'tokens', 'seconds')) < 1e18
-            sum(row.get(key, 0.0) for key in ('loss', 'val_loss', 'lr'))  # numbers; of a skipped step the loss is NaN
-        except (KeyError, TypeError, OverflowError):
-            is_sound = False
-        if not is_sound:
+        row = row if isinstance(row, dict) else {}
+        numbers = [row.get(key) for key in ('step', 'tokens', 'seconds')]
+        losses = [row.get(key, 0.0) for key in ('loss', 'val_loss', 'lr')]  # a skipped step has a loss of NaN
+        is_sound = all(isinstance(value, (int, float)) for value in numbers + losses)
+        if not is_sound or not all(abs(value) < 1e18 for value in numbers):
             fail(f'{path}, row {number}: not a row of train.py, or damaged')
         yield row
 
@@ -1114,7 +1130,7 @@ def loss_measures(loss, meta):
     0.1 % of the tokens are unknown ones, which stand for any text.
     """
     measures = {'val_loss': loss, 'perplexity': math.exp(loss)}
-    if meta.get('unknown', {}).get('val', 1) <= 0.001:  # data of older versions do not say it
+    if meta.get('unknown', {}).get('val', 0) <= 0.001:
         n_tokens = meta['tokens']['val'] - meta.get('prefix_tokens', {}).get('val', 0)
         measures['bits_per_byte'] = loss / math.log(2) * n_tokens / meta['bytes']['val']
     return measures

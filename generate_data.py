@@ -75,8 +75,8 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import (append_rows, check, check_push, fail, find, language_code, open_append, parse_shard, read_jsonl,
-                   replacing, upload_dataset)
+from files import (append_rows, check, check_push, count_scripts, fail, find, language_code, open_append, parse_shard,
+                   read_jsonl, replacing, upload_dataset)
 
 use_grammar = provider == 'grammar' and not base_url
 if not use_grammar:
@@ -479,7 +479,7 @@ else:
     check(total <= n_prompts, f'total is {total:,}; these word lists and epochs give at most {n_prompts:,} prompts')
     check(not levels or complexity in levels, f'complexity is {complexity!r}; it must be one of {list(levels)}')
     prompt_template = template.replace('{level}', levels.get(complexity, ''))
-    n_letters = replies.scripts_in(' '.join(row['word'] for row in word_lists[words[0]]))
+    n_letters = count_scripts(' '.join(row['word'] for row in word_lists[words[0]]))
     script = max(n_letters, key=n_letters.get, default='')
     refuses = replies.compile_refusals(read_lines('refusals.txt'))
     clean = functools.partial(replies.clean, script=script, min_script=min_script, refuses=refuses)

@@ -61,10 +61,11 @@ def load(name, device='cpu', tokenizer='', data_tokenizer=''):
         model = restore(checkpoint, path, merge=True)
     else:
         fail(f'{path} is neither a .pt file, nor a model.bin of llama2.c, nor the folder of a Hugging Face model')
-    has_tokenizer = tokenizer_folder or 'tokenizer' in checkpoint and not tokenizer
+    use_own_tokenizer = 'tokenizer' in checkpoint and not tokenizer
+    has_tokenizer = use_own_tokenizer or tokenizer_folder
     is_llama2c = path.endswith('.bin') or 'dim' in checkpoint.get('model_args', ())
     n_tokens = model.config.vocab_size
-    if 'tokenizer' in checkpoint and not tokenizer:
+    if use_own_tokenizer:
         tok = from_checkpoint(checkpoint, path)
     else:
         tok = load_tokenizer(tokenizer or tokenizer_folder or find_tokenizer(model_file, n_tokens, data_tokenizer))
@@ -119,7 +120,7 @@ def download(name):
             patterns += ['pytorch_model*.bin', 'adapter_model*.bin']
             folder = huggingface_hub.snapshot_download(model_name, revision=revision, allow_patterns=patterns)
         return folder
-    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as e:  # of the HTTP package that it uses
         fail(f'{name}: {hub_problem(e)}')
 
 
@@ -162,7 +163,9 @@ def restore(checkpoint, path, merge=False):
 def restore_llama2c(args, weights, path):
     """The GPT of a checkpoint of llama2.c."""
     values = renamed(args, META_KEYS)
-    values['n_inner'] = weights.get('layers.0.feed_forward.w1.weight', torch.empty(0)).shape[:1].numel()
+    gate = weights.get('layers.0.feed_forward.w1.weight')
+    if gate is not None and gate.dim():
+        values['n_inner'] = len(gate)
     model = gpt_of(values, weights, path, META_LAYERS)
     # Reorder queries and keys: Meta's Llama rotates neighbours, our GPT rotates the halves of a head.
     config = model.config
@@ -400,7 +403,7 @@ def write_adapters(checkpoint, path, folder):
             layers = [prefix + hf_name.removesuffix('.weight') for hf_name in hf_names(f'{layer}.weight', config)]
         else:  # a class of Transformers: the names are its own
             layers = [layer.removeprefix('inner.')]
-        parts = [weight] * len(layers)  # queries, keys and values share A
+        parts = [weight] * len(layers)  # three layers, queries, keys and values, share A
         if len(layers) == 3 and side == 'B':
             parts = weight.split([n * config.head_size for n in (config.n_head, config.n_kv_head, config.n_kv_head)])
         for hf_layer, part in zip(layers, parts):
@@ -589,29 +592,28 @@ def read_weights(folder):
 # -----------------------------------------------------------------------------
 # names of weights
 
-# Our layers -> the layers in Hugging Face's class. Where there are several, separated by spaces, ours is their
-# concatenation along dim 0.
+# Our layers -> the layers in Hugging Face's class. Where there are several, ours is their concatenation along dim 0.
 LLAMA_LAYERS = {
-    'wte': 'embed_tokens', 'norm': 'norm', 'head': 'lm_head',
-    'norm1': 'input_layernorm', 'norm2': 'post_attention_layernorm',
-    'attn.qkv': 'self_attn.q_proj self_attn.k_proj self_attn.v_proj', 'attn.proj': 'self_attn.o_proj',
-    'attn.q_norm': 'self_attn.q_norm', 'attn.k_norm': 'self_attn.k_norm',
-    'mlp.gate': 'mlp.gate_proj', 'mlp.up': 'mlp.up_proj', 'mlp.down': 'mlp.down_proj',
+    'wte': ['embed_tokens'], 'norm': ['norm'], 'head': ['lm_head'],
+    'norm1': ['input_layernorm'], 'norm2': ['post_attention_layernorm'],
+    'attn.qkv': ['self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'], 'attn.proj': ['self_attn.o_proj'],
+    'attn.q_norm': ['self_attn.q_norm'], 'attn.k_norm': ['self_attn.k_norm'],
+    'mlp.gate': ['mlp.gate_proj'], 'mlp.up': ['mlp.up_proj'], 'mlp.down': ['mlp.down_proj'],
 }
 GPT2_LAYERS = {
-    'wte': 'wte', 'wpe': 'wpe', 'norm': 'ln_f', 'head': 'lm_head',
-    'norm1': 'ln_1', 'norm2': 'ln_2', 'attn.qkv': 'attn.c_attn', 'attn.proj': 'attn.c_proj',
-    'mlp.up': 'mlp.c_fc', 'mlp.down': 'mlp.c_proj',
+    'wte': ['wte'], 'wpe': ['wpe'], 'norm': ['ln_f'], 'head': ['lm_head'],
+    'norm1': ['ln_1'], 'norm2': ['ln_2'], 'attn.qkv': ['attn.c_attn'], 'attn.proj': ['attn.c_proj'],
+    'mlp.up': ['mlp.c_fc'], 'mlp.down': ['mlp.c_proj'],
 }
 META_LAYERS = {  # in llama2.c
-    'wte': 'tok_embeddings', 'norm': 'norm', 'head': 'output', 'norm1': 'attention_norm', 'norm2': 'ffn_norm',
-    'attn.qkv': 'attention.wq attention.wk attention.wv', 'attn.proj': 'attention.wo',
-    'mlp.gate': 'feed_forward.w1', 'mlp.up': 'feed_forward.w3', 'mlp.down': 'feed_forward.w2',
+    'wte': ['tok_embeddings'], 'norm': ['norm'], 'head': ['output'], 'norm1': ['attention_norm'], 'norm2': ['ffn_norm'],
+    'attn.qkv': ['attention.wq', 'attention.wk', 'attention.wv'], 'attn.proj': ['attention.wo'],
+    'mlp.gate': ['feed_forward.w1'], 'mlp.up': ['feed_forward.w3'], 'mlp.down': ['feed_forward.w2'],
 }
 TINYNEWS_LAYERS = {
-    'wte': 'tok_emb', 'wpe': 'pos_emb', 'norm': 'final_norm', 'head': 'out_head',
-    'norm1': 'norm1', 'norm2': 'norm2', 'attn.qkv': 'att.qkv', 'attn.proj': 'att.proj',
-    'mlp.up': 'ff.layers.0', 'mlp.down': 'ff.layers.2',
+    'wte': ['tok_emb'], 'wpe': ['pos_emb'], 'norm': ['final_norm'], 'head': ['out_head'],
+    'norm1': ['norm1'], 'norm2': ['norm2'], 'attn.qkv': ['att.qkv'], 'attn.proj': ['att.proj'],
+    'mlp.up': ['ff.layers.0'], 'mlp.down': ['ff.layers.2'],
 }
 
 
@@ -628,14 +630,15 @@ def hf_names(name, config, layers=None):
         _, i, layer = layer.split('.', 2)
         prefix = f'h.{i}.' if is_gpt2 else f'layers.{i}.'
     layers = layers or (GPT2_LAYERS if is_gpt2 else LLAMA_LAYERS)
-    return [f'{prefix}{hf_layer}.{kind}' for hf_layer in layers[layer].split()]
+    return [f'{prefix}{hf_layer}.{kind}' for hf_layer in layers[layer]]
 
 
 def gpt_of(values, weights, path, layers=None):
     """The GPT with these settings, a dict, and weights with Hugging Face's or nanoGPT's names, or those in `layers`."""
     weights = {name.removeprefix('transformer.').removeprefix('model.'): weight for name, weight in weights.items()}
     config = gpt_config(values, path)
-    [embedding_name], [head_name] = (hf_names(name, config, layers) for name in ('wte.weight', 'head.weight'))
+    embedding_name, = hf_names('wte.weight', config, layers)
+    head_name, = hf_names('head.weight', config, layers)
     if config.tie_weights and embedding_name in weights:
         head = weights.setdefault(head_name, weights[embedding_name])
         config.tie_weights = torch.equal(head, weights[embedding_name])  # whatever the settings say, as in Transformers
@@ -681,7 +684,8 @@ def check_generation(model, path):
         cache.prefill([0, 1], [[5, 6, 7], [8]])
         logits = cache.decode([9, 9])[1]
         expected = model(torch.tensor([[8, 9]]))[0, -1]
-        if not (logits - expected).abs().max() < 0.01 * expected.std():  # not: NaN is never smaller
+        is_close = (logits - expected).abs().max() < 0.01 * expected.std()  # False for NaN
+        if not is_close:
             fail(f'{path}: its class of Transformers cannot generate stories in batches, or its weights are damaged')
 
 

@@ -1,5 +1,5 @@
 """
-Measures of stories that need no judge, and the statistics of grades. numpy alone.
+Measures of stories that need no judge, and the statistics of grades. They need numpy and files.py.
 
     measure_text(stories, script)               length, repetition and script of each story
     measure_diversity(stories)                  how different the stories of a model are
@@ -13,7 +13,6 @@ A story is a dict. The measures read its `continuation` (what the model wrote), 
 and write story['measures'], a dict of numbers; nan means that there is nothing to measure.
 """
 
-import collections
 import itertools
 import math
 import re
@@ -21,6 +20,8 @@ import statistics
 import unicodedata
 
 import numpy as np
+
+from files import count_scripts
 
 # -----------------------------------------------------------------------------
 # words and scripts
@@ -32,20 +33,7 @@ UNSPACED = '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf
 WORD = re.compile(rf'[{UNSPACED}][{MARKS}]*|[\w{MARKS}\u200c\u200d]+')
 # A sentence ends at a mark with a space after it, at a mark of Chinese and Japanese, or with its paragraph.
 SENTENCE_END = re.compile(r'(?<=[.!?।॥…۔؟])["\'”’»)]*\s+|(?<=[。！？])(?![。！？])["”’」』]*|\n\s*\n')
-SAME_SCRIPT = {'HIRAGANA': 'CJK', 'KATAKANA': 'CJK', 'KATAKANA-HIRAGANA': 'CJK'}  # Japanese is written in all of them
 BASE = np.uint64(0x9e3779b97f4a7c15)  # of polynomial hashes; any large odd number
-
-
-def count_scripts(text):
-    """The letters and marks of each script: 'मेरा dog' -> Counter({'DEVANAGARI': 4, 'LATIN': 3})"""
-    counts = collections.Counter()
-    for char, n in collections.Counter(text).items():
-        script = unicodedata.name(char, '').split(' ')[0]
-        is_letter = unicodedata.category(char)[0] in 'LM'
-        is_in_any_script = script in ('', 'COMBINING', 'VARIATION', 'ZERO')  # as accents and joiners are
-        if is_letter and not is_in_any_script:
-            counts[SAME_SCRIPT.get(script, script)] += n
-    return counts
 
 
 def sentences_of(text):

@@ -656,6 +656,13 @@ def sample_tokens(logits, uniforms, temperature, top_k, top_p, min_p):
 # loss: in training, on validation data, and when it goes wrong
 
 
+def rows_of_chunk(vocab_size, is_cuda):
+    """How many rows of logits LinearCrossEntropy computes at once."""
+    # On a CPU, the 2**21 logits (8 MB) of a chunk fit in the cache. A GPU needs large products.
+    n_rows = min(2**15, 2**28 // vocab_size) if is_cuda else min(2048, 2**21 // vocab_size)
+    return max(256, n_rows)  # each chunk adds to all of dweight, which is slow for few rows
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of the logits x @ weight.T, in chunks of rows: the full logits are never in memory.
 
@@ -667,10 +674,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets):
-        # On a CPU, the 2**21 logits (8 MB) of a chunk fit in the cache. A GPU needs large products.
-        # Each chunk adds to all of dweight, which is slow for few rows.
-        n_rows = min(2**15, 2**28 // len(weight)) if x.is_cuda else min(2048, 2**21 // len(weight))
-        n_rows = max(256, n_rows)
+        n_rows = rows_of_chunk(len(weight), x.is_cuda)
         needs_dx, needs_dweight, _ = ctx.needs_input_grad
         loss = torch.zeros((), device=x.device)
         dx = torch.empty_like(x) if needs_dx else None

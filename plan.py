@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from model import generate, synchronize
+from model import generate, rows_of_chunk, synchronize
 
 # name: operations per second of dense matrix products in 16 bits, bytes per second of memory, GB; of the data sheets
 GPUS = {'T4': (65e12, 320e9, 15), 'A100': (312e12, 1555e9, 40), 'H100': (989e12, 3350e9, 80)}
@@ -48,8 +48,7 @@ def activation_bytes(config, dtype):
 def logit_bytes(config, device, dtype, tokens):
     """Bytes of one chunk of logits and of the gradient of the head; see LinearCrossEntropy in model.py."""
     size = 4 if dtype == 'float32' else 2
-    most, logits = (2**15, 2**28) if device.startswith('cuda') else (2048, 2**21)
-    rows = min(tokens, max(256, min(most, logits // config.vocab_size)))
+    rows = min(tokens, rows_of_chunk(config.vocab_size, device.startswith('cuda')))
     return rows * config.vocab_size * (8 + 2 * size) + 4 * config.vocab_size * config.n_embd
 
 

@@ -69,6 +69,7 @@ from files import (MISSING, SPLITS, STORY_WORDS, append_rows, at_end, check, che
                    fill_template, find, hide_folders, language_code, lock, normalize, open_source, printable, read_rows,
                    read_texts, replacing, upload_dataset, write_json, write_text)
 from tokenizer import MAX_VOCAB_SIZE, train_sentencepiece
+from tokenizer import common_length
 from tokenizer import load as load_tokenizer
 from tokenizer import train as train_tokenizer
 from tokenizer import trim as trim_tokenizer
@@ -291,7 +292,8 @@ def write_bins(tok, batches):
                 story_lengths.update((lengths + 2).tolist())  # with bos and eos
                 if split == 'val' and prefix_template:
                     prefixes = tok.encode_prefixes([prefix for prefix, _ in stories])
-                    prefix_lengths += map(len, prefixes)
+                    ends = lengths.cumsum()
+                    prefix_lengths += map(common_length, prefixes, np.split(ids, ends[:-1]))
         if prefix_lengths:
             with replacing(prefix_bin) as new_prefix_bin:
                 np.array(prefix_lengths, '<u2').tofile(new_prefix_bin)
@@ -509,7 +511,7 @@ def plain_value(value, types):
 
 check(source or decode, '--source= names the stories; --help lists what it can be')
 check(dataset and '..' not in dataset, f'dataset is {dataset!r}; it must name a folder in data/')
-check(0 <= num_proc <= 4096 and min(decode, max_stories) >= 0,
+check(0 <= num_proc <= 4096 and decode >= 0 and max_stories >= 0,
       'num_proc must be from 0 to 4096, decode and max_stories at least 0')
 check(0 <= val_fraction < 1, f'val_fraction is {val_fraction}; it must be at least 0 and below 1')
 for key in ('max_unknown', 'plain_fraction'):

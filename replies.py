@@ -12,7 +12,6 @@ Reads the replies of a chat API: finds the stories or the grades in a reply, and
 A reply or story that is not good enough raises chat.Rejected with the reason.
 """
 
-import collections
 import html
 import itertools
 import re
@@ -22,7 +21,7 @@ import zlib
 import numpy as np
 
 from chat import Rejected, json_objects
-from files import unicode_form
+from files import count_scripts, unicode_form
 
 # -----------------------------------------------------------------------------
 # letters, words and scripts
@@ -32,12 +31,6 @@ MARKS = ''.join(char for char in map(chr, range(0x10000)) if unicodedata.categor
 VIRAMAS = ''.join(char for char in MARKS if unicodedata.combining(char) == 9)  # they join two consonants
 LETTER = rf'[\w{MARKS}]'
 WORD = re.compile(rf'[\w{MARKS}\u200c\u200d]+')  # with zero-width joiners
-
-
-def scripts_in(text):
-    """How many letters and marks of each script a text has, as a Counter: {'DEVANAGARI': 120, 'LATIN': 3}."""
-    letters = [char for char in text if unicodedata.category(char)[0] in 'LM']
-    return collections.Counter(unicodedata.name(char, '').split(' ')[0] for char in letters)
 
 
 # -----------------------------------------------------------------------------
@@ -158,7 +151,7 @@ MARKUP = re.compile(rf'[*#<>{{}}\[\]|`_\\]|{ENTITY.pattern}|https?:|^[-–—=~ 
 def clean(text, script, min_script, refuses):
     """A story as the model wrote it -> plain text in the right language without a title, or Rejected.
 
-    script: of the language, as in scripts_in. min_script: the smallest fraction of letters in it, 0 to 1.
+    script: of the language, as in count_scripts. min_script: the smallest fraction of letters in it, 0 to 1.
     refuses: what compile_refusals returns.
     """
     text = unescape(text)
@@ -168,7 +161,7 @@ def clean(text, script, min_script, refuses):
     if script in ('DEVANAGARI', 'BENGALI', 'GURMUKHI', 'ORIYA'):
         text = bars_to_dandas(text)
     text = cut_title(text)
-    letters = scripts_in(text)
+    letters = count_scripts(text)
     if not letters or letters[script] < min_script * letters.total():
         raise Rejected(f'not in {script.lower()} script')
     if refuses(text):

@@ -325,8 +325,8 @@ def write_report(results, stories_of, checkpoints, out_dir):
     page = {'tables': tables, 'settings': settings_table(results), 'models': list(stories_of)}
     models = [name for name, row in results['models'].items() if not row['reference']]
     names = models or list(results['exam'])
-    whose = ', '.join(names) if len(names) < 4 else f'{len(names)} models'
-    page['title'] = f'Stories by {whose}' if models else f'Exam of {whose}'
+    subject = ', '.join(names) if len(names) < 4 else f'{len(names)} models'
+    page['title'] = f'Stories by {subject}' if models else f'Exam of {subject}'
     page['about'] = f'{time.strftime("%Y-%m-%d %H:%M")}, nanokahani {VERSION}'
     if judges:
         page['about'] += f', graded by {", ".join(judges)}'

@@ -56,7 +56,7 @@ from tqdm import tqdm
 
 from files import check, fail, fill_template, find, lock, normalize, printable, template_of, write_json, write_text
 from model import checkpoint_path, choose_device, generate, load_checkpoint, model_from
-from tokenizer import from_checkpoint
+from tokenizer import common_length, from_checkpoint
 
 
 def clean_prompt(text):
@@ -131,7 +131,7 @@ def generate_stories(stories):
     n_hidden = []  # bos and the tokens of the words in front, of which the last one can begin the story too
     for i, story in enumerate(stories):
         ids = prompts[i] if story['prompt'] else prefixes[i]
-        n_hidden.append(1 + len(os.path.commonprefix([ids, prefixes[i]])))
+        n_hidden.append(1 + common_length(ids, prefixes[i]))
         prompts[i] = [tok.bos, *ids]
     seeds = [story['seed'] for story in stories]
     new_ids = [[] for _ in stories]

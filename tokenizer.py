@@ -169,7 +169,11 @@ class Tokenizer:
         return [encoding.ids for encoding in results[0]]
 
     def encode_prefixes(self, texts):
-        """Like encode_batch, for texts that a story follows: white space at the end is kept by every tokenizer."""
+        """Like encode_batch, for texts that a story follows: white space at the end is kept by every tokenizer.
+
+        A tokenizer can join white space at the end with the story's first letter; common_length finds how many of the
+        ids stand in front of a certain story.
+        """
         texts = [unicodedata.normalize('NFC', text) for text in texts]
         encodings = self.backend.encode_batch([text + 'a' for text in texts], add_special_tokens=False)  # with offsets
         prefixes = []
@@ -221,6 +225,16 @@ class Tokenizer:
     def state(self):
         """What a checkpoint stores: Tokenizer(**state) is an equal tokenizer."""
         return {'spec': self.to_str(), 'bos': self.bos_token, 'eos': self.eos_token}
+
+
+def common_length(a, b):
+    """How many ids two lists share at their beginning."""
+    n = 0
+    for left, right in zip(a, b):
+        if left != right:
+            break
+        n += 1
+    return n
 
 
 def peak_memory():

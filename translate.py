@@ -70,8 +70,8 @@ exec(open(os.path.join(here, 'configurator.py'), encoding='utf-8').read())
 
 from tqdm import tqdm
 
-from files import (append_rows, check, fail, find, open_append, parse_shard, printable, read_jsonl, read_rows,
-                   unicode_form)
+from files import (append_rows, check, count_scripts, fail, find, open_append, open_text, parse_shard, printable,
+                   read_jsonl, read_rows, unicode_form)
 
 use_chat = bool(provider or base_url)
 if use_chat:
@@ -85,8 +85,6 @@ LANGUAGE_CODES = {  # in NLLB, M2M100 and mBART-50
     'english': 'eng_Latn en en_XX',
     'french': 'fra_Latn fr fr_XX',
 }
-
-SCRIPTS = {'hindi': 'DEVANAGARI', 'marathi': 'DEVANAGARI', 'bangla': 'BENGALI', 'english': 'LATIN', 'french': 'LATIN'}
 
 # -----------------------------------------------------------------------------
 # story -> sentences
@@ -217,6 +215,16 @@ def load_model():
     return tokenizer, translator.to(best_device).eval(), options
 
 
+def script_of(language):
+    """The script of a language by its story openings, such as 'DEVANAGARI'; '' for a language without a folder."""
+    path = find(f'data/{language}/prompts.txt')
+    if not os.path.exists(path):
+        return ''
+    with open_text(path) as f:
+        letters = count_scripts(f.read())
+    return max(letters, key=letters.get, default='')
+
+
 def model_code(language, codes):
     """The model's code for a language, which is given by its name or by that code."""
     for code in LANGUAGE_CODES.get(language, language).split():
@@ -305,10 +313,9 @@ def read_reply(story, reply):
     ratio = (len(translation) + 20) / (len(story) + 20)  # + 20: a very short story may grow more
     if not min_ratio <= ratio <= max_ratio:
         raise chat.Rejected('too short or too long')
-    script = SCRIPTS.get(target_language)  # None = not known
-    letters = replies.scripts_in(translation)
-    if script and letters[script] < letters.total() / 2:
-        raise chat.Rejected(f'not in {script.lower()} script')
+    letters = count_scripts(translation)
+    if target_script and letters[target_script] < letters.total() / 2:
+        raise chat.Rejected(f'not in {target_script.lower()} script')
     parts[::2] = new_lines
     return ''.join(parts)
 
@@ -415,6 +422,7 @@ if not dry_run:
 total = check_source()
 n_failed = list(done.values()).count(False)
 problem = ''
+target_script = script_of(target_language)
 
 if len(done) == total:
     print(f'all {total:,} stories are done in {out}')

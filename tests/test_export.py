@@ -259,8 +259,7 @@ def test_the_card_quotes_what_comes_from_files(trained, tokenizer):
     assert not re.search(r'(?<!\\)(\*\*|\]\(|!\[)|://|^# (?!\\)|^---', text, re.MULTILINE)
     assert '| init_from | model |' in body and text.count('img src=x onerror=alert(1)') == 3
 
-    no_bytes = {'bytes': {'train': 9, 'val': 0}, 'unknown': {'val': 0.0}}
-    for meta in (5, {'tokenizer': 'x'}, checkpoint['meta'] | no_bytes):
+    for meta in (5, {'tokenizer': 'x'}, checkpoint['meta'] | {'bytes': {'train': 9, 'val': 0}}):
         save_checkpoint(str(folder / 'best.pt'), checkpoint | {'best_val_loss': 1.0, 'meta': meta})
         assert 'damaged' in trained.refuses('export.py', f'--out_dir={folder}', f'--out={folder}/card')
 

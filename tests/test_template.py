@@ -77,6 +77,17 @@ def test_the_tokens_of_the_template_are_counted(project, name):
         assert tok.decode(ids[n:]) == story
 
 
+def test_white_space_of_the_template_can_be_in_a_token_of_the_story(project):
+    write_stories(project)
+    prepare(project, '--story_template={mood} {text}')
+    texts, stories, tok = stories_of(project, 'val')
+    longest = max(map(len, tok.encode_prefixes(['खुश ', 'sad '])))
+    lengths = np.fromfile(project.path / 'data/t/val_prefix.bin', '<u2')
+    assert len(lengths) == len(stories) and lengths.max() < longest  # ' दिन' is one token
+    for text, ids, n in zip(texts, stories, lengths):
+        assert tok.decode(ids[n:]).strip() == text.partition(' ')[2]
+
+
 def test_a_fraction_of_the_stories_stays_plain(project):
     rows = write_stories(project, 400)
     prepare(project, TEMPLATE, '--plain_fraction=0.25')
