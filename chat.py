@@ -31,6 +31,7 @@ import signal
 import sys
 import threading
 import time
+import urllib.parse
 import zlib
 from dataclasses import dataclass, field
 from email.utils import mktime_tz, parsedate_tz
@@ -145,13 +146,14 @@ def connect(provider='', base_url='', model='', temperature=1.0, max_tokens=1024
 
 def is_address(url):
     """Whether a text is an http or https address: a host, maybe a port and a path, and nothing else."""
-    # what requests lets pass: port 0, an empty or a too long part of the host's name
-    impossible = r'[^/]*(?::0*(?:/|$)|\.\.|[^./:]{64})'
     try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ''
+        host.encode('idna')  # refuses an empty or too long part of a name
         requests.Request('GET', url).prepare()
-    except ValueError:  # requests' errors of addresses are ValueErrors
+    except ValueError:  # the errors of all three are ValueErrors
         return False
-    return bool(re.fullmatch(rf'(?i)https?://(?!{impossible})[^\s@?#\\]+', url))
+    return parts.scheme in ('http', 'https') and parts.port != 0 and not re.search(r'[\s@?#\\]', url)
 
 
 def first_model(api):
