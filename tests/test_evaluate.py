@@ -525,10 +525,12 @@ def test_the_loss_of_a_checkpoint_and_copies_of_training_stories(prepared):
     meta_path = prepared.path / 'data/unknown/meta.json'
     for share in (0.0005, 0.48):
         meta_path.write_text(json.dumps(meta | {'unknown': {'train': 0.0, 'val': share}}), encoding='utf-8')
-        command = ['evaluate.py', f'--samples={out}/samples.jsonl', '--dataset=unknown', '--out_dir=out/unknown']
+        command = ['evaluate.py', f'--samples={out}/samples.jsonl', '--dataset=unknown', '--out_dir=out/unknown',
+                   '--loss_tokens=1']  # less than one window
         text = prepared.run(*command)
         loss = prepared.json('out/unknown/results.json')['models']['judged']['loss']
         assert ('bits_per_byte' in loss) == (share < 0.001) == ('| – |' not in text) and loss['val_loss'] > 0
+        assert loss['tokens'] == 64
 
     tokens = torch.from_numpy(np.fromfile(data / 'val.bin', '<u2').astype(np.int64))
     n = (len(tokens) - 1) // 64 * 64
@@ -596,8 +598,9 @@ def test_the_exam_counts_pairs_whose_right_sentence_is_more_probable(prepared):
     prepared.run(*command, '--language=toy')
     assert list(prepared.json('out/exam/results.json')['exam']['one']) == ['toy']
     assert 'no data/klingon/exam.tsv' in prepared.refuses(*command, '--language=klingon').replace('\\', '/')
-    (prepared.path / 'data/toy/exam.tsv').write_text('order\tone sentence only\n', encoding='utf-8')
-    assert 'a line must be phenomenon' in prepared.refuses(*command, '--language=toy')
+    for line in ('order\tone sentence only\n', 'order\tThe other is empty.\t\n'):
+        (prepared.path / 'data/toy/exam.tsv').write_text(line, encoding='utf-8')
+        assert 'a line must be phenomenon' in prepared.refuses(*command, '--language=toy')
     (prepared.path / 'data/toy/exam.tsv').write_bytes(b'order\tA cat\xff.\tCat a.\n')
     assert 'could not be read' in prepared.refuses(*command, '--language=toy', status=1)
     assert '--checkpoints=' in prepared.refuses('evaluate.py', '--exam=True')
